@@ -1,0 +1,7 @@
+"""The package behind the course "LLaMA in 8 bits": models, transformer, quantization, measurement.
+
+Imports point one way: classroom -> measurement -> quantization -> transformer. `models` is the one
+door to every model and uses `measurement.cost` to say beforehand what a model needs.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,113 @@
+"""Exercises without a second copy of the notebook: `check`, `hint`, `solution`.
+
+The learner fills in a function; `check` says whether it is right and returns a function that is,
+so that Run All goes on whatever stands in the cell.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Status = Literal["correct", "blank", "wrong", "error"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: what is right, on which inputs it is checked, and which mistakes are known."""
+
+    name: str
+    points: int
+    reference: Callable[..., Any]
+    cases: tuple[tuple[Any, ...], ...]
+    hints: tuple[str, ...]
+    mistakes: tuple[tuple[Callable[..., Any], str], ...] = field(default=())
+    rtol: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` found, with the points earned."""
+
+    status: Status
+    message: str
+    points: int = 0
+
+
+def find(name: str) -> Exercise:
+    """The exercise called `name`, such as "00.int8_bytes". Raises KeyError with the known names."""
+    from llama_int8.classroom.exercise_book import EXERCISES
+
+    if name not in EXERCISES:
+        raise KeyError(f"no exercise {name!r}; there are {', '.join(sorted(EXERCISES))}")
+    return EXERCISES[name]
+
+
+def judge(name: str, answer: Callable[..., Any]) -> Verdict:
+    """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
+    exercise = find(name)
+    if not callable(answer):
+        return Verdict("wrong", f"a function is wanted; this is {answer!r}")
+    outcomes = []
+    for case in exercise.cases:
+        try:
+            outcomes.append(answer(*case))
+        except NotImplementedError:
+            outcomes.append(None)
+        except Exception as error:  # a learner's code may raise anything, and is told so
+            shown = _call(answer, case)
+            return Verdict("error", f"{shown} raised {type(error).__name__}: {error}")
+    if all(outcome is None or outcome is ... for outcome in outcomes):
+        return Verdict("blank", f"not filled in yet; hint({name!r}) helps")
+    wanted = [exercise.reference(*case) for case in exercise.cases]
+    if all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted))):
+        return Verdict("correct", f"correct, {_points(exercise)}", exercise.points)
+    for mistaken, message in exercise.mistakes:
+        theirs = [mistaken(*case) for case in exercise.cases]
+        if all(map(_equal, outcomes, theirs, [exercise.rtol] * len(theirs))):
+            return Verdict("wrong", message)
+    for case, outcome, want in zip(exercise.cases, outcomes, wanted, strict=True):
+        if not _equal(outcome, want, exercise.rtol):
+            return Verdict("wrong", f"{_call(answer, case)} gives {outcome!r}, expected {want!r}")
+    raise AssertionError("unreachable: a wrong answer differs somewhere")
+
+
+def check(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Print the verdict on `answer`; return it if it is correct, else the reference solution."""
+    verdict = judge(name, answer)
+    sign = {"correct": "✓", "blank": "…"}.get(verdict.status, "✗")
+    goes_on = "" if verdict.status == "correct" else " (the notebook goes on with the reference)"
+    print(f"{sign} {name}: {verdict.message}{goes_on}")
+    return answer if verdict.status == "correct" else find(name).reference
+
+
+def hint(name: str, number: int = 1) -> None:
+    """Print the hint with this number, counted from 1."""
+    hints = find(name).hints
+    if not 1 <= number <= len(hints):
+        raise ValueError(f"{name} has hints 1 to {len(hints)}, not {number}")
+    more = f" (hint({name!r}, {number + 1}) says more)" if number < len(hints) else ""
+    print(hints[number - 1] + more)
+
+
+def solution(name: str) -> None:
+    """Print the source of the reference solution."""
+    print(inspect.getsource(find(name).reference))
+
+
+def _call(answer: Callable[..., Any], case: tuple[Any, ...]) -> str:
+    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(repr, case))})"
+
+
+def _points(exercise: Exercise) -> str:
+    return f"{exercise.points} point{'s' if exercise.points != 1 else ''}"
+
+
+def _equal(found: Any, wanted: Any, rtol: float) -> bool:
+    try:
+        first, second = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return first.shape == second.shape and np.allclose(first, second, rtol=rtol, equal_nan=True)

@@ -1,0 +1,50 @@
+"""Interactive when live, a picture when not: a control moves, a figure is drawn again.
+
+One output carries the widgets and a PNG of the first state, so that a page without a kernel shows
+the picture. The figure is an `ipywidgets.Image` that the controls' observer redraws: that works
+with ipywidgets 7 (Colab) and 8 alike.
+"""
+
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from llama_int8.classroom.plots import png, show_png
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget) -> None:
+    """Show `controls` above the figure that `draw(**values)` returns for them.
+
+    `controls`: ipywidgets with a `value`, by the name of the argument that they set. An error in
+    `draw` stands under the controls instead of the picture's next state.
+    """
+
+    def picture() -> bytes:
+        drawn = draw(**{name: control.value for name, control in controls.items()})
+        try:
+            return png(drawn)
+        finally:
+            plt.close(drawn)
+
+    first = picture()
+    image = ipywidgets.Image(value=first, format="png", layout=ipywidgets.Layout(max_width="100%"))
+    message = ipywidgets.Label()
+
+    def redraw(_change: object) -> None:
+        try:
+            image.value = picture()
+            message.value = ""
+        except Exception as error:  # a callback has nobody above it who could see the error
+            message.value = f"{type(error).__name__}: {error}"
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    box = ipywidgets.VBox([*controls.values(), message, image])
+    # Kept on the picture's control: ipywidgets 8 may otherwise collect the box.
+    image.explore_box = box
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    show_png(first, alt, **{WIDGET_VIEW: view})

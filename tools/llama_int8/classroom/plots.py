@@ -1,0 +1,136 @@
+"""One style for every figure, and `save_figure`, the one way a figure leaves a notebook."""
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from llama_int8.measurement.results import Results
+
+# Okabe and Ito's palette: told apart by colour-blind readers; a hatch or marker goes with each.
+COLOURS = {
+    "fp32": "#000000",
+    "bf16": "#0072B2",
+    "fp16": "#0072B2",
+    "int8": "#D55E00",
+    "predicted": "#999999",
+    "good": "#009E73",
+    "highlight": "#CC79A7",
+}
+HATCHES = {"int8": "///", "predicted": "..."}
+MARKERS = {"fp32": "D", "bf16": "o", "fp16": "o", "int8": "s", "predicted": "_"}
+INLINE_DPI, FILE_DPI = 110, 150
+STYLE = {
+    "figure.figsize": (7.5, 3.6),
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "font.size": 10,
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The course's figure style, for the `with` block alone."""
+    with plt.rc_context(STYLE):
+        yield
+
+
+def figure(columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure in the course's style, with `columns` axes beside each other."""
+    with style():
+        return plt.subplots(1, columns, **options)
+
+
+def bars(
+    axes: Axes,
+    names: list[str],
+    values: list[float],
+    colours: list[str],
+    label: str,
+    spreads: list[tuple[float, float]] | None = None,
+    decimals: int = 0,
+) -> None:
+    """Horizontal bars with their value written beside them; `spreads` are (low, high) a bar."""
+    centre = np.asarray(values)
+    errors = None
+    if spreads is not None:
+        low, high = np.array(spreads).T
+        errors = np.clip(np.stack([centre - low, high - centre]), 0, None)
+    drawn = axes.barh(
+        names,
+        centre,
+        xerr=errors,
+        color=[COLOURS[c] for c in colours],
+        hatch=[HATCHES.get(c, "") for c in colours],
+        edgecolor="white",
+        error_kw={"capsize": 3, "ecolor": "#333333"},
+    )
+    top = centre if errors is None else centre + errors[1]
+    for bar, end, value in zip(drawn, top, values, strict=True):
+        axes.annotate(
+            f"{value:,.{decimals}f}",
+            (end, bar.get_y() + bar.get_height() / 2),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set_xlim(0, float(top.max()) * 1.22)
+    axes.set_xlabel(label)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+def png(drawn: Figure, dpi: int = INLINE_DPI) -> bytes:
+    """The figure as PNG, without the stamp that would tell Matplotlib's version."""
+    buffer = io.BytesIO()
+    with style():
+        drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(results: "Results", drawn: Figure, name: str, alt: str, caption: str) -> None:
+    """Show a figure with its caption, and write it to `figures/<name>.png`.
+
+    `alt` says what is seen, `caption` what to notice. Raises ValueError for an alt text that is
+    too short to describe a picture.
+    """
+    if len(alt) < 20:
+        raise ValueError(f"figure {name}: alt text {alt!r} describes no picture")
+    path = results.add_figure(name, alt, caption)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".png.part")
+    temporary.write_bytes(png(drawn, FILE_DPI))
+    temporary.replace(path)
+    show_png(png(drawn), alt)
+    plt.close(drawn)
+
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"*{caption}*"))
+
+
+def show_png(picture: bytes, alt: str, **more_mimes: Any) -> None:
+    """Display a PNG with its alt text, and other forms of the same output beside it."""
+    from IPython.display import display
+
+    encoded = base64.b64encode(picture).decode()
+    bundle = {**more_mimes, "image/png": encoded, "text/plain": alt}
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt}})

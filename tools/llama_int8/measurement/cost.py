@@ -1,0 +1,82 @@
+"""What a model must cost, computed from its shapes alone: bytes, and the speed that bytes allow.
+
+Bandwidth bound: in decoding, every weight is read once for each token, so tokens/s cannot exceed
+bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
+"""
+
+from dataclasses import dataclass
+
+from llama_int8.transformer.llama import LlamaConfig
+
+GIB = 2**30
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of each kind of weight."""
+
+    linear: int  # the linear layers of the blocks: what LLM.int8() quantizes
+    scales: int  # one FP32 absmax for each output row (bitsandbytes' SCB); 0 in floating point
+    embedding: int
+    lm_head: int  # 0 where it shares the embedding's memory
+    norms: int
+    biases: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    @property
+    def read_per_token(self) -> int:
+        """Bytes that decoding one token reads: all but the embedding table, of which it reads a row.
+
+        A shared table is read as the output layer.
+        """
+        return self.total - (self.embedding if self.lm_head else 0)
+
+
+def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
+    """Bytes that the weights of `config` take at "fp32", "fp16", "bf16" or "int8" (LLM.int8()).
+
+    In int8 the blocks' linear layers hold one byte a weight and 4 bytes a row; everything else
+    stays at 16 bit (Dettmers et al., arXiv:2208.07339; bitsandbytes skips `lm_head`).
+    Raises ValueError for another precision.
+    """
+    if precision not in BYTES_PER_VALUE:
+        raise ValueError(f"precision is {precision!r}; known are {', '.join(BYTES_PER_VALUE)}")
+    other = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    layers, shapes = config.num_hidden_layers, config.linear_shapes()
+    table = config.vocab_size * config.hidden_size * other
+    biased = [
+        out
+        for name, (out, _) in shapes.items()
+        if (config.attention_bias if name in ATTENTION else config.mlp_bias)
+    ]
+    return WeightBytes(
+        linear=layers * sum(o * i for o, i in shapes.values()) * BYTES_PER_VALUE[precision],
+        scales=layers * sum(o for o, _ in shapes.values()) * 4 if precision == "int8" else 0,
+        embedding=table,
+        lm_head=0 if config.tie_word_embeddings else table,
+        norms=(2 * layers + 1) * config.hidden_size * other,
+        biases=layers * sum(biased) * other,
+    )
+
+
+def count_parameters(config: LlamaConfig) -> int:
+    """Number of weights; a shared embedding counts once."""
+    return weight_bytes(config, "fp32").total // 4
+
+
+def kv_cache_bytes(
+    config: LlamaConfig, tokens: int, batch: int = 1, bytes_per_value: int = 2
+) -> int:
+    """Bytes of the keys and values of `tokens` positions in all layers."""
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * config.num_hidden_layers * batch * tokens * width * bytes_per_value
+
+
+def decode_bound(bytes_read: float, bandwidth: float) -> float:
+    """Highest possible tokens/s at batch 1 for `bytes_read` a token and `bandwidth` in bytes/s."""
+    return bandwidth / bytes_read

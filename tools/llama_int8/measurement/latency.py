@@ -1,0 +1,90 @@
+"""Seconds of prefill and of decode, measured apart, and fairly: interleaved, after a warm-up."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one phase over all rounds, for `tokens` tokens a round."""
+
+    seconds: np.ndarray  # (rounds,)
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> np.ndarray:
+        return self.tokens / self.seconds
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int, warmup: int = 1
+) -> dict[str, dict[str, np.ndarray]]:
+    """Call every run once a round, so that all of them meet the same moments of a noisy machine.
+
+    A run returns seconds by phase. Returns {run: {phase: seconds of shape (rounds,)}}; round r of
+    one run is paired with round r of another, so that a ratio can be taken within the round.
+    Raises ValueError for fewer than one round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; at least 1 is needed")
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    taken: dict[str, list[Mapping[str, float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken[name].append(run())
+    return {
+        name: {phase: np.array([one[phase] for one in times]) for phase in times[0]}
+        for name, times in taken.items()
+    }
+
+
+def prefill_and_decode(
+    model: "torch.nn.Module", tokens: "torch.Tensor", new_tokens: int
+) -> dict[str, float]:
+    """Seconds of one pass over the prompt, and of `new_tokens` greedy steps after it.
+
+    `tokens`: prompt of shape (B, T). The first new token comes out of the prefill, so the decode
+    phase is `new_tokens` further passes over one token each.
+    """
+    import torch
+
+    def now() -> float:
+        if tokens.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    with torch.inference_mode():
+        start = now()
+        out = model(tokens, use_cache=True, logits_to_keep=1)
+        middle = now()
+        for _ in range(new_tokens):
+            next_token = out.logits[:, -1:].argmax(-1)
+            out = model(next_token, past_key_values=out.past_key_values, use_cache=True)
+        end = now()
+    return {"prefill": middle - start, "decode": end - middle}
+
+
+def read_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
+    """Bytes/s that this CPU or GPU reads from memory: the best of some sums over a large array.
+
+    A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = torch.ones(megabytes * 2**20 // 4, device=device)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        data.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return data.nbytes / best

@@ -1,0 +1,52 @@
+"""How well a model predicts a text: negative log-likelihood (NLL) for each token, perplexity."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def windows(tokens: list[int], length: int, limit: int | None = None) -> "torch.Tensor":
+    """Cut a text into windows of `length` tokens, (N, length), at most `limit` of them.
+
+    The rest that fills no window is left out, so that every window weighs the same.
+    Raises ValueError where the text does not fill two windows.
+    """
+    import torch
+
+    count = min(len(tokens) // length, limit or len(tokens))
+    if length < 2 or count < 2:
+        raise ValueError(
+            f"{len(tokens)} tokens give {count} windows of {length}; at least 2 windows of at least "
+            "2 tokens are needed"
+        )
+    return torch.tensor(tokens[: count * length]).view(count, length)
+
+
+def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
+    """NLL in nats of every token but each window's first, (N, T - 1), in float64.
+
+    `tokens`: (N, T). One window a pass: LLM.int8() finds its outlier columns per call, so that the
+    composition of a batch would change its answers.
+    Raises ValueError for NaN in the result.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    rows = []
+    with torch.inference_mode():
+        for window in tokens.to(device):
+            logits = model(window[None], use_cache=False).logits[0, :-1].float()  # (T - 1, V)
+            rows.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
+    nll = torch.stack(rows).double().cpu().numpy()
+    if np.isnan(nll).any():
+        bad = sorted(set(np.argwhere(np.isnan(nll))[:, 0].tolist()))
+        raise ValueError(f"NLL is NaN in window(s) {bad}: the model overflowed in this precision")
+    return nll
+
+
+def perplexity(nll: np.ndarray) -> float:
+    """exp of the mean NLL."""
+    return float(np.exp(nll.mean()))

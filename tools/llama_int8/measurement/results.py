@@ -1,0 +1,205 @@
+"""Every number that the report shows: recorded by a notebook, kept in one JSON file.
+
+A file is `results/<machine>/<notebook>.json`, with `@<model>` before the ending where the model is
+not the profile's own. It holds the environment, the settings, and for each number its value, unit,
+kind, sample size and spread.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llama_int8.profiles import Settings, read_profile
+
+# What a difference between two runs means depends on the kind of number; `course.py compare`
+# holds a tolerance for each.
+KIND_OF_UNIT = {
+    "s": "timing",
+    "ms": "timing",
+    "tokens/s": "timing",
+    "GB/s": "timing",
+    "x": "timing",  # a ratio of two timings
+    "nats": "quality",
+    "perplexity": "quality",
+    "%": "quality",
+    "bytes": "memory",
+    "count": "exact",
+    "text": "text",
+}
+KINDS = ("exact", "memory", "quality", "timing", "text")
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy")
+
+
+def machine_name(device: str) -> str:
+    """A file name for the machine: the GPU's name, or the processor's with its cores."""
+    if device != "cpu":
+        import torch
+
+        return _slug(torch.cuda.get_device_name())
+    return _slug(f"{_processor()}-{os.cpu_count()}-cores")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a number depends on: hardware, versions, threads."""
+    import torch
+
+    found = {
+        "machine": machine_name(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "memory GiB": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.system(),
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+    if device != "cpu":
+        properties = torch.cuda.get_device_properties(0)
+        found["GPU"] = properties.name
+        found["GPU memory GiB"] = round(properties.total_memory / 2**30, 2)
+        found["compute capability"] = f"{properties.major}.{properties.minor}"
+        found["CUDA"] = torch.version.cuda
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under a temporary name, then rename: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Results:
+    """The results of one notebook's run; written to disk after every addition."""
+
+    def __init__(self, notebook: str, settings: Settings, folder: str | None = None) -> None:
+        """`folder`: where to keep results and figures; None is `course_output` beside the notebook.
+
+        With a folder named (a mounted Drive, say), stages that are finished there are not run again.
+        """
+        self.root = Path(folder or "course_output").expanduser()
+        self.keeps_stages = folder is not None
+        self.notebook, self.settings = notebook, settings
+        self.environment = environment(settings.device)
+        self._content: dict[str, Any] = {
+            "notebook": notebook,
+            "profile": settings.profile,
+            "model": settings.model,
+            "settings": dict(settings),
+            "environment": self.environment,
+            "measurements": {},
+            "figures": {},
+            "claims": {},
+        }
+
+    @property
+    def path(self) -> Path:
+        usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
+        model = self._content["model"]
+        suffix = "" if model == usual else f"@{_slug(Path(model).name)}"
+        return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
+
+    def use_model(self, name: str, revision: str | None = None) -> None:
+        """State the model that was really used, and the revision that its name resolved to."""
+        self._content["model"], self._content["revision"] = name, revision
+
+    def record(
+        self,
+        name: str,
+        value: float | str,
+        unit: str,
+        *,
+        kind: str | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Keep one number (or text, unit "text"), with its spread `low` to `high` over `n` samples.
+
+        `kind` defaults to the unit's. Raises ValueError for an unknown unit or kind, or a number
+        that is not finite.
+        """
+        kind = kind or KIND_OF_UNIT.get(unit)
+        if kind not in KINDS:
+            raise ValueError(
+                f"{name}: unit {unit!r}, kind {kind!r}; known units are "
+                f"{', '.join(KIND_OF_UNIT)}, known kinds {', '.join(KINDS)}"
+            )
+        numbers = {"low": low, "high": high} | ({} if kind == "text" else {"value": value})
+        for key, number in numbers.items():
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name}: {key} is {number}; only finite numbers are results")
+        entry = {"value": value, "unit": unit, "kind": kind, "low": low, "high": high}
+        entry |= {"n": n, "note": note}
+        self._add("measurements", name, {k: _rounded(v) for k, v in entry.items() if v is not None})
+
+    def add_figure(self, name: str, alt: str, caption: str) -> Path:
+        """Keep a figure's texts; return the path that its picture goes to."""
+        self._add("figures", name, {"alt": alt, "caption": caption})
+        return self.root / "figures" / f"{name}.png"
+
+    def add_claim(self, name: str, measured: str, verdict: str, because: str) -> None:
+        """Keep the verdict on a claim (`classroom.claims` knows its wording and source)."""
+        self._add("claims", name, {"measured": measured, "verdict": verdict, "because": because})
+
+    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Run `compute` and keep what it returns, or return what an earlier run has kept.
+
+        What it returns must be plain JSON data. A kept stage counts only for the same settings,
+        model, machine and versions. Without a folder of one's own nothing is kept.
+        """
+        if not self.keeps_stages:
+            return json.loads(json.dumps(compute()))
+        same = {k: self._content[k] for k in ("notebook", "model", "settings", "environment")}
+        key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+        path = self.root / "stages" / self.notebook / f"{name}-{key}.json"
+        if not path.exists():
+            write_json(path, compute())
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _add(self, section: str, name: str, entry: dict[str, Any]) -> None:
+        self._content[section][name] = entry
+        write_json(self.path, self._content)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip(
+        "-"
+    )
+
+
+def _processor() -> str:
+    try:
+        if platform.system() == "Linux":
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()

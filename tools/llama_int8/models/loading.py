@@ -1,0 +1,209 @@
+"""`load_model` and `load_tokenizer`: checks before anything is loaded, then one way to load."""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from llama_int8.measurement.cost import GIB, weight_bytes
+from llama_int8.models.embedded import embedded_folder
+from llama_int8.models.errors import (
+    ModelError,
+    ModelFilesError,
+    NotEnoughMemoryError,
+    PrecisionError,
+)
+from llama_int8.models.files import check_weights
+from llama_int8.models.hub import hub_folder
+from llama_int8.models.registry import (
+    DEFAULT_MODEL,
+    MODELS,
+    SYNTHETIC,
+    config_of,
+    existing_folder,
+)
+from llama_int8.models.synthetic import build_synthetic
+from llama_int8.transformer.llama import LlamaConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+# Beyond the weights: activations, a short KV cache, the libraries' own buffers.
+HEADROOM = 1.1
+
+
+def load_model(
+    name_or_folder: str | Path,
+    precision: str,
+    device: str | None = None,
+    threshold: float = 6.0,
+) -> "PreTrainedModel":
+    """Load a model in evaluation mode on one device ("auto": over all GPUs, through accelerate).
+
+    `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
+    Face's format. `precision`: "fp32", "bf16", "fp16" or "int8" (bitsandbytes' LLM.int8() with
+    outlier `threshold`, the rest of the model in the device's 16-bit format). `device`: None takes
+    the GPU if there is one. Raises a ModelError that says what to do instead.
+    """
+    device = device or default_device()
+    check_precision(precision, device)
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; it must be 0 (no decomposition) or more")
+    config = config_of(name_or_folder)
+    check_memory(str(name_or_folder), config, precision, device)
+    quiet_libraries()
+    int8_threshold = threshold if precision == "int8" else None
+    dtype = _dtype(baseline_precision(device) if precision == "int8" else precision)
+    if str(name_or_folder).startswith(SYNTHETIC):
+        return build_synthetic(config, dtype, _first_device(device), int8_threshold)
+    return _load_folder(model_folder(name_or_folder), dtype, device, int8_threshold)
+
+
+def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer that belongs to a registered model or lies in a folder."""
+    from transformers import AutoTokenizer
+
+    if str(name_or_folder).startswith(SYNTHETIC):
+        raise ModelError(
+            f"{name_or_folder} has random weights and no tokenizer: give it token ids, or take the "
+            f"tokenizer of {str(name_or_folder).removeprefix(SYNTHETIC)}"
+        )
+    quiet_libraries()
+    folder = model_folder(name_or_folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(
+            f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def model_folder(name_or_folder: str | Path) -> Path:
+    """The local folder with the model's files, fetched first where that is needed."""
+    name = str(name_or_folder)
+    if name == DEFAULT_MODEL:
+        return embedded_folder()
+    return hub_folder(MODELS[name]) if name in MODELS else existing_folder(name_or_folder)
+
+
+def default_device() -> str:
+    """ "cuda" where PyTorch sees a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def baseline_precision(device: str | None = None) -> str:
+    """The course's 16-bit format: FP16 on CUDA, bf16 on a CPU (where FP16 prefill is far slower)."""
+    return "bf16" if (device or default_device()) == "cpu" else "fp16"
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise PrecisionError where `device` lacks the hardware, ValueError for an unknown name."""
+    import torch
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; known are {', '.join(PRECISIONS)}")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise PrecisionError(f"device is {device!r}, but PyTorch sees no GPU; use device='cpu'")
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise PrecisionError(
+            f"{torch.cuda.get_device_name()} computes bf16 only by emulation; use precision='fp16'"
+        )
+    capability = torch.cuda.get_device_capability()
+    if precision == "int8" and capability < (7, 5):
+        raise PrecisionError(
+            f"LLM.int8() needs compute capability 7.5; {torch.cuda.get_device_name()} has "
+            f"{capability[0]}.{capability[1]}. Use precision='fp16', or device='cpu'"
+        )
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free now on `device`; over all GPUs for "auto"."""
+    import torch
+
+    if device == "cpu":
+        return psutil.virtual_memory().available
+    numbers = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device).index]
+    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers)
+
+
+def needed_memory(config: LlamaConfig, precision: str) -> int:
+    """Bytes that loading and a short use take: the weights and a tenth more."""
+    return int(weight_bytes(config, precision).total * HEADROOM)
+
+
+def check_memory(name: str, config: LlamaConfig, precision: str, device: str) -> None:
+    """Raise NotEnoughMemoryError, with the numbers and what would fit, before anything is loaded."""
+    free, needed = free_memory(device), needed_memory(config, precision)
+    if needed <= free:
+        return
+    weights = weight_bytes(config, precision).total
+    baseline = baseline_precision(device)
+    options = [(name, config, "int8")] if precision != "int8" else []
+    options += [
+        (other.name, other.config, p) for other in MODELS.values() for p in (baseline, "int8")
+    ]
+    fitting = [
+        (needed_memory(c, p), f"{n} in {p}") for n, c, p in options if needed_memory(c, p) <= free
+    ]
+    # The same model in int8 comes first, then the largest that fits.
+    same = [text for _, text in fitting if text == f"{name} in int8" and precision != "int8"]
+    advice = same or [text for _, text in sorted(fitting, reverse=True)]
+    raise NotEnoughMemoryError(
+        f"{name} in {precision} needs {needed / GIB:.1f} GiB ({weights / GIB:.2f} GiB of weights and "
+        f"a tenth more); {free / GIB:.1f} GiB are free on {device}. "
+        + (f"It would fit: {advice[0]}" if advice else "No registered model fits: free some memory")
+    )
+
+
+def quiet_libraries() -> None:
+    """Keep bitsandbytes' line for every matrix product, and import noise, out of the notebooks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _load_folder(folder: Path, dtype: "torch.dtype", device: str, int8_threshold: float | None):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    check_weights(folder)
+    options: dict[str, Any] = {}
+    if int8_threshold is not None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=int8_threshold
+        )
+    # The first import of the quantization backends prints; only what is raised concerns a reader.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map="auto" if device == "auto" else {"": device},
+            local_files_only=True,
+            **options,
+        )
+    return model.eval()
+
+
+def _dtype(precision: str) -> "torch.dtype":
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _first_device(device: str) -> str:
+    return "cuda" if device == "auto" else device

@@ -1,0 +1,134 @@
+"""The models that the course knows: where each comes from, its licence, its shapes.
+
+Shapes are those of each model's own `config.json`; tests hold the parameter counts that follow
+from them against the published ones.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_int8.models.errors import ModelFilesError, UnknownModelError
+from llama_int8.transformer.llama import LlamaConfig
+
+DEFAULT_MODEL = "smollm2-135m"
+SYNTHETIC = "synthetic:"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository on the Hugging Face hub. `revision` is None where we know of none to pin."""
+
+    repository: str
+    gated: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One registered model. `sources` are tried in order; none means the package index."""
+
+    name: str
+    config: LlamaConfig
+    licence: str
+    sources: tuple[HubSource, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """True where no ungated source is known."""
+        return bool(self.sources) and all(source.gated for source in self.sources)
+
+
+def _llama3_rope(factor: float) -> dict[str, float | int | str]:
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+_SPECS = [
+    ModelSpec(
+        DEFAULT_MODEL,
+        LlamaConfig(
+            49152, 576, 1536, 30, 9, 3, 64, 8192, 1e-5, 100_000.0, tie_word_embeddings=True
+        ),
+        "Apache-2.0",
+    ),
+    ModelSpec(
+        "tinyllama-1.1b",
+        LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64, 2048),
+        "Apache-2.0",
+        (HubSource("TinyLlama/TinyLlama-1.1B-Chat-v1.0"),),
+    ),
+    ModelSpec(
+        "llama-3.2-1b",
+        LlamaConfig(
+            128256, 2048, 8192, 16, 32, 8, 64, 131072, 1e-5, 500_000.0, _llama3_rope(32.0), True
+        ),
+        "Llama 3.2 Community License",
+        (HubSource("unsloth/Llama-3.2-1B"), HubSource("meta-llama/Llama-3.2-1B", gated=True)),
+    ),
+    ModelSpec(
+        "llama-3.2-3b",
+        LlamaConfig(
+            128256, 3072, 8192, 28, 24, 8, 128, 131072, 1e-5, 500_000.0, _llama3_rope(32.0), True
+        ),
+        "Llama 3.2 Community License",
+        (HubSource("unsloth/Llama-3.2-3B"), HubSource("meta-llama/Llama-3.2-3B", gated=True)),
+    ),
+    ModelSpec(
+        "llama-3.1-8b",
+        LlamaConfig(
+            128256, 4096, 14336, 32, 32, 8, 128, 131072, 1e-5, 500_000.0, _llama3_rope(8.0)
+        ),
+        "Llama 3.1 Community License",
+        (HubSource("unsloth/Meta-Llama-3.1-8B"), HubSource("meta-llama/Llama-3.1-8B", gated=True)),
+    ),
+    ModelSpec(
+        "llama-2-7b-chat",
+        LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096),
+        "Llama 2 Community License",
+        (
+            HubSource("NousResearch/Llama-2-7b-chat-hf"),
+            HubSource("meta-llama/Llama-2-7b-chat-hf", gated=True),
+        ),
+    ),
+    ModelSpec(
+        "llama-7b",
+        LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, 1e-6),
+        "LLaMA licence (non-commercial)",
+        (HubSource("huggyllama/llama-7b"),),
+    ),
+]
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def config_of(name_or_folder: str | Path) -> LlamaConfig:
+    """The shapes of a registered model, of `synthetic:<registered>`, or of a Hugging Face folder."""
+    name = str(name_or_folder).removeprefix(SYNTHETIC)
+    if name in MODELS:
+        return MODELS[name].config
+    folder = existing_folder(name_or_folder)
+    path = folder / "config.json"
+    try:
+        return LlamaConfig.from_hugging_face(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ModelFilesError(
+            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
+        ) from None
+    except ValueError as error:
+        raise ModelFilesError(f"{path} cannot be used: {error}") from None
+
+
+def existing_folder(name_or_folder: str | Path) -> Path:
+    """The path, if it is a folder; otherwise UnknownModelError with the names that are known."""
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    raise UnknownModelError(
+        f"{str(name_or_folder)!r} is neither a registered model nor a folder. Registered: "
+        f"{', '.join(MODELS)}; or {SYNTHETIC}<one of these> for its shapes with random weights"
+    )

@@ -1,0 +1,126 @@
+"""A registered model's exact shapes with seeded random weights: for memory and speed, not for text.
+
+A tensor depends on its name and the seed alone, so the model in memory, the one saved in shards
+and the one loaded back are the same.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_int8.transformer.llama import LlamaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 0
+SHARD_BYTES = 2 * 10**9
+
+
+def empty_model(config: LlamaConfig) -> "torch.nn.Module":
+    """Hugging Face's model of these shapes without memory for its weights (`meta` device)."""
+    import torch
+    from transformers import LlamaConfig as HuggingFaceConfig
+    from transformers import LlamaForCausalLM
+
+    with torch.device("meta"):
+        return LlamaForCausalLM(HuggingFaceConfig(**config.to_hugging_face())).eval()
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+    """The tensor called `name`: ones for a norm, else normal with standard deviation 0.02."""
+    import torch
+
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator).mul_(0.02).to(dtype)
+
+
+def save_synthetic(
+    config: LlamaConfig, folder: Path, dtype: "torch.dtype", shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Write the model as sharded safetensors in Hugging Face's format; memory holds one shard."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_shards(config, dtype.itemsize, shard_bytes))
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: random_tensor(name, shape, dtype) for name, shape in names.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    total = dtype.itemsize * sum(math.prod(s) for names in shards for s in names.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **config.to_hugging_face(),
+    }
+    (folder / "config.json").write_text(json.dumps(described, indent=1))
+    return folder
+
+
+def _shards(
+    config: LlamaConfig, itemsize: int, shard_bytes: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    shard: dict[str, tuple[int, ...]] = {}
+    size = 0
+    for name, parameter in empty_model(config).named_parameters():
+        bytes_ = parameter.numel() * itemsize
+        if shard and size + bytes_ > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tuple(parameter.shape)
+        size += bytes_
+    if shard:
+        yield shard
+
+
+def build_synthetic(
+    config: LlamaConfig, dtype: "torch.dtype", device: str, int8_threshold: float | None = None
+) -> "torch.nn.Module":
+    """The model on `device`, filled tensor by tensor; in LLM.int8() unless the threshold is None."""
+    import torch
+    from torch import nn
+
+    model = empty_model(config)
+    for name, module in list(model.named_modules()):
+        if int8_threshold is not None and isinstance(module, nn.Linear) and name != "lm_head":
+            weight = random_tensor(f"{name}.weight", tuple(module.weight.shape), torch.float16)
+            parent = model.get_submodule(name.rpartition(".")[0])
+            layer = _int8_linear(module, weight, int8_threshold).to(device)
+            setattr(parent, name.rpartition(".")[2], layer)
+            continue
+        for key, old in list(module.named_parameters(recurse=False)):
+            full_name = f"{name}.{key}"
+            if full_name == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            value = random_tensor(full_name, tuple(old.shape), dtype).to(device)
+            setattr(module, key, nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+    rotary = model.model.rotary_emb  # buffers are computed from the configuration, not stored
+    with torch.device(device):
+        model.model.rotary_emb = type(rotary)(model.config)
+    return model.eval()
+
+
+def _int8_linear(linear: "torch.nn.Linear", weight: "torch.Tensor", threshold: float):
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear8bitLt(
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        has_fp16_weights=False,
+        threshold=threshold,
+        device="meta",
+    )
+    layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    return layer

@@ -1,0 +1,1 @@
+"""The transformer and LLaMA, in floating point. Knows nothing of int8."""
