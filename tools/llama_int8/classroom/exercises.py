@@ -4,6 +4,7 @@ The learner fills in a function; `check` says whether it is right and returns a 
 so that Run All goes on whatever stands in the cell.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,14 +50,14 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
     """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
     exercise = find(name)
     if not callable(answer):
-        return Verdict("wrong", f"a function is wanted; this is {answer!r}")
+        return Verdict("wrong", f"a function is wanted; this is {_shown(answer)}")
     outcomes = []
     for case in exercise.cases:
         try:
-            outcomes.append(answer(*case))
+            outcomes.append(answer(*copy.deepcopy(case)))  # an answer may change its arguments
         except NotImplementedError:
             outcomes.append(None)
-        except Exception as error:  # a learner's code may raise anything, and is told so
+        except (Exception, SystemExit) as error:  # a learner's code may raise anything
             shown = _call(answer, case)
             return Verdict("error", f"{shown} raised {type(error).__name__}: {error}")
     if all(outcome is None or outcome is ... for outcome in outcomes):
@@ -70,7 +71,8 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
             return Verdict("wrong", message)
     for case, outcome, want in zip(exercise.cases, outcomes, wanted, strict=True):
         if not _equal(outcome, want, exercise.rtol):
-            return Verdict("wrong", f"{_call(answer, case)} gives {outcome!r}, expected {want!r}")
+            gives = f"{_call(answer, case)} gives {_shown(outcome)}"
+            return Verdict("wrong", f"{gives}, expected {_shown(want)}")
     raise AssertionError("unreachable: a wrong answer differs somewhere")
 
 
@@ -98,7 +100,15 @@ def solution(name: str) -> None:
 
 
 def _call(answer: Callable[..., Any], case: tuple[Any, ...]) -> str:
-    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(repr, case))})"
+    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(_shown, case))})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # a learner's class, or an int of more digits than Python prints
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def _points(exercise: Exercise) -> str:
@@ -107,7 +117,9 @@ def _points(exercise: Exercise) -> str:
 
 def _equal(found: Any, wanted: Any, rtol: float) -> bool:
     try:
+        if np.asarray(found).dtype.kind not in "biufO":  # NumPy would read the text "3" as 3
+            return False
         first, second = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    except (TypeError, ValueError):
+    except Exception:  # whatever NumPy cannot turn into numbers is not the answer
         return False
     return first.shape == second.shape and np.allclose(first, second, rtol=rtol, equal_nan=True)

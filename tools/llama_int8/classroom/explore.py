@@ -24,11 +24,12 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget
     """
 
     def picture() -> bytes:
-        drawn = draw(**{name: control.value for name, control in controls.items()})
+        open_before = set(plt.get_fignums())
         try:
-            return png(drawn)
-        finally:
-            plt.close(drawn)
+            return png(draw(**{name: control.value for name, control in controls.items()}))
+        finally:  # a half-drawn figure, too: the next cell would show it
+            for number in set(plt.get_fignums()) - open_before:
+                plt.close(number)
 
     first = picture()
     image = ipywidgets.Image(value=first, format="png", layout=ipywidgets.Layout(max_width="100%"))

@@ -2,8 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -46,17 +44,14 @@ STYLE = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The course's figure style, for the `with` block alone."""
-    with plt.rc_context(STYLE):
-        yield
+# For every figure of the session, a learner's own included: Matplotlib looks many settings up late,
+# so a style that held for one block alone would lose titles and legends.
+plt.rcParams.update(STYLE)
 
 
 def figure(columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure in the course's style, with `columns` axes beside each other."""
-    with style():
-        return plt.subplots(1, columns, **options)
+    """A figure with `columns` axes beside each other."""
+    return plt.subplots(1, columns, **options)
 
 
 def bars(
@@ -83,7 +78,8 @@ def bars(
         edgecolor="white",
         error_kw={"capsize": 3, "ecolor": "#333333"},
     )
-    top = centre if errors is None else centre + errors[1]
+    left = min(0.0, float((centre if errors is None else centre - errors[0]).min()))
+    top = np.maximum(0.0, centre if errors is None else centre + errors[1])
     for bar, end, value in zip(drawn, top, values, strict=True):
         axes.annotate(
             f"{value:,.{decimals}f}",
@@ -92,7 +88,7 @@ def bars(
             textcoords="offset points",
             va="center",
         )
-    axes.set_xlim(0, float(top.max()) * 1.22)
+    axes.set_xlim(left, float(top.max()) + 0.22 * (float(top.max()) - left))
     axes.set_xlabel(label)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -101,8 +97,7 @@ def bars(
 def png(drawn: Figure, dpi: int = INLINE_DPI) -> bytes:
     """The figure as PNG, without the stamp that would tell Matplotlib's version."""
     buffer = io.BytesIO()
-    with style():
-        drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

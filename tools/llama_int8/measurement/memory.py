@@ -9,19 +9,18 @@ if TYPE_CHECKING:
 
 
 def weight_memory(model: "torch.nn.Module") -> int:
-    """Bytes of all weights in memory, shared storage counted once, bitsandbytes' scales included.
+    """Bytes of all weights in memory, shared storage counted once: what `state_dict` holds.
 
-    bitsandbytes keeps each layer's row scales (`SCB`) outside the parameters, so
-    `get_memory_footprint()` leaves them out.
+    That takes in weights kept as buffers, and the row scales (`SCB`) that bitsandbytes keeps
+    outside the parameters, so that `get_memory_footprint()` leaves them out.
     """
-    tensors = list(model.parameters())
-    for module in model.modules():
-        for owner in (getattr(module, "weight", None), getattr(module, "state", None)):
-            tensors.append(getattr(owner, "SCB", None))
+    tensors = (
+        tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if not name.endswith("weight_format")  # bitsandbytes makes it up for the file
+    )
     storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in tensors
-        if t is not None
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }
     return sum(storages.values())
 

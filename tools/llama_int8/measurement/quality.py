@@ -16,11 +16,13 @@ def windows(tokens: list[int], length: int, limit: int | None = None) -> "torch.
     """
     import torch
 
-    count = min(len(tokens) // length, limit or len(tokens))
-    if length < 2 or count < 2:
+    count = 0 if length < 2 else len(tokens) // length
+    if limit is not None:
+        count = min(count, limit)
+    if count < 2:
         raise ValueError(
-            f"{len(tokens)} tokens give {count} windows of {length}; at least 2 windows of at least "
-            "2 tokens are needed"
+            f"{len(tokens)} tokens give {count} windows of {length} (limit {limit}); at least 2 "
+            "windows of at least 2 tokens are needed"
         )
     return torch.tensor(tokens[: count * length]).view(count, length)
 

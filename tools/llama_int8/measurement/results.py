@@ -94,14 +94,15 @@ class Results:
         With a folder named (a mounted Drive, say), stages that are finished there are not run again.
         """
         self.root = Path(folder or "course_output").expanduser()
-        self.keeps_stages = folder is not None
+        self.keeps_stages = bool(folder)
         self.notebook, self.settings = notebook, settings
+        self._model, self._revision = settings.model, None
         self.environment = environment(settings.device)
         self._content: dict[str, Any] = {
             "notebook": notebook,
             "profile": settings.profile,
-            "model": settings.model,
-            "settings": dict(settings),
+            "model": _public_name(settings.model),
+            "settings": {**settings, "model": _public_name(settings.model)},
             "environment": self.environment,
             "measurements": {},
             "figures": {},
@@ -111,13 +112,13 @@ class Results:
     @property
     def path(self) -> Path:
         usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
-        model = self._content["model"]
-        suffix = "" if model == usual else f"@{_slug(Path(model).name)}"
+        suffix = "" if self._model == usual else f"@{_slug(_public_name(self._model))}"
         return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
 
     def use_model(self, name: str, revision: str | None = None) -> None:
         """State the model that was really used, and the revision that its name resolved to."""
-        self._content["model"], self._content["revision"] = name, revision
+        self._model, self._revision = name, revision
+        self._content["model"], self._content["revision"] = _public_name(name), revision
 
     def record(
         self,
@@ -133,8 +134,8 @@ class Results:
     ) -> None:
         """Keep one number (or text, unit "text"), with its spread `low` to `high` over `n` samples.
 
-        `kind` defaults to the unit's. Raises ValueError for an unknown unit or kind, or a number
-        that is not finite.
+        `kind` defaults to the unit's; a unit that the course does not know needs one. Raises
+        ValueError for an unknown unit or kind, or a value that is no text or no finite number.
         """
         kind = kind or KIND_OF_UNIT.get(unit)
         if kind not in KINDS:
@@ -142,10 +143,13 @@ class Results:
                 f"{name}: unit {unit!r}, kind {kind!r}; known units are "
                 f"{', '.join(KIND_OF_UNIT)}, known kinds {', '.join(KINDS)}"
             )
-        numbers = {"low": low, "high": high} | ({} if kind == "text" else {"value": value})
-        for key, number in numbers.items():
-            if number is not None and not math.isfinite(number):
-                raise ValueError(f"{name}: {key} is {number}; only finite numbers are results")
+        value, low, high, n = map(_plain, (value, low, high, n))
+        if kind == "text" and not isinstance(value, str):
+            raise ValueError(f"{name}: value is {value!r}; with kind 'text' it must be a string")
+        numbers = {k: v for k, v in {"low": low, "high": high, "n": n}.items() if v is not None}
+        for key, number in (numbers if kind == "text" else {"value": value, **numbers}).items():
+            if not isinstance(number, int | float) or not abs(number) < math.inf:
+                raise ValueError(f"{name}: {key} is {number!r}; only finite numbers are results")
         entry = {"value": value, "unit": unit, "kind": kind, "low": low, "high": high}
         entry |= {"n": n, "note": note}
         self._add("measurements", name, {k: _rounded(v) for k, v in entry.items() if v is not None})
@@ -166,8 +170,9 @@ class Results:
         model, machine and versions. Without a folder of one's own nothing is kept.
         """
         if not self.keeps_stages:
-            return json.loads(json.dumps(compute()))
-        same = {k: self._content[k] for k in ("notebook", "model", "settings", "environment")}
+            return json.loads(json.dumps(compute(), allow_nan=False))
+        model = (self._model, self._revision)
+        same = (self.notebook, model, self.settings, self.environment)
         key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
         path = self.root / "stages" / self.notebook / f"{name}-{key}.json"
         if not path.exists():
@@ -175,8 +180,19 @@ class Results:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _add(self, section: str, name: str, entry: dict[str, Any]) -> None:
-        self._content[section][name] = entry
-        write_json(self.path, self._content)
+        content = {**self._content, section: {**self._content[section], name: entry}}
+        write_json(self.path, content)
+        self._content = content  # only now: an entry that cannot be written spoils no later one
+
+
+def _public_name(model: str) -> str:
+    """The model's name; of a folder its last part alone, for the path is nobody else's business."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(model)))
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for a scalar of NumPy or PyTorch."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _rounded(value: Any) -> Any:

@@ -14,5 +14,6 @@ def calibration_text() -> str:
 
 
 def _joined(folder: str) -> str:
-    parts = sorted((files("llama_int8") / "data" / folder).iterdir(), key=lambda part: part.name)
-    return "\n\n".join(part.read_text(encoding="utf-8").strip() for part in parts)
+    parts = (files("llama_int8") / "data" / folder).iterdir()
+    texts = sorted((p for p in parts if p.name.endswith(".txt")), key=lambda part: part.name)
+    return "\n\n".join(part.read_text(encoding="utf-8").strip() for part in texts)

@@ -11,8 +11,11 @@ from llama_int8.models.errors import (
 )
 from llama_int8.models.hub import revision_of
 from llama_int8.models.loading import (
+    HEADROOM,
+    available_model,
     baseline_precision,
     default_device,
+    free_memory,
     load_model,
     load_tokenizer,
     model_folder,
@@ -22,6 +25,7 @@ from llama_int8.models.synthetic import save_synthetic
 
 __all__ = [
     "DEFAULT_MODEL",
+    "HEADROOM",
     "MODELS",
     "GatedModelError",
     "HubError",
@@ -30,9 +34,11 @@ __all__ = [
     "NotEnoughMemoryError",
     "PrecisionError",
     "UnknownModelError",
+    "available_model",
     "baseline_precision",
     "config_of",
     "default_device",
+    "free_memory",
     "load_model",
     "load_tokenizer",
     "model_folder",

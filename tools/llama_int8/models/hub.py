@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from llama_int8.models.errors import GatedModelError, HubError, ModelError
+from llama_int8.models.errors import GatedModelError, HubError
 from llama_int8.models.registry import HubSource, ModelSpec
 
 # No pickled weights and no code: safetensors, tokenizer and configuration only.
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model"]
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
 
 def hub_folder(spec: ModelSpec) -> Path:
@@ -14,14 +14,14 @@ def hub_folder(spec: ModelSpec) -> Path:
 
     Raises GatedModelError or HubError that names every source tried and its reason.
     """
-    failures: list[ModelError] = []
+    failures: list[HubError] = []
+    away = not _hub_answers()
     for source in spec.sources:
         try:
-            return _snapshot(source)
+            return _snapshot(source, cached_only=away)
         except HubError as error:
             failures.append(error)
-    gated = next((f for f in failures if isinstance(f, GatedModelError)), None)
-    kind = GatedModelError if gated and len(failures) == 1 else HubError
+    kind = GatedModelError if any(isinstance(f, GatedModelError) for f in failures) else HubError
     reasons = "; ".join(str(failure) for failure in failures)
     raise kind(
         f"{spec.name} cannot be had: {reasons}. Without a hub the course runs on smollm2-135m, "
@@ -29,18 +29,34 @@ def hub_folder(spec: ModelSpec) -> Path:
     )
 
 
-def _snapshot(source: HubSource) -> Path:
+def _hub_answers() -> bool:
+    # huggingface_hub waits for its first answer without limit, so ask once, with one.
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception:  # any kind of network failure, or HF_HUB_OFFLINE
+        return False
+    return True
+
+
+def _snapshot(source: HubSource, cached_only: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
-        RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     name = source.repository
     try:
-        return Path(snapshot_download(name, revision=source.revision, allow_patterns=PATTERNS))
+        folder = snapshot_download(
+            name,
+            revision=source.revision,
+            allow_patterns=PATTERNS,
+            local_files_only=cached_only,
+        )
     except GatedRepoError:
         raise GatedModelError(
             f"{name} is gated: accept its licence on its hub page, then log in with "
@@ -48,16 +64,33 @@ def _snapshot(source: HubSource) -> Path:
         ) from None
     except RevisionNotFoundError:
         raise HubError(f"{name} has no revision {source.revision}") from None
-    except RepositoryNotFoundError:
-        raise HubError(f"{name} does not exist on the hub, or is private") from None
-    except LocalEntryNotFoundError:
-        raise HubError(f"{name}: the hub cannot be reached and no copy is cached") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise _answered_or_away(name, error) from None
     except Exception as error:  # the HTTP library's own kinds differ between hub versions
         first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise HubError(
             f"{name}: the download broke off ({type(error).__name__}: {first_line}); "
             "run it again, finished files are kept"
         ) from error
+    return Path(folder)
+
+
+def _answered_or_away(name: str, error: Exception) -> HubError:
+    # huggingface_hub wraps what went wrong in "not found locally" when no copy is cached either.
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if response is None:
+        return HubError(f"{name}: the hub cannot be reached and no complete copy is cached")
+    if response.status_code in (401, 404):  # without a token the hub answers 401 for a missing one
+        return HubError(
+            f"{name} does not exist on the hub, or is private: then log in with `hf auth login` or "
+            "set HF_TOKEN, and unset a token that expired"
+        )
+    if response.status_code == 403:
+        return GatedModelError(
+            f"{name}: the hub refuses access (HTTP 403) without a token that may read it: log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    return HubError(f"{name}: the hub answers HTTP {response.status_code}; try again later")
 
 
 def revision_of(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ import psutil
 from llama_int8.measurement.cost import GIB, weight_bytes
 from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.errors import (
+    HubError,
     ModelError,
     ModelFilesError,
     NotEnoughMemoryError,
@@ -79,9 +80,11 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
     folder = model_folder(name_or_folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file surfaces as almost any kind
+        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
-            f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}"
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line}); "
+            "fetch it again, or load the tokenizer of the model that this one comes from"
         ) from error
 
 
@@ -91,6 +94,21 @@ def model_folder(name_or_folder: str | Path) -> Path:
     if name == DEFAULT_MODEL:
         return embedded_folder()
     return hub_folder(MODELS[name]) if name in MODELS else existing_folder(name_or_folder)
+
+
+def available_model(name_or_folder: str, fallback: str = DEFAULT_MODEL) -> str:
+    """`name_or_folder` once its files are here; `fallback`, and said so, if a hub fails.
+
+    For a profile's own choice: a hub that is away should not end a lesson. What somebody asked for
+    by name is not replaced; `load_model` raises.
+    """
+    try:
+        if not name_or_folder.startswith(SYNTHETIC):
+            model_folder(name_or_folder)
+    except HubError as error:
+        print(f"{error}.\nThis run goes on with {fallback}; its results carry that name.")
+        return fallback
+    return name_or_folder
 
 
 def default_device() -> str:
@@ -189,14 +207,30 @@ def _load_folder(folder: Path, dtype: "torch.dtype", device: str, int8_threshold
     # The first import of the quantization backends prints; only what is raised concerns a reader.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map="auto" if device == "auto" else {"": device},
             local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
             **options,
         )
+    _check_complete(folder, report)
     return model.eval()
+
+
+def _check_complete(folder: Path, report: dict[str, Any]) -> None:
+    """Raise ModelFilesError where transformers filled a weight with random numbers of its own."""
+    missing = sorted(report["missing_keys"])
+    misshapen = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if missing or misshapen:
+        first = (missing + misshapen)[0]
+        raise ModelFilesError(
+            f"the weights in {folder} do not fit its config.json: {len(missing)} tensors are missing "
+            f"and {len(misshapen)} have another shape, {first} among them. Fetch the model again"
+        )
 
 
 def _dtype(precision: str) -> "torch.dtype":

@@ -114,12 +114,20 @@ def config_of(name_or_folder: str | Path) -> LlamaConfig:
     folder = existing_folder(name_or_folder)
     path = folder / "config.json"
     try:
-        return LlamaConfig.from_hugging_face(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except FileNotFoundError:
         raise ModelFilesError(
             f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
         ) from None
     except ValueError as error:
+        raise ModelFilesError(
+            f"{path} is damaged ({error}); delete it and fetch the model again"
+        ) from None
+    try:
+        return LlamaConfig.from_hugging_face(content)
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelFilesError(f"{path} cannot be used: {error}") from None
 
 

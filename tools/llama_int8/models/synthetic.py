@@ -93,7 +93,8 @@ def build_synthetic(
     model = empty_model(config)
     for name, module in list(model.named_modules()):
         if int8_threshold is not None and isinstance(module, nn.Linear) and name != "lm_head":
-            weight = random_tensor(f"{name}.weight", tuple(module.weight.shape), torch.float16)
+            # Rounded to `dtype` first, as a checkpoint is when it is loaded: the same int8 codes.
+            weight = random_tensor(f"{name}.weight", tuple(module.weight.shape), dtype)
             parent = model.get_submodule(name.rpartition(".")[0])
             layer = _int8_linear(module, weight, int8_threshold).to(device)
             setattr(parent, name.rpartition(".")[2], layer)

@@ -62,7 +62,10 @@ def resolve(notebook: str, profile: str = "auto", **overrides: Any) -> Settings:
     """
     chosen = read_profile(automatic_profile() if profile == "auto" else profile)
     if notebook not in chosen.notebooks:
-        raise ValueError(f"profile {chosen.name} has no notebook {notebook!r}")
+        raise ValueError(
+            f"profile {chosen.name} has no notebook {notebook!r}; there are "
+            f"{', '.join(chosen.notebooks)}"
+        )
     settings = Settings(chosen.notebooks[notebook])
     changed = {name: value for name, value in overrides.items() if value is not None}
     for name, value in changed.items():

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""The one command of the course: set up, run, test, report.
+
+Needs Python 3.11 or newer and nothing else: it makes its own environment in `.venv`, with the
+tested versions of `constraints.txt`, and goes on inside it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parent
+VENV = ROOT / ".venv"
+PROFILES = ("smoke", "cpu", "t4", "gpu")
+
+EXAMPLES = """examples:
+  python3 tools/course.py run                       every notebook, profile cpu; rebuilds the report
+  python3 tools/course.py run --only 06 --force     notebook 06 again, though nothing has changed
+  python3 tools/course.py run --profile t4          on a T4; notebooks and figures go to .course/runs
+  python3 tools/course.py run --only 06 --model ~/models/tiny --out /tmp/tiny
+  python3 tools/course.py run --only 00 --param new_tokens=96 --out /tmp/longer
+  python3 tools/course.py test --fast               lint and the quick tests
+  python3 tools/course.py compare results/a results/b
+  python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
+
+To use an environment of your own instead of .venv, name its interpreter in COURSE_PYTHON.
+"""
+
+
+class CourseError(Exception):
+    """Something that the user can put right; the message says how."""
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    try:
+        if options.command == "sync":  # needs no environment: a fork's first step
+            return sync(options)
+        enter_environment(argv)
+        return COMMANDS[options.command](options)
+    except CourseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished notebooks are kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="course.py",
+        description='"LLaMA in 8 bits": run, test and report the course.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks, rebuild figures and report")
+    run.add_argument("--profile", choices=PROFILES, default="cpu", help="how large (default: cpu)")
+    run.add_argument("--only", metavar="00,06", help="these notebooks, by number or name")
+    run.add_argument("--force", action="store_true", help="also what is up to date")
+    run.add_argument("--model", metavar="NAME", help="a registered model or a folder")
+    run.add_argument(
+        "--param", metavar="NAME=VALUE", action="append", default=[], help="one notebook parameter"
+    )
+    run.add_argument("--out", metavar="FOLDER", help="where everything goes instead")
+    run.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="limit for one cell")
+
+    test = commands.add_parser("test", help="lint, tests, every notebook in profile smoke")
+    test.add_argument("--fast", action="store_true", help="leave out notebooks and slow tests")
+    test.add_argument("pytest", nargs="*", metavar="-- PYTEST", help="more arguments for pytest")
+
+    report = commands.add_parser("report", help="rebuild REPORT.md and README.md's blocks")
+    report.add_argument("--check", action="store_true", help="only say whether they are current")
+
+    sync_ = commands.add_parser("sync", help="badges, navigation, bootstrap cells, metadata")
+    sync_.add_argument("--check", action="store_true", help="only say whether they are current")
+    sync_.add_argument("--repository", metavar="OWNER/NAME", help="the repository's new address")
+
+    commands.add_parser("models", help="list the registered models")
+
+    compare = commands.add_parser("compare", help="compare two results folders")
+    compare.add_argument("first", metavar="FOLDER")
+    compare.add_argument("second", metavar="FOLDER")
+    return parser.parse_args(argv)
+
+
+# --- the commands; each imports what it needs inside the environment
+
+
+def run(options: argparse.Namespace) -> int:
+    import run_notebooks
+
+    code = run_notebooks.main(
+        profile=options.profile,
+        only=options.only.split(",") if options.only else None,
+        force=options.force,
+        model=options.model,
+        params=options.param,
+        out=Path(options.out) if options.out else None,
+        cell_timeout=options.cell_timeout,
+    )
+    if code == 0 and not options.out and options.profile != "smoke" and not options.param:
+        import make_report
+
+        return make_report.main(check=False)
+    return code
+
+
+def test(options: argparse.Namespace) -> int:
+    import make_report
+    import run_notebooks
+    import sync_notebooks
+
+    # The notebooks in results/ were run by whoever committed them; here they run once more.
+    checks = [
+        lambda: tool("ruff", "check", "--quiet", "tools", "notebooks"),
+        lambda: tool("ruff", "format", "--check", "--quiet", "tools"),
+        lambda: sync_notebooks.main(check=True),
+        lambda: make_report.main(check=True),
+    ]
+    if not options.fast:
+        checks.append(lambda: run_notebooks.main("smoke", force=True, out=ROOT / ".course/smoke"))
+    failed = [number for number, check in enumerate(checks) if check() != 0]
+    quick = ["-m", "not slow"] if options.fast else []
+    code = tool("pytest", *quick, *options.pytest)
+    return code or int(bool(failed))
+
+
+def report(options: argparse.Namespace) -> int:
+    import make_report
+
+    return make_report.main(check=options.check)
+
+
+def sync(options: argparse.Namespace) -> int:
+    import sync_notebooks
+
+    return sync_notebooks.main(check=options.check, repository=options.repository)
+
+
+def models(_options: argparse.Namespace) -> int:
+    from llama_int8.measurement.cost import GIB, count_parameters, weight_bytes
+    from llama_int8.models import MODELS
+
+    print(f"{'name':17}{'parameters':>15}{'16 bit GiB':>12}{'int8 GiB':>10}  gated  from, licence")
+    for spec in MODELS.values():
+        half, int8 = (weight_bytes(spec.config, p).total / GIB for p in ("fp16", "int8"))
+        source = spec.sources[0].repository if spec.sources else "the package index"
+        print(
+            f"{spec.name:17}{count_parameters(spec.config):>15,}{half:>12.2f}{int8:>10.2f}  "
+            f"{'yes' if spec.gated else 'no':5}  {source}, {spec.licence}"
+        )
+    print(
+        "\nAlso: a folder in Hugging Face's format, or synthetic:<name> (same shapes, random weights)."
+    )
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from llama_int8.measurement.compare import compare_folders
+
+    for folder in (options.first, options.second):
+        if not Path(folder).is_dir():
+            raise CourseError(f"{folder} is no folder; give two folders such as results/<machine>")
+    try:
+        lines, different = compare_folders(Path(options.first), Path(options.second))
+    except ValueError as error:
+        raise CourseError(str(error)) from None
+    print("\n".join(lines))
+    return int(different)
+
+
+COMMANDS = {"run": run, "test": test, "report": report, "models": models, "compare": compare}
+
+
+def tool(name: str, *arguments: str) -> int:
+    """Run a tool of the environment from the root; return its exit status."""
+    return subprocess.run(
+        [sys.executable, "-m", name, *arguments], cwd=ROOT, check=False
+    ).returncode
+
+
+# --- the environment
+
+
+def enter_environment(argv: list[str]) -> None:
+    """Return inside the environment, with this checkout's package first on the path.
+
+    Outside it, set it up where needed and start this command again in it.
+    """
+    if os.environ.get("COURSE_ACTIVE") == str(ROOT):
+        return
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything is checked
+        raise CourseError(
+            f"Python is {sys.version.split()[0]}; the course needs 3.11 or newer. "
+            "Start it with another one, such as python3.12 tools/course.py"
+        )
+    own = os.environ.get("COURSE_PYTHON")
+    if not own:
+        set_up()
+    python = Path(own) if own else venv_python()
+    if not python.exists():
+        raise CourseError(f"COURSE_PYTHON names {python}, which does not exist")
+    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "COURSE_ACTIVE": str(ROOT), "PYTHONPATH": path}
+    command = [str(python), str(Path(__file__).resolve()), *argv]
+    if os.name == "posix":
+        os.execve(python, command, environment)
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        try:
+            sys.exit(process.wait())
+        except KeyboardInterrupt:  # the child got it, too, and ends in its own way
+            continue
+
+
+def venv_python() -> Path:
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def set_up() -> None:
+    """Make `.venv` and install the tested versions, unless they are there already."""
+    wanted = hashlib.sha256(sys.version.encode())
+    for file in ("requirements.txt", "pyproject.toml", "tools/constraints.txt"):
+        wanted.update((ROOT / file).read_bytes())
+    stamp = VENV / "course-setup.json"
+    fingerprint = {"fingerprint": wanted.hexdigest()}
+    if stamp.exists() and json.loads(stamp.read_text()) == fingerprint:
+        return
+    print("Setting up .venv with the tested versions (once, some minutes) ...", flush=True)
+    start = time.monotonic()
+    stamp.unlink(missing_ok=True)
+    step("creating .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)])
+    pip = [str(venv_python()), "-m", "pip", "install", "--disable-pip-version-check"]
+    constraints = ["-c", str(TOOLS / "constraints.txt")]
+    # torch by its exact version first: a range would let pip weigh other, larger builds.
+    torch = next(
+        line
+        for line in (TOOLS / "constraints.txt").read_text().split()
+        if line.startswith("torch==")
+    )
+    step(f"installing {torch}", [*pip, torch])
+    step("installing the rest", [*pip, *constraints, "-e", f"{ROOT}[headless]"])
+    stamp.write_text(json.dumps(fingerprint))
+    print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
+
+
+def step(what: str, command: list[str]) -> None:
+    """Run one step of the set-up with its output in a log; on failure say why and what to do."""
+    print(f"  {what} ...", flush=True)
+    log = ROOT / ".course" / "setup.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w", encoding="utf-8", errors="replace") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        output = log.read_text(encoding="utf-8", errors="replace")
+        errors = [line for line in output.splitlines() if "ERROR" in line or "No space" in line]
+        raise CourseError(
+            f"{what} failed: {(errors or output.splitlines() or ['no output'])[-1].strip()}\n"
+            "What to do: check network, proxy and disk space (5 GB), then run it again"
+            + ("; on Debian and Ubuntu install python3-venv" if "venv" in what else "")
+            + ". The whole log is .course/setup.log"
+        )
+
+
+if __name__ == "__main__":
+    import course  # as a module, so that its CourseError is the one that run_notebooks raises
+
+    sys.exit(course.main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""The figures of notebook 06."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from llama_int8.classroom.plots import COLOURS, HATCHES, MARKERS, figure
+from llama_int8.measurement.cost import GIB, weight_bytes
+from llama_int8.measurement.statistics import PairedDifference, Spread
+from llama_int8.transformer.llama import LlamaConfig
+
+T4_GIB = 14.75  # what CUDA shows of a T4's 16 GB
+
+
+def memory_map(
+    configs: Mapping[str, LlamaConfig], measured: Mapping[str, Mapping[str, int]]
+) -> Figure:
+    """Predicted GiB of weights of every model in 16 bit and int8, with what was measured marked.
+
+    `measured`: bytes by precision, by model.
+    """
+    drawn, axes = figure(figsize=(7.5, 4.2))
+    rows = np.arange(len(configs))
+    for offset, precision, label in ((-0.2, "fp16", "16 bit"), (0.2, "int8", "LLM.int8()")):
+        sizes = [weight_bytes(config, precision).total / GIB for config in configs.values()]
+        drawn_bars = axes.barh(
+            rows + offset,
+            sizes,
+            0.38,
+            label=f"{label}, predicted",
+            color=COLOURS[precision],
+            hatch=HATCHES.get(precision, ""),
+            edgecolor="white",
+        )
+        axes.bar_label(drawn_bars, fmt="%.2f", padding=9, fontsize=8)
+        marks = [
+            (bytes_ / GIB, row + offset)
+            for row, name in enumerate(configs)
+            for p, bytes_ in measured.get(name, {}).items()
+            if p != "fp32" and (p == "int8") == (precision == "int8")
+        ]
+        if marks:
+            axes.plot(
+                *zip(*marks, strict=True),
+                "D",
+                color="black",
+                markersize=5,
+                label="measured" if precision == "int8" else None,
+            )
+    axes.axvline(T4_GIB, color=COLOURS["highlight"], linestyle="--")
+    axes.annotate(" T4", (T4_GIB, -0.55), color=COLOURS["highlight"])
+    axes.set_yticks(rows, list(configs))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 17.5)
+    axes.set_xlabel("GiB of weights")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(0.84, 0.42))
+    axes.set_title("Half the weights' memory, less the more a model is embedding")
+    return drawn
+
+
+def window_differences(
+    differences: np.ndarray, summary: PairedDifference, first: str, second: str
+) -> Figure:
+    """Each window's mean NLL difference, sorted, with the mean and its interval."""
+    drawn, axes = figure(figsize=(7.5, 3.4))
+    ordered = np.sort(differences)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.axhspan(summary.low, summary.high, color=COLOURS["int8"], alpha=0.25, linewidth=0)
+    axes.axhline(
+        summary.mean,
+        color=COLOURS["int8"],
+        linewidth=1.5,
+        label=f"mean and {summary.confidence:.0%} interval",
+    )
+    axes.plot(
+        ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"
+    )
+    axes.set_xlabel("windows, sorted")
+    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats a token)")
+    axes.legend(loc="upper left")
+    verb = "is worse by" if summary.low > 0 else "is better by" if summary.high < 0 else "moves"
+    axes.set_title(
+        f"{second} {verb} {abs(summary.mean):.4f} nats a token, {np.mean(ordered > 0):.0%} of windows up"
+    )
+    return drawn
+
+
+def phases(speeds: Mapping[str, Mapping[str, Spread]], bounds: Mapping[str, float]) -> Figure:
+    """Prefill and decode speed of each precision; in decode, the bound that reading weights sets."""
+    drawn, axes = figure(2, figsize=(8.5, 3.2))
+    names = list(bounds)
+    for panel, (phase, by_name) in zip(axes, speeds.items(), strict=True):
+        centre = np.array([by_name[n].median for n in names])
+        low = np.array([by_name[n].low for n in names])
+        high = np.array([by_name[n].high for n in names])
+        panel.bar(
+            names,
+            centre,
+            0.55,
+            yerr=[centre - low, high - centre],
+            color=[COLOURS[n] for n in names],
+            hatch=[HATCHES.get(n, "") for n in names],
+            edgecolor="white",
+            error_kw={"capsize": 3, "ecolor": "#333333"},
+        )
+        for x, value in enumerate(centre):
+            panel.annotate(
+                f"{value:,.0f}",
+                (x + 0.05, high[x]),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=9,
+            )
+        panel.set_ylabel(f"{phase}, tokens/s")
+        panel.grid(axis="x", visible=False)
+    axes[0].set_title("Prefill: one pass over the prompt")
+    axes[1].plot(
+        range(len(names)),
+        [bounds[n] for n in names],
+        MARKERS["predicted"],
+        color="black",
+        markersize=34,
+        markeredgewidth=2,
+        label="bound: bandwidth / bytes",
+    )
+    axes[1].set_ylim(0, max(bounds.values()) * 1.25)
+    axes[1].legend(loc="upper left")
+    axes[1].set_title("Decode: far below what bytes allow")
+    return drawn

@@ -1,0 +1,59 @@
+"""What a model answers: greedy text, and where two models part."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> "torch.Tensor":
+    """Token ids (1, T) of a user's message in the model's chat form, or as it is without one."""
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+
+
+def greedy_answer(model: "PreTrainedModel", tokens: "torch.Tensor", new_tokens: int) -> list[int]:
+    """At most `new_tokens` ids after the prompt `tokens` (1, T), always the most probable one."""
+    import torch
+
+    prompt = tokens.to(model.device)
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        # Some checkpoints carry sampling settings; greedy decoding has none.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=model.generation_config.eos_token_id or 0,
+    )
+    return out[0, prompt.shape[1] :].tolist()
+
+
+def first_difference(first: list[int], second: list[int]) -> int | None:
+    """Index of the first token in which two answers differ; None if they are the same."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return None if len(first) == len(second) else min(len(first), len(second))
+
+
+def next_token_probabilities(
+    model: "PreTrainedModel", prompt: "torch.Tensor", answer: list[int]
+) -> "torch.Tensor":
+    """Probabilities of the next token before each token of `answer`, (len(answer), V), in FP32.
+
+    `prompt`: token ids (1, T).
+    """
+    import torch
+
+    tokens = torch.cat([prompt, torch.tensor([answer])], dim=1).to(model.device)
+    with torch.inference_mode():
+        logits = model(tokens, use_cache=False, logits_to_keep=len(answer) + 1).logits
+    return logits[0, :-1].float().softmax(-1).cpu()

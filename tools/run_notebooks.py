@@ -1,0 +1,432 @@
+"""Execute the notebooks with papermill, and let only what succeeded replace what is committed.
+
+A notebook runs in a working folder of its own under `.course/`, in a fresh kernel. When its last
+cell has succeeded, its normalised copy, its figures and its results are moved to their places, and
+last of all a stamp is written. So a failure, Ctrl-C or `kill -9` costs the notebook that was
+running, and nothing that was there before.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import sync_notebooks
+from course import ROOT, TOOLS, CourseError
+from llama_int8 import profiles
+from llama_int8.measurement.results import machine_name, write_json
+from llama_int8.models import ModelError, config_of
+
+STATE = ROOT / ".course"
+REFERENCE_PROFILE = "cpu"
+FREE_SPACE = "; free some space on the disk first"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run: with which parameters, and where its products go."""
+
+    name: str
+    parameters: dict[str, Any]
+    settings: profiles.Settings
+    notebooks: Path
+    figures: Path
+    results: Path
+    cell_timeout: int
+
+    @property
+    def source(self) -> Path:
+        return sync_notebooks.NOTEBOOKS / f"{self.name}.ipynb"
+
+    @property
+    def stamp(self) -> Path:
+        where = hashlib.sha256(str(self.notebooks.resolve()).encode()).hexdigest()[:8]
+        return STATE / "stamps" / f"{self.settings.profile}-{where}" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A line of the closing table."""
+
+    name: str
+    seconds: float | None  # None: was up to date
+    figures: int
+
+
+def main(
+    profile: str = REFERENCE_PROFILE,
+    only: list[str] | None = None,
+    force: bool = False,
+    model: str | None = None,
+    params: list[str] | None = None,
+    out: Path | None = None,
+    cell_timeout: int | None = None,
+) -> int:
+    """Run what is not up to date; print progress and a closing table. Raises CourseError."""
+    jobs = plan(profile, only, model, params or [], out, cell_timeout)
+    clear_abandoned_work()
+    outcomes = []
+    for job in jobs:
+        fresh = None if force else fresh_stamp(job)
+        outcomes.append(
+            Outcome(job.name, None, len(fresh["figures"])) if fresh is not None else execute(job)
+        )
+    print_table(outcomes)
+    if jobs and jobs[0].notebooks != sync_notebooks.NOTEBOOKS:
+        print(f"Notebooks and figures: {_shown(jobs[0].notebooks.parent)}")
+    return 0
+
+
+# --- planning: every mistake in the arguments is found before the first kernel starts
+
+
+def plan(
+    profile: str,
+    only: list[str] | None,
+    model: str | None,
+    params: list[str],
+    out: Path | None,
+    cell_timeout: int | None,
+) -> list[Job]:
+    """The jobs that the arguments ask for. Raises CourseError for any that make no sense."""
+    names = select([path.stem for path in sync_notebooks.notebook_paths()], only)
+    if cell_timeout is not None and cell_timeout < 1:
+        raise CourseError(f"--cell-timeout is {cell_timeout}; it must be at least 1 second")
+    try:
+        if model is not None:
+            config_of(model)
+        chosen = profiles.read_profile(profile)
+        if chosen.device != "cpu":
+            _require_gpu(profile)
+        overrides = parse_params(params, [chosen.notebooks[name] for name in names])
+        if model is not None:
+            overrides["model"] = str(Path(model).resolve()) if Path(model).is_dir() else model
+        jobs = []
+        reference = profile == REFERENCE_PROFILE and not overrides and out is None
+        base = out or STATE / "runs" / (
+            profile if model is None else f"{profile}-{Path(model).name}"
+        )
+        keep_results = out is None and not params and profile != "smoke"
+        for name in names:
+            own = {key: v for key, v in overrides.items() if key in chosen.notebooks[name]}
+            jobs.append(
+                Job(
+                    name,
+                    {"PROFILE": profile, **{key.upper(): value for key, value in own.items()}},
+                    profiles.resolve(name, profile, **own),
+                    sync_notebooks.NOTEBOOKS if reference else base / "notebooks",
+                    ROOT / "figures" if reference else base / "figures",
+                    ROOT / "results" if keep_results else base / "results",
+                    cell_timeout or chosen.cell_timeout_s,
+                )
+            )
+    except (ValueError, ModelError) as error:
+        raise CourseError(str(error)) from None
+    return jobs
+
+
+def select(names: list[str], only: list[str] | None) -> list[str]:
+    """The notebooks meant by `only`: numbers ("06") or names. Raises CourseError."""
+    if only is None:
+        return names
+    chosen = []
+    for wanted in (part.strip().removesuffix(".ipynb") for part in only):
+        found = [name for name in names if wanted in (name, name.partition("_")[0])]
+        if not found:
+            raise CourseError(f"no notebook {wanted!r}; there are {', '.join(names)}")
+        chosen += found
+    return sorted(set(chosen))
+
+
+def parse_params(params: list[str], known: list[dict[str, Any]]) -> dict[str, Any]:
+    """NAME=VALUE pairs as values of the types that the profile holds. Raises CourseError."""
+    everything = {name: value for parameters in known for name, value in parameters.items()}
+    parsed = {}
+    for text in params:
+        name, equals, value = text.partition("=")
+        name = name.lower()
+        if not equals:
+            raise CourseError(f"--param is {text!r}; it must be NAME=VALUE")
+        try:
+            read = value if isinstance(everything.get(name), str) else json.loads(value)
+        except ValueError:
+            read = value
+        parsed[name] = profiles.check_type(name, read, everything)
+    return parsed
+
+
+def _require_gpu(profile: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CourseError(f"profile {profile} needs a GPU and PyTorch sees none; use --profile cpu")
+
+
+# --- freshness
+
+
+@cache
+def package_hash() -> str:
+    """SHA-256 over the package's files."""
+    digest = hashlib.sha256()
+    for path in sorted((TOOLS / "llama_int8").rglob("*")):
+        if path.suffix in (".py", ".yaml", ".txt"):
+            digest.update(str(path.relative_to(TOOLS)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(job: Job) -> str:
+    """What a run's products follow from: text, parameters, package, versions, machine."""
+    cells = [
+        (cell["cell_type"], "".join(cell["source"]))
+        for cell in json.loads(job.source.read_text(encoding="utf-8"))["cells"]
+        if cell["id"] not in sync_notebooks.MANAGED_CELLS
+    ]
+    versions = sorted((d.metadata["Name"], d.version) for d in distributions())
+    everything = {
+        "cells": cells,
+        "settings": job.settings,
+        "package": package_hash(),
+        "versions": [sys.version, *versions],
+        "machine": machine_name(job.settings.device),
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def fresh_stamp(job: Job) -> dict[str, Any] | None:
+    """The stamp of the last run, if all that it followed from and produced is unchanged."""
+    try:
+        stamp = json.loads(job.stamp.read_text(encoding="utf-8"))
+        if stamp["fingerprint"] != fingerprint(job):
+            return None
+        outputs = _outputs_hash(job.notebooks / job.source.name)
+        same = outputs == stamp["outputs"] and all(
+            _file_hash(Path(path)) == digest for path, digest in stamp["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return stamp if same else None
+
+
+def _outputs_hash(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [cell.get("outputs") for cell in cells]
+    return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- execution
+
+
+def execute(job: Job) -> Outcome:
+    """Run one notebook and publish what it made. Raises CourseError if anything fails."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    work = STATE / "work" / f"{os.getpid()}-{job.name}"
+    work.mkdir(parents=True)
+    progress = Progress(job)
+    try:
+        with progress.shown():
+            _papermill(job, work, progress)
+        figures = publish(job, work, progress.seconds)
+    except PapermillExecutionError as error:
+        reason = f"{error.ename}: {_first_line(error.evalue)}"
+        full = os.strerror(errno.ENOSPC) in error.evalue
+        raise _failed(job, work, progress, reason + (FREE_SPACE if full else "")) from None
+    except CellTimeoutError:
+        reason = f"it took longer than {job.cell_timeout} s; --cell-timeout SECONDS allows more"
+        raise _failed(job, work, progress, reason) from None
+    except DeadKernelError:
+        reason = "the kernel died, most often for want of memory: close other programs, or take a "
+        raise _failed(job, work, progress, reason + "smaller --model or --profile") from None
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = error.strerror or str(error)
+        raise _failed(job, work, progress, reason + (FREE_SPACE if full else "")) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Outcome(job.name, progress.seconds, len(figures))
+
+
+def _papermill(job: Job, work: Path, progress: "Progress") -> None:
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class ProgressEngine(NBClientEngine):
+        """papermill's own engine, telling `progress` of each cell that it starts."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            start = nb_man.cell_start
+
+            def tell_and_start(cell, cell_index=None, **more):
+                progress.starts(cell)
+                return start(cell, cell_index, **more)
+
+            nb_man.cell_start = tell_and_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("progress", ProgressEngine)
+    # RESULTS_DIR is relative to the working folder, so that no output can name this machine's.
+    papermill.execute_notebook(
+        str(job.source),
+        str(work / job.source.name),
+        parameters={**job.parameters, "RESULTS_DIR": "output"},
+        engine_name="progress",
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        cwd=str(work),
+        execution_timeout=job.cell_timeout,
+        extra_arguments=["--IPKernelApp.log_level=50"],  # its log is no reader's concern
+    )
+
+
+def publish(job: Job, work: Path, seconds: float) -> list[str]:
+    """Move notebook, figures and results to their places, then write the stamp; returns figures.
+
+    All copies are complete before the first one takes its final name.
+    """
+    output = work / "output"
+    executed = json.loads((work / job.source.name).read_text(encoding="utf-8"))
+    notebook = sync_notebooks.synced(executed, job.name, sync_notebooks.repository_address())
+    (work / "normalised.ipynb").write_text(sync_notebooks.dump(notebook), encoding="utf-8")
+    for path in (output / "results").rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**content, "run_seconds": round(seconds, 1)})
+    figures = sorted((output / "figures").glob("*.png"))
+    moves = {work / "normalised.ipynb": job.notebooks / job.source.name}
+    moves |= {path: job.figures / path.name for path in figures}
+    moves |= {
+        path: job.results / path.relative_to(output / "results")
+        for path in sorted((output / "results").rglob("*.json"))
+    }
+    copies = {target: target.with_name(f".{target.name}.new") for target in moves.values()}
+    try:
+        for source, target in moves.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copies[target])
+        for target, copy in copies.items():
+            copy.replace(target)
+    finally:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+    number = job.name.partition("_")[0]
+    for old in set(job.figures.glob(f"{number}_*.png")) - set(copies):
+        old.unlink()
+    published = job.notebooks / job.source.name
+    stamp = {
+        "fingerprint": fingerprint(job),
+        "outputs": _outputs_hash(published),
+        "files": {str(t): _file_hash(t) for t in copies if t != published},
+        "figures": [path.name for path in figures],
+    }
+    if job.notebooks == sync_notebooks.NOTEBOOKS:  # the report's headline follows the figures
+        machine = machine_name(job.settings.device)
+        (ROOT / "results" / "reference.txt").write_text(machine + "\n", encoding="utf-8")
+    write_json(job.stamp, stamp)
+    return stamp["figures"]
+
+
+def _failed(job: Job, work: Path, progress: "Progress", reason: str) -> CourseError:
+    """The one message of a failure; the notebook as far as it came is kept beside it."""
+    kept = STATE / "failed" / job.source.name
+    where = ""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(work / job.source.name, kept)
+        where = f"  As far as it came: {_shown(kept)}\n"
+    except OSError:
+        pass
+    return CourseError(
+        f"{job.name}, cell {progress.cell} of {progress.cells}: {reason}\n"
+        f"  The cell begins: {progress.first_line}\n{where}"
+        "  Committed notebook, figures and results are as they were. When it is mended: "
+        f"python3 tools/course.py run --only {job.name.partition('_')[0]}"
+    )
+
+
+def clear_abandoned_work() -> None:
+    """Remove the working folders of runs that were killed."""
+    for folder in (STATE / "work").glob("*-*"):
+        if not psutil.pid_exists(int(folder.name.partition("-")[0])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- what the user sees
+
+
+class Progress:
+    """Notebook, cell k of n and elapsed time, kept up to date on a terminal."""
+
+    def __init__(self, job: Job) -> None:
+        self.name = job.name
+        cells = json.loads(job.source.read_text(encoding="utf-8"))["cells"]
+        self.cells = sum(cell["cell_type"] == "code" for cell in cells)
+        self.cell, self.first_line = 0, "(no cell had started)"
+        self._start, self.seconds = time.monotonic(), 0.0
+        self._ended = threading.Event()
+
+    def starts(self, cell: dict[str, Any]) -> None:
+        """Count a code cell that begins; papermill's injected one is not the notebook's."""
+        if cell["cell_type"] != "code" or "injected-parameters" in cell["metadata"].get("tags", []):
+            return
+        self.cell += 1
+        self.first_line = _first_line(cell["source"])
+        if not sys.stdout.isatty():
+            print(self._line(), flush=True)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Rewrite the line each half second while the block runs, if there is a terminal."""
+        ticker = threading.Thread(target=self._tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            self.seconds = time.monotonic() - self._start
+            self._ended.set()
+            ticker.join()
+
+    def _tick(self) -> None:
+        while sys.stdout.isatty() and not self._ended.wait(0.5):
+            print(f"\r{self._line()}", end="", flush=True)
+        if sys.stdout.isatty():
+            print("\r" + " " * 60 + "\r", end="", flush=True)
+
+    def _line(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        return f"{self.name}: cell {self.cell} of {self.cells}, {minutes}:{seconds:02d}"
+
+
+def print_table(outcomes: list[Outcome]) -> None:
+    """Notebook, seconds, figures written."""
+    print(f"\n{'notebook':28}{'seconds':>12}{'figures':>9}")
+    for one in outcomes:
+        took = "up to date" if one.seconds is None else f"{one.seconds:.1f}"
+        print(f"{one.name:28}{took:>12}{one.figures:>9}")
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "(empty)")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,0 +1,281 @@
+"""The command: what is fresh is skipped, what fails says so and breaks nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def fails(course):
+    """Assert that a command fails with these words in its one message, and changes nothing."""
+
+    def run(*arguments, says, code=1, **more):
+        before = course.state()
+        done = course(*arguments, **more)
+        assert done.returncode == code, done.stdout + done.stderr
+        for words in says:
+            assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert course.state() == before
+        return done
+
+    return run
+
+
+def test_a_second_run_skips_what_is_up_to_date_and_changes_nothing(course):
+    assert course("run").returncode == 0
+    before = course.state()
+    start = time.monotonic()
+    again = course("run")
+    assert again.stdout.count("up to date") == 2
+    assert time.monotonic() - start < 20
+    assert course.state() == before
+
+
+def test_two_runs_give_the_same_bytes(course):
+    assert course("run", "--force").returncode == 0
+    before = course.state()
+    assert course("run", "--force").returncode == 0
+    after = course.state()
+    timed = {name for name in before if name.startswith("results/") or name.endswith(".md")}
+    assert {n: b for n, b in before.items() if n not in timed} == {
+        n: b for n, b in after.items() if n not in timed
+    }
+
+
+def test_a_change_makes_only_its_notebook_stale(course):
+    course("run")
+    course.change_notebook("06_second", "last", "print('changed')")
+    done = course("run")
+    assert done.stdout.count("up to date") == 1
+    assert "changed" in course.notebook("06_second").read_text()
+
+
+def test_a_lost_figure_makes_its_notebook_stale(course):
+    course("run")
+    (course.root / "figures" / "00_first.png").unlink()
+    assert course("run").stdout.count("up to date") == 1
+    assert (course.root / "figures" / "00_first.png").exists()
+
+
+def test_a_figure_that_is_no_longer_made_disappears(course):
+    (course.root / "figures" / "00_old_name.png").write_bytes(b"stale")
+    assert course("run", "--force").returncode == 0
+    assert sorted(p.name for p in (course.root / "figures").iterdir()) == [
+        "00_first.png",
+        "06_second.png",
+    ]
+
+
+def test_progress_and_a_closing_table_are_shown(course):
+    out = course("run", "--force", "--only", "00").stdout
+    assert "00_first: cell 5 of 5" in out
+    assert "notebook" in out and "seconds" in out and "figures" in out
+
+
+@pytest.mark.parametrize(
+    "extra", [["--profile", "smoke"], ["--param", "count=5"], ["--out", "x y"]]
+)
+def test_any_other_run_leaves_the_committed_files_alone(course, extra):
+    before = course.state()
+    done = course("run", "--only", "00", *extra)
+    assert done.returncode == 0, done.stderr
+    base = course.root / done.stdout.strip().splitlines()[-1].partition(": ")[2]
+    assert (base / "notebooks" / "00_first.ipynb").exists()
+    assert (base / "figures" / "00_first.png").exists()
+    (result,) = (base / "results").rglob("*.json")
+    expected = 5 if "count=5" in extra else 3
+    assert json.loads(result.read_text())["measurements"]["count"]["value"] == expected
+    after = course.state()
+    assert {k: v for k, v in after.items() if not k.startswith("x y")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "07"], ["'07'", "00_first"]),
+        (["--only", "00,second"], ["'second'"]),
+        (["--model", "gpt-5"], ["'gpt-5'", "smollm2-135m", "llama-2-7b-chat"]),
+        (["--param", "cuont=3"], ["'cuont'", "count"]),
+        (["--param", "count"], ["'count'", "NAME=VALUE"]),
+        (["--param", "count=many"], ["'many'", "int"]),
+        (["--param", "count=1.5"], ["1.5", "int"]),
+        (["--param", "count=true"], ["True", "int"]),
+        (["--profile", "t4"], ["needs a GPU", "--profile cpu"]),
+        (["--cell-timeout", "0"], ["at least 1"]),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_runs(fails, arguments, says):
+    done = fails("run", *arguments, says=says)
+    assert "cell 1" not in done.stdout
+
+
+def test_an_unknown_profile_is_named(fails):
+    fails("run", "--profile", "tpu", says=["tpu", "smoke"], code=2)
+
+
+def test_a_cell_that_raises_is_named_with_its_error_and_the_way_out(course, fails):
+    course.change_notebook("06_second", "last", "# the last\nraise ValueError('seven\\nlines')")
+    course("run", "--only", "00")
+    done = fails(
+        "run",
+        says=["06_second, cell 5 of 5", "ValueError: seven", "# the last", "--only 06"],
+    )
+    assert "as they were" in done.stderr
+    kept = json.loads((course.root / ".course/failed/06_second.ipynb").read_text())
+    assert any(o["output_type"] == "error" for c in kept["cells"] for o in c.get("outputs", []))
+
+
+def test_a_cell_over_its_limit_is_named(course, fails):
+    course.change_notebook("06_second", "last", "import time; time.sleep(60)")
+    says = ["06_second, cell 5 of 5", "longer than 5 s", "--cell-timeout"]
+    fails("run", "--only", "06", "--cell-timeout", "5", says=says)
+
+
+def test_a_kernel_that_dies_is_told_from_a_cell_that_raises(course, fails):
+    course.change_notebook("06_second", "last", "import os; os.kill(os.getpid(), 9)")
+    fails("run", "--only", "06", says=["06_second, cell 5 of 5", "kernel died", "memory"])
+
+
+def test_a_kernel_that_exits_by_itself_is_a_failure(course, fails):
+    course.change_notebook("06_second", "last", "import os; os._exit(0)")
+    fails("run", "--only", "06", says=["06_second, cell 5 of 5", "kernel died"])
+
+
+def test_a_full_disk_is_named_and_costs_nothing(course, fails):
+    state = course.root / ".course"
+    state.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(state)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        source = "results.root.joinpath('big').write_bytes(bytes(10**6))"
+        course.change_notebook("06_second", "last", source)
+        fails("run", "--only", "06", says=["06_second", "No space left", "free some space"])
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+
+
+def start_and_wait_for_the_second_notebook(course, flag):
+    waiting = (
+        f"import time, pathlib\nwhile not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.1)"
+    )
+    course.change_notebook("06_second", "last", waiting)
+    out = course.root / "out.txt"
+    with out.open("w") as file:
+        process = subprocess.Popen(
+            course.command("run"),
+            env=course.environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_for(lambda: "06_second: cell 5" in out.read_text())
+    return process, out
+
+
+def kernels_of(course):
+    found = subprocess.run(
+        ["pgrep", "-f", f"ipykernel.*{course.root}"], capture_output=True, check=False
+    )
+    return found.stdout.split()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_with_the_notebook_that_was_running(course, tmp_path, how):
+    process, out = start_and_wait_for_the_second_notebook(course, tmp_path / "go")
+    second = course.notebook("06_second").read_bytes()
+    if how == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, how)
+    assert process.wait(timeout=30) == (-9 if how == signal.SIGKILL else 130), out.read_text()
+    assert course.notebook("06_second").read_bytes() == second
+    (tmp_path / "go").touch()
+    again = course("run")
+    assert again.returncode == 0, again.stderr
+    lines = {
+        line.split()[0]: line for line in again.stdout.splitlines() if line[:3] in ("00_", "06_")
+    }
+    assert "up to date" in lines["00_first"]
+    assert "up to date" not in lines["06_second"]
+    assert not list((course.root / ".course" / "work").iterdir())
+
+
+def test_help_shows_examples(course):
+    out = course("--help").stdout
+    assert "examples:" in out and "--profile t4" in out
+
+
+def test_models_lists_the_registry(course):
+    out = course("models").stdout
+    assert "llama-2-7b-chat" in out and "12.55" in out and "6.53" in out
+
+
+def test_set_up_without_a_network_says_so(course):
+    environment = {k: v for k, v in course.environment().items() if not k.startswith("PIP_")}
+    del environment["COURSE_PYTHON"]
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    environment |= {"PIP_RETRIES": "0", "PIP_TIMEOUT": "2"}
+    done = subprocess.run(
+        course.command("run"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "installing torch==" in done.stderr and "check network" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class TestCompare:
+    """`compare` tells what differs by kind of number, and says so by its exit status."""
+
+    @pytest.fixture
+    def folders(self, tmp_path):
+        def write(folder, **values):
+            kinds = {"bytes": "memory", "perplexity": "quality", "speed": "timing", "text": "text"}
+            entries = {
+                name: {"value": value, "unit": name, "kind": kinds[name]}
+                for name, value in values.items()
+            }
+            (tmp_path / folder).mkdir(exist_ok=True)
+            path = tmp_path / folder / "06_second.json"
+            path.write_text(json.dumps({"measurements": entries}))
+            return str(tmp_path / folder)
+
+        return write
+
+    def test_the_same_numbers_pass(self, course, folders):
+        first = folders("a", bytes=1000, perplexity=20.0, speed=10.0, text="yes")
+        second = folders("b", bytes=1005, perplexity=20.05, speed=14.0, text="yes")
+        done = course("compare", first, second)
+        assert done.returncode == 0, done.stdout
+
+    @pytest.mark.parametrize(
+        "changed",
+        [{"bytes": 1100}, {"perplexity": 21.0}, {"speed": 4.0}, {"text": "no"}],
+    )
+    def test_a_number_outside_its_tolerance_is_named(self, course, folders, changed):
+        same = {"bytes": 1000, "perplexity": 20.0, "speed": 10.0, "text": "yes"}
+        done = course("compare", folders("a", **same), folders("b", **{**same, **changed}))
+        assert done.returncode == 1
+        assert next(iter(changed)) in done.stdout
+
+    def test_a_number_that_one_side_lacks_is_named(self, course, folders):
+        done = course("compare", folders("a", bytes=1000, speed=1.0), folders("b", bytes=1000))
+        assert done.returncode == 1 and "only in" in done.stdout
+
+    def test_a_folder_that_is_none_is_named(self, course, folders):
+        done = course("compare", folders("a", bytes=1), "/nowhere")
+        assert done.returncode == 1 and "/nowhere" in done.stderr

@@ -1,0 +1,446 @@
+"""Cost from shapes, memory held, seconds taken, quality on a text: each against a reference."""
+
+import time
+from types import SimpleNamespace
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, LlamaForCausalLM
+from transformers import LlamaConfig as HuggingFaceConfig
+
+from llama_int8.measurement.cost import (
+    GIB,
+    count_parameters,
+    decode_bound,
+    kv_cache_bytes,
+    weight_bytes,
+)
+from llama_int8.measurement.latency import (
+    Timing,
+    interleaved,
+    prefill_and_decode,
+    read_bandwidth,
+)
+from llama_int8.measurement.memory import device_peak, process_memory, release, weight_memory
+from llama_int8.measurement.quality import perplexity, token_nll, windows
+from llama_int8.measurement.texts import calibration_text, evaluation_text
+from llama_int8.models import MODELS, config_of, load_model, load_tokenizer
+from llama_int8.transformer.llama import LlamaConfig
+
+T4_BANDWIDTH = 320e9
+DEFAULT = "smollm2-135m"
+
+
+def hugging_face_config(**changes):
+    shapes = {
+        "vocab_size": 97,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,  # 6 x 8 = 48, not the hidden size
+        "max_position_embeddings": 64,
+    }
+    return HuggingFaceConfig(**{**shapes, "tie_word_embeddings": False, **changes})
+
+
+def course_config(config):
+    return LlamaConfig.from_hugging_face(config.to_dict())
+
+
+@pytest.fixture
+def tiny():
+    """A random GQA model in FP32."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(hugging_face_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_model(DEFAULT, "fp32", "cpu")
+
+
+# --- cost: published numbers ------------------------------------------------------------------
+
+
+def test_llama_2_7b_takes_the_published_gibibytes():
+    config = config_of("llama-2-7b-chat")
+    assert round(weight_bytes(config, "fp16").total / GIB, 2) == 12.55
+    assert round(weight_bytes(config, "int8").total / GIB, 2) == 6.53
+
+
+def test_llama_2_7b_has_the_published_parameters_and_int8_weights():
+    config = config_of("llama-2-7b-chat")
+    int8 = weight_bytes(config, "int8")
+    assert count_parameters(config) == 6_738_415_616
+    assert int8.linear == 6_476_005_376
+    assert round(int8.scales / 1e6, 1) == 5.4
+    assert int8.embedding + int8.lm_head == 524_288_000
+
+
+def test_llama_31_8b_takes_the_published_megabytes():
+    config = config_of("llama-3.1-8b")
+    assert round(weight_bytes(config, "fp16").total / 1e6) == 16_061
+    int8 = weight_bytes(config, "int8")
+    assert round((int8.total - int8.scales) / 1e6) == 9_081  # published without the row scales
+    assert round(int8.total / 1e6) == 9_087
+
+
+def test_a_t4_cannot_decode_llama_2_7b_faster_than_its_bandwidth_allows():
+    config = config_of("llama-2-7b-chat")
+    bounds = {
+        precision: decode_bound(weight_bytes(config, precision).read_per_token, T4_BANDWIDTH)
+        for precision in ("fp16", "int8")
+    }
+    assert round(bounds["fp16"], 1) == 24.2
+    assert bounds["int8"] == pytest.approx(47, abs=0.7)
+
+
+def test_the_embedding_table_is_read_only_where_it_is_the_output_layer():
+    tied, untied = config_of("llama-3.2-1b"), config_of("llama-3.1-8b")
+    assert weight_bytes(tied, "bf16").read_per_token == weight_bytes(tied, "bf16").total
+    table = untied.vocab_size * untied.hidden_size * 2
+    assert weight_bytes(untied, "bf16").read_per_token == weight_bytes(untied, "bf16").total - table
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fp32_takes_twice_the_bytes_of_16_bit_and_int8_a_little_over_half(name):
+    config = config_of(name)
+    fp32, fp16, bf16, int8 = (
+        weight_bytes(config, p).total for p in ("fp32", "fp16", "bf16", "int8")
+    )
+    assert fp32 == 2 * fp16 == 2 * bf16
+    assert fp16 / 2 < int8 < fp16
+
+
+@pytest.mark.parametrize("precision", ["int4", "FP16", "", None])
+def test_another_precision_is_refused_by_name(precision):
+    with pytest.raises(ValueError, match=r"precision is .*known are fp32, fp16, bf16, int8"):
+        weight_bytes(config_of(DEFAULT), precision)
+
+
+# --- cost: against Hugging Face ---------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    key_value_heads=st.integers(1, 4),
+    group=st.integers(1, 3),
+    head_dim=st.sampled_from([2, 4, 10]),
+    layers=st.integers(1, 3),
+    width=st.integers(1, 9),
+    inner=st.integers(1, 50),
+    vocabulary=st.integers(3, 120),
+    tied=st.booleans(),
+    attention_bias=st.booleans(),
+    mlp_bias=st.booleans(),
+)
+def test_parameters_and_bytes_are_those_of_hugging_faces_model(
+    key_value_heads,
+    group,
+    head_dim,
+    layers,
+    width,
+    inner,
+    vocabulary,
+    tied,
+    attention_bias,
+    mlp_bias,
+):
+    config = hugging_face_config(
+        vocab_size=vocabulary,
+        hidden_size=key_value_heads * group * width,  # need not be heads x head_dim
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=key_value_heads * group,
+        num_key_value_heads=key_value_heads,
+        head_dim=head_dim,
+        tie_word_embeddings=tied,
+        attention_bias=attention_bias,
+        mlp_bias=mlp_bias,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).half()
+    ours = course_config(config)
+    assert count_parameters(ours) == sum(p.numel() for p in model.parameters())
+    assert weight_bytes(ours, "fp16").total == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize(("where", "layers"), [("attention_bias", 4), ("mlp_bias", 3)])
+def test_biases_are_counted_in_the_layers_that_have_them(where, layers):
+    config = hugging_face_config(**{where: True})
+    model = LlamaForCausalLM(config)
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == layers * config.num_hidden_layers
+    assert weight_bytes(course_config(config), "fp32").biases == sum(b.nbytes for b in biases)
+
+
+@pytest.mark.parametrize(("batch", "length", "dtype"), [(1, 5, "float32"), (3, 7, "bfloat16")])
+def test_kv_cache_bytes_are_those_of_hugging_faces_cache(batch, length, dtype):
+    dtype = getattr(torch, dtype)
+    config = hugging_face_config()
+    model, cache = LlamaForCausalLM(config).to(dtype).eval(), DynamicCache()
+    with torch.inference_mode():
+        model(torch.zeros(batch, length, dtype=torch.long), past_key_values=cache)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert kv_cache_bytes(course_config(config), length, batch, dtype.itemsize) == held
+    assert kv_cache_bytes(course_config(config), 0) == 0
+
+
+def test_the_int8_prediction_is_what_bitsandbytes_holds(tmp_path):
+    config = hugging_face_config(hidden_size=48, attention_bias=True, mlp_bias=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    ).eval()
+    predicted = weight_bytes(course_config(config), "int8")
+    assert weight_memory(model) == predicted.total
+    assert model.get_memory_footprint() < predicted.total  # it leaves the scales out
+    model(torch.arange(5)[None])  # moves bitsandbytes' scales from the weight to the layer's state
+    assert weight_memory(model) == predicted.total
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def test_shared_storage_is_counted_once():
+    first, second = nn.Linear(7, 5, bias=False), nn.Linear(7, 5, bias=False)
+    both = nn.ModuleList([first, second])
+    assert weight_memory(both) == 2 * 7 * 5 * 4
+    second.weight = first.weight
+    assert weight_memory(both) == 7 * 5 * 4
+
+
+def test_a_view_holds_its_whole_storage():
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight = nn.Parameter(torch.zeros(100, 4)[:3])
+    assert weight_memory(layer) == 100 * 4 * 4
+
+
+def test_bitsandbytes_row_scales_are_counted_before_and_after_the_first_product():
+    layer = bnb.nn.Linear8bitLt(64, 48, bias=True, has_fp16_weights=False).to("cpu").eval()
+    assert layer.weight.SCB.dtype == torch.float32 and layer.weight.SCB.shape == (48,)
+    by_hand = 48 * 64 + 48 * 4 + layer.bias.nbytes
+    assert weight_memory(layer) == by_hand
+    layer(torch.ones(2, 64, dtype=layer.bias.dtype))
+    assert weight_memory(layer) == by_hand
+
+
+def test_weights_kept_as_buffers_are_counted_and_scratch_buffers_are_not():
+    layer = nn.Module()
+    layer.register_buffer("weight", torch.zeros(6, 4, dtype=torch.int8))
+    layer.register_buffer("SCB", torch.zeros(6))
+    layer.register_buffer("inv_freq", torch.zeros(9), persistent=False)
+    assert weight_memory(layer) == 6 * 4 + 6 * 4
+
+
+def test_a_model_without_weights_takes_nothing():
+    assert weight_memory(nn.ReLU()) == 0
+
+
+def test_process_memory_sees_an_allocation():
+    before = process_memory()
+    block = np.ones(20_000_000)  # 160 MB, touched
+    assert process_memory() - before > 0.8 * block.nbytes
+
+
+def test_a_cpu_has_no_gpu_peak_and_release_needs_no_gpu():
+    assert device_peak("cpu") is None
+    release()
+
+
+# --- latency ----------------------------------------------------------------------------------
+
+
+def recorded_runs(calls, names):
+    def run(name):
+        calls.append(name)
+        return {"decode": float(len(calls)), "prefill": 0.5}
+
+    return {name: lambda name=name: run(name) for name in names}
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(1, 0), (3, 1), (2, 4)])
+def test_runs_alternate_and_warm_ups_are_not_counted(rounds, warmup):
+    calls = []
+    times = interleaved(recorded_runs(calls, "abc"), rounds, warmup)
+    assert calls == list("abc") * (warmup + rounds)
+    # A run here returns the number of its own call, so the rows show which calls were kept.
+    first = 3 * warmup + 1
+    for position, name in enumerate("abc"):
+        kept = first + position + 3 * np.arange(rounds)
+        np.testing.assert_array_equal(times[name]["decode"], kept)
+        np.testing.assert_array_equal(times[name]["prefill"], np.full(rounds, 0.5))
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_fewer_than_one_round_is_refused_before_anything_runs(rounds):
+    calls = []
+    with pytest.raises(ValueError, match=f"rounds is {rounds}"):
+        interleaved(recorded_runs(calls, "ab"), rounds)
+    assert calls == []
+
+
+def test_tokens_per_second_is_tokens_over_seconds():
+    np.testing.assert_allclose(Timing(np.array([0.5, 2.0]), 8).tokens_per_second, [16.0, 4.0])
+
+
+@pytest.mark.parametrize("new_tokens", [0, 1, 6])
+def test_decode_is_one_pass_over_one_token_for_each_new_token(tiny, new_tokens):
+    prompt, fed = torch.arange(2 * 9).view(2, 9), []
+    tiny.register_forward_pre_hook(lambda _module, inputs: fed.append(inputs[0]))
+    seconds = prefill_and_decode(tiny, prompt, new_tokens)
+    assert [tuple(tokens.shape) for tokens in fed] == [(2, 9)] + [(2, 1)] * new_tokens
+    assert seconds["prefill"] > 0 and seconds["decode"] >= 0
+
+
+def test_decode_takes_the_greedy_tokens_of_hugging_faces_generate(tiny):
+    prompt, fed = torch.tensor([[5, 80, 3, 41, 7]]), []
+    hook = tiny.register_forward_pre_hook(lambda _module, inputs: fed.append(inputs[0]))
+    prefill_and_decode(tiny, prompt, 8)
+    hook.remove()
+    generated = tiny.generate(
+        prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(torch.cat(fed, dim=1), generated)
+
+
+def test_prefill_and_decode_are_timed_apart(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+
+    def model(tokens, past_key_values=None, **_options):  # a second a token, and no other work
+        clock.now += tokens.shape[1]
+        return SimpleNamespace(logits=torch.zeros(*tokens.shape, 4), past_key_values=None)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    assert prefill_and_decode(model, torch.zeros(1, 7), 3) == {"prefill": 7.0, "decode": 3.0}
+
+
+def test_read_bandwidth_is_that_of_a_memory():
+    assert 1e8 < read_bandwidth(megabytes=16, repeats=2) < 1e13
+
+
+# --- quality ----------------------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """A "model" that answers every window with the logits that `answer(window)` gives."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.weight, self.answer = nn.Parameter(torch.zeros(1)), answer
+
+    def forward(self, tokens, **_options):
+        return SimpleNamespace(logits=torch.stack([self.answer(window) for window in tokens]))
+
+
+@pytest.mark.slow  # needs the package index, once
+def test_token_nll_is_hugging_faces_loss_window_by_window(embedded):
+    text = load_tokenizer(DEFAULT)(evaluation_text()[:2000])["input_ids"]
+    cut = windows(text, 40, limit=3)
+    with torch.inference_mode():
+        losses = [embedded(window[None], labels=window[None]).loss.item() for window in cut]
+    nll = token_nll(embedded, cut)
+    assert nll.shape == (3, 39) and nll.dtype == np.float64
+    np.testing.assert_allclose(nll.mean(axis=1), losses, rtol=1e-5)
+
+
+def test_token_nll_is_the_log_softmax_of_the_next_token_in_float64(tiny):
+    tokens = torch.randint(0, 97, (4, 11), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logits = tiny(tokens).logits.double().numpy()[:, :-1]
+    log_sums = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    chosen = np.take_along_axis(logits, tokens[:, 1:, None].numpy(), -1)[..., 0]
+    np.testing.assert_allclose(token_nll(tiny, tokens), log_sums - chosen, rtol=2e-6)
+
+
+def test_a_windows_nll_does_not_depend_on_its_neighbours(tiny):
+    tokens = torch.arange(30).view(3, 10)
+    alone = np.concatenate([token_nll(tiny, window[None]) for window in tokens])
+    np.testing.assert_array_equal(token_nll(tiny, tokens), alone)
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary(tiny):
+    nn.init.zeros_(tiny.lm_head.weight)
+    assert perplexity(token_nll(tiny, torch.arange(20).view(2, 10))) == pytest.approx(97, rel=1e-6)
+
+
+def test_perplexity_of_a_model_that_knows_the_answer_is_one():
+    knows = Fixed(lambda window: 1e4 * nn.functional.one_hot(window.roll(-1), 30).float())
+    assert perplexity(token_nll(knows, torch.arange(20).view(2, 10))) == 1.0
+
+
+def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities():
+    probabilities = np.array([[0.5, 0.25], [0.9, 0.01]])
+    assert perplexity(-np.log(probabilities)) == pytest.approx(np.prod(probabilities) ** (-1 / 4))
+
+
+def test_nan_logits_are_an_error_that_names_the_windows():
+    def overflows_on_token_0(window):
+        return torch.full((len(window), 50), float("inf") if 0 in window else 1.0)
+
+    tokens = torch.arange(40).roll(15).view(4, 10)  # token 0 stands in window 1
+    with pytest.raises(ValueError, match=r"NaN in window\(s\) \[1\]"):
+        token_nll(Fixed(overflows_on_token_0), tokens)
+
+
+def test_a_token_held_impossible_has_infinite_nll_and_perplexity():
+    logits = torch.tensor([0.0, float("-inf")])
+    impossible = token_nll(Fixed(lambda window: logits.expand(3, 2)), torch.ones(2, 3).long())
+    assert np.isposinf(impossible).all() and perplexity(impossible) == float("inf")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 60_000), max_size=60),
+    length=st.integers(2, 12),
+    limit=st.none() | st.integers(0, 8),
+)
+def test_windows_are_the_texts_beginning_cut_exactly(tokens, length, limit):
+    count = len(tokens) // length if limit is None else min(limit, len(tokens) // length)
+    if count < 2:
+        with pytest.raises(ValueError, match=f"{count} windows of {length}"):
+            windows(tokens, length, limit)
+        return
+    cut = windows(tokens, length, limit)
+    assert cut.shape == (count, length)
+    assert cut.flatten().tolist() == tokens[: count * length]
+
+
+@pytest.mark.parametrize("length", [1, 0, -3])
+def test_windows_in_which_nothing_is_predicted_are_refused(length):
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        windows(list(range(100)), length)
+
+
+def test_an_empty_text_and_a_limit_below_two_are_refused():
+    for tokens, limit in [([], None), (list(range(100)), 0), (list(range(100)), 1)]:
+        with pytest.raises(ValueError, match="at least 2 windows"):
+            windows(tokens, 10, limit)
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # needs the package index, once
+def test_the_texts_are_as_long_as_they_say():
+    tokenizer = load_tokenizer(DEFAULT)
+    assert len(tokenizer(evaluation_text())["input_ids"]) > 8_000
+    assert len(tokenizer(calibration_text())["input_ids"]) > 4_000
+
+
+def test_calibration_and_evaluation_share_no_six_words():
+    def runs(text):
+        words = text.lower().split()
+        return {tuple(words[i : i + 6]) for i in range(len(words) - 5)}
+
+    assert not runs(evaluation_text()) & runs(calibration_text())

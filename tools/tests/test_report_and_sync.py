@@ -1,0 +1,180 @@
+"""The report holds measured numbers or says that there is none; sync changes nothing twice."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+import sync_notebooks
+
+pytestmark = pytest.mark.slow
+
+
+def results_file(course, name):
+    (path,) = course.root.glob(f"results/*/{name}.json")
+    return path
+
+
+def test_the_report_shows_the_recorded_number(course):
+    path = results_file(course, "00_first")
+    content = json.loads(path.read_text())
+    content["measurements"]["count"]["value"] = 4711
+    path.write_text(json.dumps(content))
+    assert course("report", "--check").returncode == 1
+    assert course("report").returncode == 0
+    assert "count 4711" in (course.root / "REPORT.md").read_text()
+    assert course("report", "--check").returncode == 0
+
+
+def test_check_changes_nothing(course):
+    (course.root / "REPORT.md").write_text("stale")
+    before = course.state()
+    done = course("report", "--check")
+    assert done.returncode == 1 and "stale: REPORT.md" in done.stdout
+    assert course.state() == before
+
+
+def test_a_stale_readme_block_is_found(course):
+    readme = course.root / "README.md"
+    readme.write_text(readme.read_text().replace("A tiny notebook", "A huge notebook"))
+    assert "stale: README.md" in course("report", "--check").stdout
+
+
+def test_a_number_that_nobody_measured_is_an_error_with_its_name(course):
+    template = course.root / "tools" / "report_template.md"
+    template.write_text('{{ value("00", "colour") }}')
+    done = course("report")
+    assert done.returncode == 1 and "colour" in done.stderr and "Traceback" not in done.stderr
+    template.write_text('{{ by_machine("06", {"x": "colour"}) }}')
+    done = course("report")
+    assert done.returncode == 1 and "colour" in done.stderr
+
+
+def test_another_machine_has_a_column_and_says_what_it_did_not_measure(course):
+    path = results_file(course, "06_second")
+    content = json.loads(path.read_text())
+    content["environment"]["machine"] = "tesla-t4"
+    content["measurements"] = {"other": {"value": 1, "unit": "count", "kind": "exact"}}
+    other = course.root / "results" / "tesla-t4" / "06_second.json"
+    other.parent.mkdir()
+    other.write_text(json.dumps(content))
+    assert course("report").returncode == 0
+    report = (course.root / "REPORT.md").read_text()
+    assert "tesla-t4" in report and "not measured on this machine" in report
+
+
+@pytest.mark.parametrize("content", ["{", '{"measurements": {}}'])
+def test_a_damaged_results_file_is_named(course, content):
+    results_file(course, "06_second").write_text(content)
+    done = course("report")
+    assert done.returncode == 1 and "06_second.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_figure_that_is_missing_is_an_error(course):
+    (course.root / "figures" / "00_first.png").unlink()
+    done = course("report")
+    assert done.returncode == 1 and "figures/00_first.png" in done.stderr
+
+
+def test_sync_is_idempotent(course):
+    assert course("sync", "--check").returncode == 0
+    before = course.state()
+    assert course("sync").stdout == ""
+    assert course.state() == before
+
+
+def test_sync_check_finds_a_stale_badge_and_sync_mends_it(course):
+    good = course.notebook("00_first").read_bytes()
+    course.change_notebook("00_first", "badge", "an old badge")
+    assert course("sync", "--check").returncode == 1
+    assert course("sync").returncode == 0
+    assert course.notebook("00_first").read_bytes() == good
+
+
+def test_a_fork_needs_one_command(course):
+    assert course("sync", "--repository", "jane/my-course").returncode == 0
+    for path in course.root.glob("notebooks/*.ipynb"):
+        text = path.read_text()
+        assert "git+https://github.com/jane/my-course" in text
+        assert "colab.research.google.com/github/jane/my-course/blob/main/notebooks/" in text
+        assert "OWNER" not in text
+    assert "jane/my-course" in (course.root / "README.md").read_text()
+    assert course("sync", "--check").returncode == 0
+
+
+def test_a_new_address_does_not_make_notebooks_stale(course):
+    course("run")
+    course("sync", "--repository", "jane/my-course")
+    assert course("run").stdout.count("up to date") == 2
+
+
+@pytest.mark.parametrize("address", ["jane", "https://github.com/jane/x", "a/b/c", ""])
+def test_an_address_that_is_none_is_refused(course, address):
+    before = course.state()
+    done = course("sync", "--repository", address)
+    assert done.returncode == 1 and "OWNER/NAME" in done.stderr
+    assert course.state() == before
+
+
+class TestNormalised:
+    """What differs from run to run is gone, what a reader needs stays."""
+
+    def outputs(self, *outputs):
+        cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "x", "execution_count": 9}
+        notebook = {"cells": [{**cell, "outputs": list(outputs)}], "metadata": {"widgets": {}}}
+        clean = sync_notebooks.normalised(notebook)
+        assert clean["metadata"].keys() == {"kernelspec", "language_info"}
+        assert clean["cells"][0]["execution_count"] == 1
+        return clean["cells"][0]["outputs"]
+
+    def test_a_stream_that_came_in_pieces_is_one(self):
+        pieces = [{"output_type": "stream", "name": "stdout", "text": t} for t in ("a\nb", "c\n")]
+        (one,) = self.outputs(*pieces)
+        assert one["text"] == ["a\n", "bc\n"]
+
+    def test_progress_bars_go_and_warnings_stay(self):
+        bar = {"output_type": "stream", "name": "stderr", "text": "\r 50%|##   | 1/2"}
+        warning = {"output_type": "stream", "name": "stderr", "text": "careful\n"}
+        assert [o["text"] for o in self.outputs(bar, warning)] == [["careful\n"]]
+
+    def test_a_widget_leaves_its_picture(self):
+        view = {sync_notebooks.WIDGET_VIEW: {"model_id": "x"}, "text/plain": "Box()"}
+        both = {
+            "output_type": "display_data",
+            "data": {**view, "image/png": "AA=="},
+            "metadata": {},
+        }
+        bare = {"output_type": "display_data", "data": view, "metadata": {}}
+        (kept,) = self.outputs(both, bare)
+        assert kept["data"].keys() == {"image/png", "text/plain"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+class TestCommittedNotebooks:
+    """What a reader finds on GitHub."""
+
+    def cells(self, path):
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+    def test_is_executed_in_order_without_errors_or_warnings(self, path):
+        code = [cell for cell in self.cells(path) if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+        outputs = [output for cell in code for output in cell["outputs"]]
+        assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+
+    def test_names_no_folder_of_the_machine_it_ran_on(self, path):
+        text = json.dumps([c["outputs"] for c in self.cells(path) if c["cell_type"] == "code"])
+        for place in (str(ROOT), "/root/", "/home/", "/tmp/", "site-packages"):
+            assert place not in text
+
+    def test_is_small_enough_to_open(self, path):
+        assert path.stat().st_size <= 1_000_000
+
+    def test_cells_are_short_and_explained(self, path):
+        unexplained = 0
+        for cell in self.cells(path):
+            unexplained = 0 if cell["cell_type"] == "markdown" else unexplained + 1
+            assert unexplained <= 2 or cell["id"] in ("bootstrap", "parameters")
+            lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+            assert cell["cell_type"] == "markdown" or len(lines) <= 25

@@ -1,0 +1,376 @@
+"""Results: every number reaches the file at once, finite and with its unit; stages survive a crash."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import llama_int8
+from llama_int8.measurement import results as results_module
+from llama_int8.measurement.results import KIND_OF_UNIT, KINDS, Results, write_json
+from llama_int8.profiles import resolve
+
+NOTEBOOK = "00_start_here"
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    monkeypatch.setattr(results_module, "environment", lambda device: {"machine": f"a-{device}"})
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"), str(tmp_path))
+
+
+def with_model(folder, model, **parameters):
+    return Results(NOTEBOOK, resolve(NOTEBOOK, "cpu", model=str(model), **parameters), str(folder))
+
+
+def on_disk(results):
+    return json.loads(results.path.read_text(encoding="utf-8"))
+
+
+def measurement(results, name):
+    return on_disk(results)["measurements"][name]
+
+
+# --- record -----------------------------------------------------------------------------------
+
+
+def test_a_number_is_on_disk_as_soon_as_it_is_recorded(results):
+    results.record("speed", 12.5, "tokens/s", low=11.0, high=14.0, n=7, note="median")
+    results.record("answer", "Paris", "text")
+    assert on_disk(results)["measurements"] == {
+        "speed": {
+            "value": 12.5,
+            "unit": "tokens/s",
+            "kind": "timing",
+            "low": 11.0,
+            "high": 14.0,
+            "n": 7,
+            "note": "median",
+        },
+        "answer": {"value": "Paris", "unit": "text", "kind": "text"},
+    }
+
+
+def test_the_file_says_what_was_run_where(results):
+    results.record("speed", 1.0, "s")
+    found = on_disk(results)
+    assert (found["notebook"], found["profile"], found["model"]) == (
+        NOTEBOOK,
+        "cpu",
+        "smollm2-135m",
+    )
+    assert found["settings"] == resolve(NOTEBOOK, "cpu")
+    assert found["environment"] == {"machine": "a-cpu"}
+
+
+def test_recording_again_replaces_the_number(results):
+    results.record("speed", 1.0, "s", n=3)
+    results.record("speed", 2.0, "s")
+    assert measurement(results, "speed") == {"value": 2.0, "unit": "s", "kind": "timing"}
+
+
+@pytest.mark.parametrize(("unit", "kind"), KIND_OF_UNIT.items())
+def test_every_unit_has_a_known_kind(results, unit, kind):
+    assert kind in KINDS
+    results.record("it", "so" if unit == "text" else 1, unit)
+    assert measurement(results, "it")["kind"] == kind
+
+
+def test_a_kind_may_be_named_for_a_unit_that_has_none(results):
+    results.record("largest", 24_208.0, "hidden state", kind="exact")
+    assert measurement(results, "largest")["kind"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind"), [("furlongs", None), ("s", "speed"), ("", None), (None, None)]
+)
+def test_an_unknown_unit_or_kind_is_refused_and_names_the_measurement(results, unit, kind):
+    with pytest.raises(ValueError, match=r"speed: unit .*known units are s, ms, .*known kinds"):
+        results.record("speed", 1.0, unit, kind=kind)
+    assert not results.path.exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), np.float32("nan")])
+@pytest.mark.parametrize("where", ["value", "low", "high", "n"])
+def test_a_number_that_is_not_finite_is_refused_and_named(results, where, bad):
+    with pytest.raises(ValueError, match=f"loss: {where} is (nan|inf|-inf); only finite"):
+        results.record("loss", **{"value": 1.0, "unit": "nats", where: bad})
+    assert not results.path.exists()
+
+
+@pytest.mark.parametrize("bad", [None, "fast", [1.0], np.ones(3), 1j])
+def test_what_is_no_number_is_refused_and_named(results, bad):
+    with pytest.raises(ValueError, match="speed: value is"):
+        results.record("speed", bad, "s")
+
+
+@pytest.mark.parametrize("bad", [None, 3, float("nan"), ["Paris"]])
+def test_what_is_no_text_is_refused_as_text(results, bad):
+    with pytest.raises(ValueError, match=r"answer: value is .* must be a string"):
+        results.record("answer", bad, "text")
+
+
+@pytest.mark.parametrize(
+    ("scalar", "plain"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.float64(1 / 3), 0.3333333),
+        (np.int64(7), 7),
+        (torch.tensor(0.25), 0.25),
+        (torch.tensor(9), 9),
+        (10**400, 10**400),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_scalars_of_numpy_and_pytorch_become_plain_numbers(results, scalar, plain):
+    results.record("it", scalar, "count", low=scalar, n=scalar)
+    found = measurement(results, "it")
+    assert found["value"] == found["low"] == plain and type(found["value"]) is type(plain)
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_keeps_seven_digits(tmp_path_factory, value):
+    results = with_model(tmp_path_factory.mktemp("digits"), "smollm2-135m")
+    results.record("it", value, "x")
+    assert measurement(results, "it")["value"] == pytest.approx(value, rel=5.1e-7, abs=5e-324)
+
+
+def test_an_entry_that_cannot_be_written_spoils_neither_the_file_nor_the_next_entry(results):
+    results.record("first", 1.0, "s")
+    with pytest.raises(TypeError):
+        results.record("second", 2.0, "s", note=object())
+    assert set(on_disk(results)["measurements"]) == {"first"}
+    results.record("third", 3.0, "s")
+    assert set(on_disk(results)["measurements"]) == {"first", "third"}
+
+
+def test_figures_and_claims_are_kept_beside_the_numbers(results, tmp_path):
+    assert results.add_figure("00_bars", "Two bars", "One is shorter") == (
+        tmp_path / "figures" / "00_bars.png"
+    )
+    results.add_claim("int8-halves-memory", "0.52", "holds", "nearly")
+    found = on_disk(results)
+    assert found["figures"] == {"00_bars": {"alt": "Two bars", "caption": "One is shorter"}}
+    assert found["claims"]["int8-halves-memory"]["verdict"] == "holds"
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_a_reader_never_meets_half_a_file(tmp_path):
+    path, stop, read = tmp_path / "it.json", threading.Event(), []
+    write_json(path, {"number": 0, "filling": "x" * 100_000})
+
+    def keep_reading():
+        while not stop.is_set():
+            read.append(json.loads(path.read_text(encoding="utf-8"))["number"])
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    for number in range(100):
+        write_json(path, {"number": number, "filling": "x" * 100_000})
+    stop.set()
+    reader.join()
+    assert read == sorted(read)  # and every one of them was a whole file
+    assert [file.name for file in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "it.json"
+    write_json(path, {"number": 1})
+    for bad in (float("nan"), object()):
+        with pytest.raises((TypeError, ValueError)):
+            write_json(path, {"number": bad})
+    assert [file.name for file in tmp_path.iterdir()] == ["it.json"]
+    assert json.loads(path.read_text()) == {"number": 1}
+
+
+def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def fails(*_arguments):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_json(tmp_path / "it.json", {"number": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_profiles_own_model_needs_no_suffix(results, tmp_path):
+    assert results.path == tmp_path / "results" / "a-cpu" / f"{NOTEBOOK}.json"
+
+
+@pytest.mark.parametrize(
+    ("model", "suffix"),
+    [
+        ("llama-2-7b-chat", "@llama-2-7b-chat"),
+        ("synthetic:llama-3.2-1b", "@synthetic-llama-3.2-1b"),
+        ("/models/My Model (v2)", "@my-model-v2"),
+        ("/models/tiny/", "@tiny"),
+        ("/models/smollm2-135m", "@smollm2-135m"),  # a folder is not the registered model
+    ],
+)
+def test_another_models_file_carries_its_name(tmp_path, model, suffix):
+    assert with_model(tmp_path, model).path.name == f"{NOTEBOOK}{suffix}.json"
+
+
+def test_a_folder_named_by_a_dot_is_called_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "tiny" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "tiny" / "inner")
+    assert with_model(tmp_path, ".").path.name == f"{NOTEBOOK}@inner.json"
+    assert with_model(tmp_path, "..").path.name == f"{NOTEBOOK}@tiny.json"
+
+
+def test_the_model_that_was_really_used_names_the_file(results):
+    results.use_model("tinyllama-1.1b", "abc123")
+    results.record("speed", 1.0, "s")
+    assert results.path.name == f"{NOTEBOOK}@tinyllama-1.1b.json"
+    assert (on_disk(results)["model"], on_disk(results)["revision"]) == ("tinyllama-1.1b", "abc123")
+
+
+@pytest.mark.parametrize("state_it", [False, True])
+def test_a_folders_path_stays_on_the_machine(tmp_path, state_it):
+    folder = tmp_path / "private" / "tiny-llama"
+    results = with_model(tmp_path, folder)
+    if state_it:
+        results.use_model(str(folder))
+    results.record("speed", 1.0, "s")
+    found = on_disk(results)
+    assert found["model"] == found["settings"]["model"] == "tiny-llama"
+    written = results.path.read_text(encoding="utf-8")
+    assert "private" not in written and str(tmp_path) not in written
+    assert results.settings.model == str(folder)  # the notebook itself still finds it
+
+
+def test_without_a_folder_results_lie_beside_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for unnamed in (None, ""):
+        results = Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"), unnamed)
+        assert results.root == Path("course_output") and not results.keeps_stages
+
+
+def test_the_real_environment_names_versions_and_no_path(monkeypatch):
+    monkeypatch.undo()
+    found = results_module.environment("cpu")
+    assert torch.__version__.startswith(found["torch"])
+    assert found["machine"] == results_module.machine_name("cpu")
+    assert found["machine"].strip("abcdefghijklmnopqrstuvwxyz0123456789.-") == ""
+    assert str(Path.home()) + os.sep not in json.dumps(found)
+
+
+# --- stages -----------------------------------------------------------------------------------
+
+
+def counting(value):
+    calls = []
+
+    def compute():
+        calls.append(None)
+        return value
+
+    return compute, calls
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path):
+    compute, calls = counting({"nll": [1.5, 2.5]})
+    for _ in range(2):  # two runs of the notebook
+        assert with_model(tmp_path, "smollm2-135m").stage("score", compute) == {"nll": [1.5, 2.5]}
+    assert len(calls) == 1
+
+
+def test_two_stages_are_two(results):
+    assert results.stage("one", lambda: 1) == 1
+    assert results.stage("two", lambda: 2) == 2
+
+
+def test_a_stage_that_fails_keeps_nothing(results, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        results.stage("score", lambda: 1 / 0)
+    assert not list((tmp_path / "stages").rglob("*.json"))
+    assert results.stage("score", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("change", ["parameter", "model", "revision", "environment", "notebook"])
+def test_a_stage_of_another_setting_model_machine_or_notebook_does_not_count(
+    tmp_path, monkeypatch, change
+):
+    with_model(tmp_path, "smollm2-135m").stage("score", lambda: "old")
+    other = with_model(tmp_path, "smollm2-135m", rounds=5 if change == "parameter" else None)
+    if change == "model":
+        other = with_model(tmp_path, "llama-7b")
+    if change == "revision":
+        other.use_model("smollm2-135m", "new")
+    if change == "environment":
+        monkeypatch.setattr(results_module, "environment", lambda _device: {"machine": "another"})
+        other = with_model(tmp_path, "smollm2-135m")
+    if change == "notebook":
+        settings = resolve(NOTEBOOK, "cpu")
+        other = Results("06_fp16_vs_int8", settings, str(tmp_path))
+    assert other.stage("score", lambda: "new") == "new"
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_folders_of_the_same_name_do_not_share_stages(tmp_path, stated):
+    for folder in ("/one/tiny", "/two/tiny"):
+        results = with_model(tmp_path, "llama-7b" if stated else folder)
+        if stated:
+            results.use_model(folder)
+        assert results.stage("score", lambda folder=folder: folder) == folder
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_stage_gives_plain_json_data_with_and_without_a_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    results = Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"), str(tmp_path) if folder else None)
+    assert results.stage("score", lambda: {1: (2, 3.5), "é": None}) == {"1": [2, 3.5], "é": None}
+    for bad in (float("nan"), {1, 2}):
+        with pytest.raises((TypeError, ValueError)):
+            results.stage("bad", lambda bad=bad: bad)
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"))
+    compute, calls = counting(1)
+    assert [results.stage("score", compute) for _ in range(3)] == [1, 1, 1]
+    assert len(calls) == 3 and list(tmp_path.iterdir()) == []
+
+
+RUN = """
+import os, sys
+from llama_int8.measurement import results
+from llama_int8.profiles import resolve
+results.environment = lambda device: {"machine": "a-cpu"}
+run = results.Results("00_start_here", resolve("00_start_here", "cpu"), sys.argv[1])
+def stage(name):
+    print("runs", name, flush=True)
+    if name == sys.argv[2]:
+        os._exit(9)  # as a killed kernel: no handler, no clean-up
+    return name
+print([run.stage(name, lambda: stage(name)) for name in ("one", "two", "three")])
+"""
+
+
+def test_a_kill_loses_only_the_stage_in_which_it_came(tmp_path):
+    def run(killed_in):
+        command = [sys.executable, "-c", RUN, str(tmp_path), killed_in]
+        path = str(Path(llama_int8.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return done.returncode, done.stdout.splitlines()
+
+    assert run(killed_in="two") == (9, ["runs one", "runs two"])
+    assert run(killed_in="") == (0, ["runs two", "runs three", "['one', 'two', 'three']"])

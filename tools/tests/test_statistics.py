@@ -1,0 +1,226 @@
+"""Intervals for paired differences: against simulation, normal theory and NumPy."""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from llama_int8.measurement.statistics import paired_bootstrap, spread
+
+Z95, Z80 = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.8)
+VALUES = st.floats(-1e6, 1e6, allow_subnormal=False)
+SAMPLES = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        arrays(np.float64, n, elements=VALUES), arrays(np.float64, n, elements=VALUES)
+    )
+)
+quick = settings(max_examples=40, deadline=None)
+
+
+def normal(n, mean=0.0, seed=0):
+    return np.random.default_rng(seed).normal(mean, 1.0, n)
+
+
+def interval(first, second, **options):
+    found = paired_bootstrap(first, second, **{"resamples": 200, **options})
+    return np.array([found.mean, found.low, found.high])
+
+
+def of_one_sample(values, **options):
+    return paired_bootstrap(np.zeros_like(values), values, **options)
+
+
+# --- against simulation and theory ------------------------------------------------------------
+
+
+def test_the_interval_holds_the_true_mean_95_times_in_100():
+    found = [of_one_sample(normal(40, 3.0, seed), resamples=400, seed=seed) for seed in range(400)]
+    assert 0.91 <= np.mean([one.low <= 3.0 <= one.high for one in found]) <= 0.98
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_a_large_samples_interval_is_that_of_normal_theory(confidence):
+    values = normal(2000, 0.3)
+    found = of_one_sample(values, confidence=confidence, resamples=4000)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(2000)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.high - found.mean == pytest.approx(half, rel=0.08)
+    assert found.mean - found.low == pytest.approx(half, rel=0.08)
+    assert (found.confidence, found.n) == (confidence, 2000)
+
+
+def test_the_smallest_detectable_difference_is_found_four_times_in_five():
+    true = (Z95 + Z80) / np.sqrt(60)  # of 60 differences with standard deviation 1
+    samples = [of_one_sample(normal(60, true, s), resamples=400, seed=s) for s in range(400)]
+    assert 0.74 <= np.mean([sample.excludes_zero for sample in samples]) <= 0.88
+    assert np.mean([sample.smallest_detectable for sample in samples]) == pytest.approx(
+        true, rel=0.03
+    )
+
+
+def test_no_difference_is_found_one_time_in_twenty():
+    samples = [of_one_sample(normal(60, 0.0, s), resamples=400, seed=s) for s in range(400)]
+    assert 0.02 <= np.mean([sample.excludes_zero for sample in samples]) <= 0.09
+
+
+def test_the_smallest_detectable_difference_halves_with_four_times_the_sample():
+    values = normal(50)
+    once, four = (of_one_sample(np.tile(values, k), resamples=10) for k in (1, 4))
+    assert four.smallest_detectable == pytest.approx(once.smallest_detectable / 2, rel=0.02)
+
+
+def test_the_smallest_detectable_difference_of_two_units_by_hand():
+    # Differences 1 and 3: standard deviation sqrt(2), standard error 1.
+    found = of_one_sample(np.array([1.0, 3.0]), resamples=10)
+    assert found.smallest_detectable == pytest.approx(Z95 + Z80)
+
+
+# --- properties -------------------------------------------------------------------------------
+
+
+@quick
+@given(SAMPLES, VALUES)
+def test_a_shift_moves_mean_and_interval_by_itself(samples, shift):
+    first, second = samples
+    moved = interval(first, second + shift)
+    np.testing.assert_allclose(moved, interval(first, second) + shift, rtol=1e-9, atol=1e-8)
+
+
+@quick
+@given(SAMPLES, st.floats(1e-3, 1e3))
+def test_a_scale_stretches_mean_and_interval_by_itself(samples, scale):
+    first, second = samples
+    stretched = interval(first * scale, second * scale)
+    np.testing.assert_allclose(stretched, interval(first, second) * scale, rtol=1e-9, atol=1e-8)
+
+
+@quick
+@given(SAMPLES)
+def test_exchanging_the_two_mirrors_the_interval(samples):
+    mean, low, high = interval(*samples)
+    mirrored = interval(samples[1], samples[0])
+    np.testing.assert_allclose(mirrored, [-mean, -high, -low], rtol=1e-9, atol=1e-8)
+
+
+@quick
+@given(SAMPLES)
+def test_the_interval_lies_within_the_differences(samples):
+    differences = samples[1] - samples[0]
+    mean, low, high = interval(*samples)
+    slack = 1e-9 * (1 + np.abs(differences).max())
+    assert differences.min() - slack <= low <= high <= differences.max() + slack
+    assert mean == pytest.approx(differences.mean())
+
+
+@quick
+@given(st.lists(st.floats(-1e300, 1e300), min_size=2, max_size=20))
+def test_identical_inputs_give_a_zero_interval(values):
+    found = paired_bootstrap(values, values, resamples=50)
+    assert (found.mean, found.low, found.high, found.smallest_detectable) == (0, 0, 0, 0)
+    assert not found.excludes_zero
+
+
+@quick
+@given(SAMPLES, st.floats(0.55, 0.94))
+def test_more_confidence_never_gives_a_narrower_interval(samples, confidence):
+    assume(np.ptp(samples[1] - samples[0]) > 1e-6)
+    _, low, high = interval(*samples, confidence=confidence)
+    _, lower, higher = interval(*samples, confidence=confidence + 0.05)
+    assert lower <= low and high <= higher
+
+
+def test_noise_that_both_share_cancels():
+    noise, change = 100 * normal(30, seed=1), 0.01 * normal(30, seed=2)
+    np.testing.assert_allclose(
+        interval(noise, noise + change), interval(np.zeros(30), change), atol=1e-12
+    )
+    unpaired = paired_bootstrap(noise, np.roll(noise, 1) + change)
+    assert unpaired.high - unpaired.low > 1000 * np.ptp(interval(noise, noise + change))
+
+
+def test_the_order_of_the_pairs_does_not_matter():
+    first, second = normal(200, seed=3), normal(200, 0.2, seed=4)
+    order = np.random.default_rng(5).permutation(200)
+    one = paired_bootstrap(first, second, resamples=4000)
+    other = paired_bootstrap(first[order], second[order], resamples=4000)
+    assert other.mean == pytest.approx(one.mean)
+    assert other.smallest_detectable == pytest.approx(one.smallest_detectable)
+    # Other resamples are drawn, so the ends differ by their own random error alone.
+    assert [other.low, other.high] == pytest.approx([one.low, one.high], abs=0.02)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    first, second = normal(20, seed=6), normal(20, seed=7)
+    np.testing.assert_array_equal(interval(first, second), interval(first, second))
+    assert not np.array_equal(interval(first, second), interval(first, second, seed=1))
+
+
+def test_resampling_is_independent_draws_with_replacement():
+    first, second = normal(9, seed=8), normal(9, seed=9)
+    picks = np.random.default_rng(4).integers(0, 9, size=(500, 9))
+    means = (second - first)[picks].mean(axis=1)
+    expected = [(second - first).mean(), *np.quantile(means, [0.05, 0.95])]
+    found = interval(first, second, confidence=0.9, resamples=500, seed=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excluded"), [(1, 2, True), (-2, -1, True), (-1, 1, False)]
+)
+def test_zero_is_excluded_only_by_an_interval_on_one_side(low, high, excluded):
+    assert of_one_sample(np.array([low, high] * 20, float)).excludes_zero is excluded
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([1.0, 2.0], [1.0, 2.0, 3.0]),
+        ([[1.0, 2.0]], [[1.0, 2.0]]),
+        (1.0, 2.0),
+        ([1.0], [2.0]),
+        ([], []),
+    ],
+)
+def test_unequal_or_too_small_shapes_are_refused_with_their_shapes(first, second):
+    with pytest.raises(ValueError, match=r"shapes are .* n >= 2"):
+        paired_bootstrap(first, second)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        paired_bootstrap([1.0, bad, 2.0], [1.0, 1.0, 1.0])
+
+
+def test_two_infinities_do_not_hide_each_other():
+    with pytest.raises(ValueError, match="NaN or infinity"), np.errstate(invalid="ignore"):
+        paired_bootstrap([1.0, np.inf], [1.0, np.inf])
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, -0.5, np.nan])
+def test_a_confidence_outside_zero_to_one_is_refused_with_its_value(confidence):
+    with pytest.raises(ValueError, match=f"confidence is {confidence}"):
+        paired_bootstrap([1.0, 2.0], [2.0, 3.0], confidence)
+
+
+# --- spread -----------------------------------------------------------------------------------
+
+
+@quick
+@given(st.lists(VALUES, min_size=1, max_size=30))
+def test_spread_is_numpys_quartiles(values):
+    found = spread(values)
+    expected = np.percentile(values, [25, 50, 75])
+    np.testing.assert_allclose([found.low, found.median, found.high], expected)
+    assert found.n == len(values)
+
+
+def test_spread_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
