@@ -21,12 +21,11 @@ from llama_int8.measurement.cost import (
     weight_bytes,
 )
 from llama_int8.measurement.latency import (
-    Timing,
     interleaved,
     prefill_and_decode,
     read_bandwidth,
 )
-from llama_int8.measurement.memory import device_peak, process_memory, release, weight_memory
+from llama_int8.measurement.memory import weight_memory
 from llama_int8.measurement.quality import perplexity, token_nll, windows
 from llama_int8.measurement.texts import calibration_text, evaluation_text
 from llama_int8.models import MODELS, config_of, load_model, load_tokenizer
@@ -247,17 +246,6 @@ def test_a_model_without_weights_takes_nothing():
     assert weight_memory(nn.ReLU()) == 0
 
 
-def test_process_memory_sees_an_allocation():
-    before = process_memory()
-    block = np.ones(20_000_000)  # 160 MB, touched
-    assert process_memory() - before > 0.8 * block.nbytes
-
-
-def test_a_cpu_has_no_gpu_peak_and_release_needs_no_gpu():
-    assert device_peak("cpu") is None
-    release()
-
-
 # --- latency ----------------------------------------------------------------------------------
 
 
@@ -288,10 +276,6 @@ def test_fewer_than_one_round_is_refused_before_anything_runs(rounds):
     with pytest.raises(ValueError, match=f"rounds is {rounds}"):
         interleaved(recorded_runs(calls, "ab"), rounds)
     assert calls == []
-
-
-def test_tokens_per_second_is_tokens_over_seconds():
-    np.testing.assert_allclose(Timing(np.array([0.5, 2.0]), 8).tokens_per_second, [16.0, 4.0])
 
 
 @pytest.mark.parametrize("new_tokens", [0, 1, 6])

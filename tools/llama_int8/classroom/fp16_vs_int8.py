@@ -48,7 +48,7 @@ def memory_map(
                 markersize=5,
                 label="measured" if precision == "int8" else None,
             )
-    axes.axvline(T4_GIB, color=COLOURS["highlight"], linestyle="--")
+    axes.axvline(T4_GIB, color=COLOURS["highlight"], linestyle="--", zorder=3)
     axes.annotate(" T4", (T4_GIB, -0.55), color=COLOURS["highlight"])
     axes.set_yticks(rows, list(configs))
     axes.invert_yaxis()
@@ -56,7 +56,7 @@ def memory_map(
     axes.set_xlabel("GiB of weights")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right", bbox_to_anchor=(0.84, 0.42))
-    axes.set_title("Half the weights' memory, less the more a model is embedding")
+    axes.set_title("LLM.int8() halves the bytes of all weights but the embeddings")
     return drawn
 
 
@@ -127,5 +127,6 @@ def phases(speeds: Mapping[str, Mapping[str, Spread]], bounds: Mapping[str, floa
     )
     axes[1].set_ylim(0, max(bounds.values()) * 1.25)
     axes[1].legend(loc="upper left")
-    axes[1].set_title("Decode: far below what bytes allow")
+    shares = [speeds["decode"][n].median / bounds[n] for n in names]
+    axes[1].set_title(f"Decode: {min(shares):.0%} to {max(shares):.0%} of what bytes allow")
     return drawn

@@ -1,7 +1,5 @@
 """One model in several precisions, on the same tokens: memory, quality, text and speed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llama_int8 import models
@@ -10,21 +8,6 @@ from llama_int8.measurement.cost import weight_bytes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
-
-
-@contextmanager
-def loaded(name: str, precision: str, device: str) -> Iterator["PreTrainedModel"]:
-    """The model for the `with` block alone; its memory is free again afterwards.
-
-    The block must keep no reference of its own to the model.
-    """
-    holder = [models.load_model(name, precision, device)]
-    try:
-        yield holder[0]
-    finally:
-        holder.clear()
-        memory.release()
 
 
 def memory_quality_and_text(

@@ -2,25 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one phase over all rounds, for `tokens` tokens a round."""
-
-    seconds: np.ndarray  # (rounds,)
-    tokens: int
-
-    @property
-    def tokens_per_second(self) -> np.ndarray:
-        return self.tokens / self.seconds
 
 
 def interleaved(
@@ -38,7 +26,7 @@ def interleaved(
         for run in runs.values():
             run()
     taken: dict[str, list[Mapping[str, float]]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, run in runs.items():
             taken[name].append(run())
     return {

@@ -1,8 +1,6 @@
-"""Bytes that a model really holds, and what the process and the GPU hold."""
+"""Bytes that a model really holds."""
 
 from typing import TYPE_CHECKING
-
-import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +21,6 @@ def weight_memory(model: "torch.nn.Module") -> int:
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }
     return sum(storages.values())
-
-
-def process_memory() -> int:
-    """Resident bytes of this process."""
-    return psutil.Process().memory_info().rss
-
-
-def device_peak(device: str) -> int | None:
-    """Most bytes that PyTorch has had allocated on the GPU since the last reset; None on a CPU."""
-    import torch
-
-    return None if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def release() -> None:

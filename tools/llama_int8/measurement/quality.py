@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
     device = next(model.parameters()).device
     rows = []
     with torch.inference_mode():
-        for window in tokens.to(device):
+        for window in tqdm(tokens.to(device), desc="windows", leave=False):
             logits = model(window[None], use_cache=False).logits[0, :-1].float()  # (T - 1, V)
             rows.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
     nll = torch.stack(rows).double().cpu().numpy()

@@ -115,6 +115,11 @@ class Results:
         suffix = "" if self._model == usual else f"@{_slug(_public_name(self._model))}"
         return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
 
+    @property
+    def model(self) -> str:
+        """The model's public name; of a folder its last part."""
+        return self._content["model"]
+
     def use_model(self, name: str, revision: str | None = None) -> None:
         """State the model that was really used, and the revision that its name resolved to."""
         self._model, self._revision = name, revision
