@@ -255,9 +255,9 @@ def set_up() -> None:
 def step(what: str, command: list[str]) -> None:
     """Run one step of the set-up with its output in a log; on failure say why and what to do."""
     print(f"  {what} ...", flush=True)
-    log = ROOT / ".course" / "setup.log"
+    log = ROOT / ".course" / f"setup-{what.partition('=')[0].replace(' ', '-')}.log"
     log.parent.mkdir(exist_ok=True)
-    with log.open("w", encoding="utf-8", errors="replace") as file:
+    with log.open("wb") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         output = log.read_text(encoding="utf-8", errors="replace")
@@ -266,7 +266,7 @@ def step(what: str, command: list[str]) -> None:
             f"{what} failed: {(errors or output.splitlines() or ['no output'])[-1].strip()}\n"
             "What to do: check network, proxy and disk space (5 GB), then run it again"
             + ("; on Debian and Ubuntu install python3-venv" if "venv" in what else "")
-            + ". The whole log is .course/setup.log"
+            + f". The whole log is .course/{log.name}"
         )
 
 

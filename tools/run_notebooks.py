@@ -111,6 +111,8 @@ def plan(
         chosen = profiles.read_profile(profile)
         if chosen.device != "cpu":
             _require_gpu(profile)
+        for name in names:
+            profiles.resolve(name, profile)
         overrides = parse_params(params, [chosen.notebooks[name] for name in names])
         if model is not None:
             overrides["model"] = str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -192,7 +194,7 @@ def fingerprint(job: Job) -> str:
     """What a run's products follow from: text, parameters, package, versions, machine."""
     cells = [
         (cell["cell_type"], "".join(cell["source"]))
-        for cell in json.loads(job.source.read_text(encoding="utf-8"))["cells"]
+        for cell in sync_notebooks.read(job.source)["cells"]
         if cell["id"] not in sync_notebooks.MANAGED_CELLS
     ]
     versions = sorted((d.metadata["Name"], d.version) for d in distributions())
@@ -216,14 +218,13 @@ def fresh_stamp(job: Job) -> dict[str, Any] | None:
         same = outputs == stamp["outputs"] and all(
             _file_hash(Path(path)) == digest for path, digest in stamp["files"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, CourseError):
         return None
     return stamp if same else None
 
 
 def _outputs_hash(notebook: Path) -> str:
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    outputs = [cell.get("outputs") for cell in cells]
+    outputs = [cell.get("outputs") for cell in sync_notebooks.read(notebook)["cells"]]
     return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()
 
 
@@ -305,7 +306,7 @@ def publish(job: Job, work: Path, seconds: float) -> list[str]:
     All copies are complete before the first one takes its final name.
     """
     output = work / "output"
-    executed = json.loads((work / job.source.name).read_text(encoding="utf-8"))
+    executed = sync_notebooks.read(work / job.source.name)
     notebook = sync_notebooks.synced(executed, job.name, sync_notebooks.repository_address())
     (work / "normalised.ipynb").write_text(sync_notebooks.dump(notebook), encoding="utf-8")
     for path in (output / "results").rglob("*.json"):
@@ -378,7 +379,7 @@ class Progress:
 
     def __init__(self, job: Job) -> None:
         self.name = job.name
-        cells = json.loads(job.source.read_text(encoding="utf-8"))["cells"]
+        cells = sync_notebooks.read(job.source)["cells"]
         self.cells = sum(cell["cell_type"] == "code" for cell in cells)
         self.cell, self.first_line = 0, "(no cell had started)"
         self._start, self.seconds = time.monotonic(), 0.0

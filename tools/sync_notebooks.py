@@ -44,7 +44,7 @@ def main(check: bool = False, repository: str | None = None) -> int:
     stale = []
     for path in notebook_paths():
         before = path.read_text(encoding="utf-8")
-        after = dump(synced(json.loads(before), path.stem, address))
+        after = dump(synced(read(path), path.stem, address))
         if after != before:
             stale.append(path)
             if not check:
@@ -105,8 +105,7 @@ def navigation(name: str) -> str:
 
 def title(name: str) -> str:
     """The first heading of a notebook."""
-    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
+    for cell in read(NOTEBOOKS / f"{name}.ipynb")["cells"]:
         for line in "".join(cell["source"]).splitlines():
             if cell["cell_type"] == "markdown" and line.startswith("# "):
                 return line.removeprefix("# ")
@@ -184,6 +183,16 @@ def _normalised_outputs(outputs: list[dict[str, Any]], count: int | None) -> lis
 
 def _lines(text: str | list[str]) -> list[str]:
     return "".join(text).splitlines(keepends=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The notebook's JSON. Raises CourseError where it is none."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
+    return notebook
 
 
 def dump(notebook: dict[str, Any]) -> str:

@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +171,26 @@ def test_a_full_disk_is_named_and_costs_nothing(course, fails):
         subprocess.run(["umount", str(state)], check=True)
 
 
+def test_a_full_disk_in_the_last_moment_costs_nothing(course, fails):
+    figures = course.root / "figures"
+    before = {path.name: path.read_bytes() for path in figures.iterdir()}
+    pages = sum(-(-len(content) // 4096) for content in before.values()) + 2
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={pages * 4}k", "none", str(figures)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        for name, content in before.items():
+            (figures / name).write_bytes(content)
+        fails("run", "--force", "--only", "06", says=["06_second", "No space left", "free some"])
+    finally:
+        subprocess.run(["umount", str(figures)], check=True)
+
+
+def test_a_file_that_is_no_notebook_is_named(course, fails):
+    course.notebook("06_second").write_text("{")
+    fails("run", says=["06_second.ipynb", "no notebook", "git"])
+
+
 def start_and_wait_for_the_second_notebook(course, flag):
     waiting = (
         f"import time, pathlib\nwhile not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.1)"
@@ -185,13 +207,6 @@ def start_and_wait_for_the_second_notebook(course, flag):
         )
     wait_for(lambda: "06_second: cell 5" in out.read_text())
     return process, out
-
-
-def kernels_of(course):
-    found = subprocess.run(
-        ["pgrep", "-f", f"ipykernel.*{course.root}"], capture_output=True, check=False
-    )
-    return found.stdout.split()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -213,6 +228,33 @@ def test_a_run_that_is_stopped_goes_on_with_the_notebook_that_was_running(course
     assert "up to date" in lines["00_first"]
     assert "up to date" not in lines["06_second"]
     assert not list((course.root / ".course" / "work").iterdir())
+
+
+def test_the_real_notebooks_give_the_same_bytes_twice_apart_from_timings(tmp_path):
+    run = [
+        sys.executable,
+        ROOT / "tools" / "course.py",
+        "run",
+        "--profile",
+        "smoke",
+        "--only",
+        "00,06",
+    ]
+    environment = {**os.environ, "COURSE_PYTHON": sys.executable}
+    for out in ("a", "b"):
+        subprocess.run([*run, "--out", tmp_path / out], env=environment, check=True)
+    for path in sorted((tmp_path / "a" / "notebooks").iterdir()):
+        first, second = (
+            json.loads((tmp_path / out / "notebooks" / path.name).read_text()) for out in ("a", "b")
+        )
+        for notebook in (first, second):
+            for cell in notebook["cells"]:
+                if "timing" in cell["metadata"].get("tags", []):
+                    del cell["outputs"]
+        assert first == second
+    for name in ("06_memory.png", "06_quality.png"):
+        one, other = ((tmp_path / out / "figures" / name).read_bytes() for out in ("a", "b"))
+        assert one == other
 
 
 def test_help_shows_examples(course):

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 import sync_notebooks
+from llama_int8.profiles import PROFILES, read_profile
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +168,12 @@ class TestCommittedNotebooks:
         text = json.dumps([c["outputs"] for c in self.cells(path) if c["cell_type"] == "code"])
         for place in (str(ROOT), "/root/", "/home/", "/tmp/", "site-packages"):
             assert place not in text
+
+    def test_asks_for_the_parameters_that_every_profile_gives(self, path):
+        (cell,) = [c for c in self.cells(path) if "parameters" in c["metadata"].get("tags", [])]
+        names = {line.split(" = ")[0] for line in cell["source"]} - {"PROFILE", "RESULTS_DIR"}
+        for profile in PROFILES:
+            assert {n.upper() for n in read_profile(profile).notebooks[path.stem]} == names
 
     def test_is_small_enough_to_open(self, path):
         assert path.stat().st_size <= 1_000_000
