@@ -49,11 +49,15 @@ def next_token_probabilities(
 ) -> "torch.Tensor":
     """Probabilities of the next token before each token of `answer`, (len(answer), V), in FP32.
 
-    `prompt`: token ids (1, T).
+    `prompt`: token ids (1, T). Goes token by token as generation does: in low precision, a single
+    pass over the whole answer rounds differently and can turn a close decision round.
     """
     import torch
 
-    tokens = torch.cat([prompt, torch.tensor([answer])], dim=1).to(model.device)
+    tokens, cache, rows = prompt.to(model.device), None, []
     with torch.inference_mode():
-        logits = model(tokens, use_cache=False, logits_to_keep=len(answer) + 1).logits
-    return logits[0, :-1].float().softmax(-1).cpu()
+        for token in answer:
+            out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            rows.append(out.logits[0, -1].float().softmax(-1).cpu())
+            tokens, cache = torch.tensor([[token]], device=model.device), out.past_key_values
+    return torch.stack(rows)
