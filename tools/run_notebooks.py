@@ -28,7 +28,7 @@ import sync_notebooks
 from course import ROOT, TOOLS, CourseError
 from llama_int8 import profiles
 from llama_int8.measurement.results import machine_name, write_json
-from llama_int8.models import ModelError, config_of
+from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
 
 STATE = ROOT / ".course"
 REFERENCE_PROFILE = "cpu"
@@ -78,6 +78,7 @@ def main(
     """Run what is not up to date; print progress and a closing table. Raises CourseError."""
     jobs = plan(profile, only, model, params or [], out, cell_timeout)
     clear_abandoned_work()
+    fetch_models(jobs)
     outcomes = []
     for job in jobs:
         fresh = None if force else fresh_stamp(job)
@@ -138,6 +139,22 @@ def plan(
     except (ValueError, ModelError) as error:
         raise CourseError(str(error)) from None
     return jobs
+
+
+def fetch_models(jobs: list[Job]) -> None:
+    """Have the models here before a notebook starts, so that no download is among its outputs.
+
+    A profile's own choice from a hub is left to the notebook, which can do without. Raises
+    CourseError.
+    """
+    named = {j.settings.model for j in jobs if "model" in j.settings.customized}
+    usual = {j.settings.model for j in jobs} & {DEFAULT_MODEL}
+    try:
+        for name in named | usual:
+            if not name.startswith(SYNTHETIC):
+                model_folder(name)
+    except ModelError as error:
+        raise CourseError(str(error)) from None
 
 
 def select(names: list[str], only: list[str] | None) -> list[str]:

@@ -267,11 +267,25 @@ def test_models_lists_the_registry(course):
     assert "llama-2-7b-chat" in out and "12.55" in out and "6.53" in out
 
 
+NO_INDEX = {
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_FIND_LINKS": "",
+    "PIP_RETRIES": "0",
+    "PIP_TIMEOUT": "2",
+}
+
+
+def test_a_default_model_that_cannot_be_fetched_is_said_before_any_notebook_starts(fails, tmp_path):
+    says = ["default model could not be fetched", "Check the network"]
+    done = fails("run", "--force", says=says, LLAMA_INT8_CACHE=str(tmp_path), **NO_INDEX)
+    assert "cell 1" not in done.stdout
+
+
 def test_set_up_without_a_network_says_so(course):
-    environment = {k: v for k, v in course.environment().items() if not k.startswith("PIP_")}
+    environment = {**course.environment(), **NO_INDEX}
     del environment["COURSE_PYTHON"]
-    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
-    environment |= {"PIP_RETRIES": "0", "PIP_TIMEOUT": "2"}
     done = subprocess.run(
         course.command("run"), env=environment, capture_output=True, text=True, check=False
     )

@@ -20,13 +20,14 @@ from llama_int8.models.loading import (
     load_tokenizer,
     model_folder,
 )
-from llama_int8.models.registry import DEFAULT_MODEL, MODELS, config_of
+from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC, config_of
 from llama_int8.models.synthetic import save_synthetic
 
 __all__ = [
     "DEFAULT_MODEL",
     "HEADROOM",
     "MODELS",
+    "SYNTHETIC",
     "GatedModelError",
     "HubError",
     "ModelError",
