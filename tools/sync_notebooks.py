@@ -29,7 +29,7 @@ if importlib.util.find_spec("llama_int8") is None:
     %pip install -q git+https://github.com/{address}
     importlib.invalidate_caches()"""
 BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "[![Open this notebook in Google Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}.ipynb)"
 )
 

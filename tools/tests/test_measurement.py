@@ -310,7 +310,7 @@ def test_prefill_and_decode_are_timed_apart(monkeypatch):
 
 
 def test_read_bandwidth_is_that_of_a_memory():
-    assert 1e8 < read_bandwidth(megabytes=16, repeats=2) < 1e13
+    assert 1e8 < read_bandwidth("cpu", megabytes=16, repeats=2) < 1e13
 
 
 # --- quality ----------------------------------------------------------------------------------

@@ -49,14 +49,14 @@ def memory_map(
                 label="measured" if precision == "int8" else None,
             )
     axes.axvline(T4_GIB, color=COLOURS["highlight"], linestyle="--", zorder=3)
-    axes.annotate(" T4", (T4_GIB, -0.55), color=COLOURS["highlight"])
+    axes.annotate(f" T4, {T4_GIB} GiB", (T4_GIB, -0.55), color=COLOURS["highlight"])
     axes.set_yticks(rows, list(configs))
     axes.invert_yaxis()
     axes.set_xlim(0, 17.5)
     axes.set_xlabel("GiB of weights")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right", bbox_to_anchor=(0.84, 0.42))
-    axes.set_title("LLM.int8() halves the bytes of all weights but the embeddings")
+    axes.set_title("LLM.int8() halves the weights of the blocks, not the embeddings")
     return drawn
 
 

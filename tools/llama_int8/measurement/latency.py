@@ -61,14 +61,13 @@ def prefill_and_decode(
     return {"prefill": middle - start, "decode": end - middle}
 
 
-def read_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes/s that this CPU or GPU reads from memory: the best of some sums over a large array.
+def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
+    """Bytes/s that `device` reads from memory: the best of some sums over a large array.
 
     A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     data = torch.ones(megabytes * 2**20 // 4, device=device)
     best = float("inf")
     for _ in range(repeats + 1):
