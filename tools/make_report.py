@@ -91,6 +91,7 @@ class Report:
         environment.globals |= {
             "address": sync_notebooks.repository_address(),
             "value": self.value,
+            "setting": self.setting,
             "shown": self.shown,
             "figure": self.figure,
             "by_machine": self.by_machine,
@@ -116,6 +117,10 @@ class Report:
     def shown(self, notebook: str, name: str, digits: str = ",.1f", scale: float = 1.0) -> str:
         """The same number as text, scaled and formatted."""
         return format(self.value(notebook, name) / scale, digits)
+
+    def setting(self, notebook: str, name: str) -> Any:
+        """A parameter of the reference run."""
+        return self._run(self.reference, notebook)["settings"][name]
 
     def figure(self, name: str) -> str:
         """A figure of the reference run as Markdown, with alt text and caption."""

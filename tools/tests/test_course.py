@@ -204,6 +204,8 @@ def start_and_wait_for_the_second_notebook(course, flag):
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # a test run in the background is started with Ctrl-C ignored, and hands that down
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     wait_for(lambda: "06_second: cell 5" in out.read_text())
     return process, out

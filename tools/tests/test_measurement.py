@@ -368,6 +368,13 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities():
     assert perplexity(-np.log(probabilities)) == pytest.approx(np.prod(probabilities) ** (-1 / 4))
 
 
+def test_every_window_begins_with_the_start_tokens_and_the_text_goes_on_behind_them():
+    cut = windows(list(range(100)), 12, limit=5, start=[7, 8])
+    assert cut.shape == (5, 12)
+    assert cut[:, :2].tolist() == [[7, 8]] * 5
+    assert cut[:, 2:].flatten().tolist() == list(range(50))
+
+
 def test_nan_logits_are_an_error_that_names_the_windows():
     def overflows_on_token_0(window):
         return torch.full((len(window), 50), float("inf") if 0 in window else 1.0)

@@ -747,15 +747,22 @@ def test_a_profile_s_model_gives_way_to_the_default_where_the_hub_fails(monkeypa
         raise HubError(f"{spec.name} cannot be had")
 
     monkeypatch.setattr(loading, "hub_folder", away)
-    assert available_model("tinyllama-1.1b") == DEFAULT_MODEL
+    assert available_model("tinyllama-1.1b", "bf16", "cpu") == DEFAULT_MODEL
     assert "tinyllama-1.1b cannot be had" in capsys.readouterr().out
     with pytest.raises(HubError):
         load_model("tinyllama-1.1b", "int8", "cpu")
 
 
+def test_a_profile_s_model_gives_way_to_the_default_where_memory_is_too_small(monkeypatch, capsys):
+    monkeypatch.setattr(loading, "free_memory", lambda device: 8 * GIB)
+    monkeypatch.setattr(loading, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
+    assert available_model("llama-2-7b-chat", "bf16", "cpu") == DEFAULT_MODEL
+    assert "8.0 GiB are free" in capsys.readouterr().out
+
+
 def test_a_synthetic_model_needs_no_hub(monkeypatch):
     monkeypatch.setattr(loading, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
-    assert available_model("synthetic:llama-2-7b-chat") == "synthetic:llama-2-7b-chat"
+    assert available_model("synthetic:tinyllama-1.1b", "bf16", "cpu") == "synthetic:tinyllama-1.1b"
 
 
 # Quiet

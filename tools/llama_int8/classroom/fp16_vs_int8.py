@@ -10,6 +10,7 @@ from llama_int8.measurement.cost import GIB, weight_bytes
 from llama_int8.measurement.statistics import PairedDifference, Spread
 from llama_int8.transformer.llama import LlamaConfig
 
+ENDS = ("median", "low", "high")
 T4_GIB = 14.75  # what CUDA shows of a T4's 16 GB
 
 
@@ -45,7 +46,8 @@ def memory_map(
                 *zip(*marks, strict=True),
                 "D",
                 color="black",
-                markersize=5,
+                markerfacecolor="none",
+                markersize=7,
                 label="measured" if precision == "int8" else None,
             )
     axes.axvline(T4_GIB, color=COLOURS["highlight"], linestyle="--", zorder=3)
@@ -56,7 +58,7 @@ def memory_map(
     axes.set_xlabel("GiB of weights")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right", bbox_to_anchor=(0.84, 0.42))
-    axes.set_title("LLM.int8() halves the weights of the blocks, not the embeddings")
+    axes.set_title("LLM.int8() halves the linear layers; embeddings and output layer stay")
     return drawn
 
 
@@ -80,53 +82,78 @@ def window_differences(
     axes.set_xlabel("windows, sorted")
     axes.set_ylabel(f"NLL of {second} minus {first}\n(nats a token)")
     axes.legend(loc="upper left")
-    verb = "is worse by" if summary.low > 0 else "is better by" if summary.high < 0 else "moves"
+    worse = int(np.sum(ordered > 0))
     axes.set_title(
-        f"{second} {verb} {abs(summary.mean):.4f} nats a token, {np.mean(ordered > 0):.0%} of windows up"
+        f"{second} changes NLL by {summary.mean:+.4f} nats a token; worse in {worse} of "
+        f"{ordered.size} windows"
     )
     return drawn
 
 
 def phases(speeds: Mapping[str, Mapping[str, Spread]], bounds: Mapping[str, float]) -> Figure:
     """Prefill and decode speed of each precision; in decode, the bound that reading weights sets."""
-    drawn, axes = figure(2, figsize=(8.5, 3.2))
+    drawn, axes = figure(2, figsize=(8.5, 3.4))
     names = list(bounds)
-    for panel, (phase, by_name) in zip(axes, speeds.items(), strict=True):
-        centre = np.array([by_name[n].median for n in names])
-        low = np.array([by_name[n].low for n in names])
-        high = np.array([by_name[n].high for n in names])
-        panel.bar(
-            names,
-            centre,
-            0.55,
-            yerr=[centre - low, high - centre],
-            color=[COLOURS[n] for n in names],
-            hatch=[HATCHES.get(n, "") for n in names],
-            edgecolor="white",
-            error_kw={"capsize": 3, "ecolor": "#333333"},
-        )
-        for x, value in enumerate(centre):
+    colours = [COLOURS[n] for n in names]
+    prefill, decode = (
+        {end: np.array([getattr(speeds[phase][n], end) for n in names]) for end in ENDS}
+        for phase in ("prefill", "decode")
+    )
+    axes[0].bar(
+        names,
+        prefill["median"],
+        0.55,
+        yerr=_whiskers(prefill),
+        color=colours,
+        hatch=[HATCHES.get(n, "") for n in names],
+        edgecolor="white",
+        error_kw={"capsize": 3, "ecolor": "#333333"},
+    )
+    for x, name in enumerate(names):
+        style = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 9, "capsize": 4}
+        error = _whiskers({end: decode[end][x : x + 1] for end in ENDS})
+        axes[1].errorbar([x], [decode["median"][x]], error, linestyle="none", **style)
+    for panel, speed in zip(axes, (prefill, decode), strict=True):
+        for x, value in enumerate(speed["median"]):
             panel.annotate(
                 f"{value:,.0f}",
-                (x + 0.05, high[x]),
-                xytext=(0, 3),
+                (x, speed["high"][x]),
+                (6, 4),
                 textcoords="offset points",
                 fontsize=9,
             )
-        panel.set_ylabel(f"{phase}, tokens/s")
         panel.grid(axis="x", visible=False)
-    axes[0].set_title("Prefill: one pass over the prompt")
+        panel.set_xlim(-0.6, len(names) - 0.4)
     axes[1].plot(
         range(len(names)),
         [bounds[n] for n in names],
         MARKERS["predicted"],
         color="black",
-        markersize=34,
+        markersize=26,
         markeredgewidth=2,
-        label="bound: bandwidth / bytes",
     )
-    axes[1].set_ylim(0, max(bounds.values()) * 1.25)
-    axes[1].legend(loc="upper left")
-    shares = [speeds["decode"][n].median / bounds[n] for n in names]
-    axes[1].set_title(f"Decode: {min(shares):.0%} to {max(shares):.0%} of what bytes allow")
+    for x, name in enumerate(names):
+        axes[1].annotate(
+            f"bound {bounds[name]:,.0f}",
+            (x, bounds[name]),
+            (0, 5),
+            textcoords="offset points",
+            fontsize=9,
+            ha="center",
+        )
+    axes[1].set_yscale("log")
+    axes[1].set_ylim(min(decode["low"]) / 1.6, max(bounds.values()) * 1.8)
+    axes[1].set_xticks(range(len(names)), names)
+    axes[0].set_ylim(0, max(prefill["high"]) * 1.15)
+    axes[0].set_ylabel("prefill, tokens/s")
+    axes[1].set_ylabel("decode, tokens/s (log)")
+    shares = [decode["median"][x] / bounds[n] for x, n in enumerate(names)]
+    half = next(n for n in names if n in ("bf16", "fp16"))
+    ratio = speeds["prefill"]["int8"].median / speeds["prefill"][half].median
+    axes[0].set_title(f"Prefill: int8 at {ratio:.0%} of {half}'s speed")
+    axes[1].set_title(f"Decode: {min(shares):.0%} to {max(shares):.0%} of the bound")
     return drawn
+
+
+def _whiskers(speed: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.stack([speed["median"] - speed["low"], speed["high"] - speed["median"]])

@@ -45,7 +45,7 @@ def candidates(
     """The five likeliest tokens at one position of an answer, in each precision.
 
     `probabilities`: (positions, 5 or more candidates) by precision, columns named by `vocabulary`
-    of that position; `words`: the answer's tokens.
+    of that position; `words`: the answer's tokens, of which the one at `position` is in brackets.
     """
     drawn, axes = figure(figsize=(7.5, 3.2))
     names = list(probabilities)
@@ -68,5 +68,5 @@ def candidates(
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
     before = "".join(words[:position])[-60:].replace("\n", " ")
-    axes.set_title(f"token {position}: …{before} [?]")
+    axes.set_title(f"token {position}: …{before} [{words[position].strip()}]")
     return drawn

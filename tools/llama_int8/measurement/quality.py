@@ -1,5 +1,6 @@
 """How well a model predicts a text: negative log-likelihood (NLL) for each token, perplexity."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,15 +10,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def windows(tokens: list[int], length: int, limit: int | None = None) -> "torch.Tensor":
+def windows(
+    tokens: list[int], length: int, limit: int | None = None, start: Sequence[int] = ()
+) -> "torch.Tensor":
     """Cut a text into windows of `length` tokens, (N, length), at most `limit` of them.
 
-    The rest that fills no window is left out, so that every window weighs the same.
+    `start`: tokens that stand at the beginning of every window and count towards its length. What
+    fills no window is left out, so that every window weighs the same.
     Raises ValueError where the text does not fill two windows.
     """
     import torch
 
-    count = 0 if length < 2 else len(tokens) // length
+    own = length - len(start)  # tokens of the text in each window
+    count = 0 if length < 2 or own < 1 else len(tokens) // own
     if limit is not None:
         count = min(count, limit)
     if count < 2:
@@ -25,7 +30,8 @@ def windows(tokens: list[int], length: int, limit: int | None = None) -> "torch.
             f"{len(tokens)} tokens give {count} windows of {length} (limit {limit}); at least 2 "
             "windows of at least 2 tokens are needed"
         )
-    return torch.tensor(tokens[: count * length]).view(count, length)
+    cut = torch.tensor(tokens[: count * own]).view(count, own)
+    return torch.cat([torch.tensor([list(start)] * count, dtype=cut.dtype), cut], dim=1)
 
 
 def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:

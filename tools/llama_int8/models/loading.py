@@ -96,16 +96,19 @@ def model_folder(name_or_folder: str | Path) -> Path:
     return hub_folder(MODELS[name]) if name in MODELS else existing_folder(name_or_folder)
 
 
-def available_model(name_or_folder: str, fallback: str = DEFAULT_MODEL) -> str:
-    """`name_or_folder` once its files are here; `fallback`, and said so, if a hub fails.
+def available_model(
+    name_or_folder: str, precision: str, device: str, fallback: str = DEFAULT_MODEL
+) -> str:
+    """`name_or_folder` once its files are here; `fallback`, and said so, if that cannot be.
 
-    For a profile's own choice: a hub that is away should not end a lesson. What somebody asked for
-    by name is not replaced; `load_model` raises.
+    For a profile's own choice: a hub that is away, or a card that is too small, should not end a
+    lesson. What somebody asked for by name is not replaced; `load_model` raises.
     """
     try:
+        check_memory(name_or_folder, config_of(name_or_folder), precision, device)
         if not name_or_folder.startswith(SYNTHETIC):
             model_folder(name_or_folder)
-    except HubError as error:
+    except (HubError, NotEnoughMemoryError) as error:
         print(f"{error}.\nThis run goes on with {fallback}; its results carry that name.")
         return fallback
     return name_or_folder
