@@ -67,6 +67,6 @@ def candidates(
     axes.set_xlabel("probability of the next token")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
-    before = "".join(words[:position])[-60:].replace("\n", " ")
+    before = "".join(words[:position])[-40:].replace("\n", " ")
     axes.set_title(f"token {position}: …{before} [{words[position].strip()}]")
     return drawn
