@@ -52,6 +52,7 @@ class Report:
         if not self.runs:
             raise CourseError("results/ holds no results; `python3 tools/course.py run` makes them")
         self.reference = self._reference_machine()
+        self.published = yaml.safe_load(_read(TOOLS / "llama_int8/data/published.yaml"))
 
     def render(self) -> str:
         """REPORT.md's text."""
@@ -87,7 +88,6 @@ class Report:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        published = (TOOLS / "llama_int8/data/published.yaml").read_text(encoding="utf-8")
         environment.globals |= {
             "address": sync_notebooks.repository_address(),
             "value": self.value,
@@ -100,7 +100,7 @@ class Report:
             "published": self.published_table,
             "notebooks": self.notebooks,
             "models_table": models_table,
-            "published_values": yaml.safe_load(published),
+            "published_values": self.published,
             "t4_bound": t4_bound,
         }
         return environment
@@ -196,10 +196,7 @@ class Report:
 
     def published_table(self, name: str) -> str:
         """One published table with its source and what to know about it."""
-        values = yaml.safe_load(
-            (TOOLS / "llama_int8/data/published.yaml").read_text(encoding="utf-8")
-        )
-        entry = values[name]
+        entry = self.published[name]
         table = markdown_table(["", *entry["columns"]], [[k, *v] for k, v in entry["rows"].items()])
         return f"{table}\n\nSource: {entry['source']}. {entry['note']}"
 
