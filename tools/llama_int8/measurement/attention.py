@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-NAME = "llama_int8"  # under which transformers knows the function of `attend_with`
-
 
 @contextmanager
 def attend_with(
@@ -24,20 +22,19 @@ def attend_with(
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    from llama_int8.transformer.attention import causal_mask
-
-    def attend(module: Any, q, k, v, attention_mask=None, **_: Any):
+    def attend(module: Any, q, k, v, attention_mask, **_: Any):
         k = k.repeat_interleave(module.num_key_value_groups, dim=1)
         v = v.repeat_interleave(module.num_key_value_groups, dim=1)
-        if attention_mask is None:  # transformers' way to say: causal, nothing is padding
-            new, seen = q.shape[-2], k.shape[-2]
-            attention_mask = causal_mask(new, seen - new, device=q.device)
         return attention(q, k, v, attention_mask).transpose(1, 2), None  # (B, T, H, D)
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    def full_mask(**options: Any):  # never None, transformers' short form of a causal mask
+        return sdpa_mask(**{**options, "allow_is_causal_skip": False})
+
+    name = f"llama_int8_{id(attention)}"  # its own: blocks may be nested
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, full_mask)
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -30,6 +30,7 @@ KIND_OF_UNIT = {
     "GB/s": "timing",
     "x": "timing",  # a ratio of two timings
     "nats": "quality",
+    "bits": "quality",
     "perplexity": "quality",
     "%": "quality",
     "bytes": "memory",

@@ -58,6 +58,20 @@ def paired_bootstrap(
     )
 
 
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a proportion: it stays within 0 and 1, at 0 or n successes too.
+
+    Wilson, 1927, J. Am. Stat. Assoc. 22:209. Raises ValueError unless 0 <= successes <= n, n >= 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}; needed are 0 to n of at least 1")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / weight
+    half = z / weight * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median and quartiles."""

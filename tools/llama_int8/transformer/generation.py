@@ -263,10 +263,11 @@ def _check_probabilities(probabilities: Tensor) -> None:
 
 
 def _check_logits(logits: Tensor) -> None:
-    if logits.isnan().any():
+    bad = (~logits.amax(-1).isfinite()).nonzero()[:, 0].tolist()  # NaN wins a maximum
+    if bad:
         raise ValueError(
-            f"the model's logits hold NaN in row(s) {logits.isnan().any(-1).nonzero()[:, 0].tolist()}: "
-            "it overflowed in this precision"
+            f"the model's logits in row(s) {bad} hold NaN or infinity, or forbid every token: it "
+            "overflowed in this precision"
         )
 
 
