@@ -860,7 +860,7 @@ def test_logits_without_a_distribution_are_refused(row):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_nan_logits_of_a_model_are_refused(search):
-    with refused(ValueError, "NaN in row(s) [0]"):
+    with refused(ValueError, "in row(s) [0] hold NaN"):
         search(Table([[0, NAN], [0, 0]]), TOKEN, 2)
 
 

@@ -141,8 +141,13 @@ def training(losses: list[float], exact: Mapping[int, float]) -> Figure:
     return drawn
 
 
-def alignment(one: torch.Tensor, words: str, iso: str, shares: torch.Tensor) -> Figure:
-    """Cross-attention of one date, (output, input), and the shares of the parts over many."""
+def alignment(
+    one: torch.Tensor, words: str, iso: str, shares: torch.Tensor, uniform: torch.Tensor
+) -> Figure:
+    """Cross-attention of one date, (output, input), and the shares of the parts over many.
+
+    `uniform`: the shares of year, month and day if every character got the same weight.
+    """
     drawn, axes = figure(2, figsize=(10.5, 3.9), width_ratios=[2.1, 1])
     heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0)
     axes[0].tick_params(axis="x", rotation=0)
@@ -156,7 +161,8 @@ def alignment(one: torch.Tensor, words: str, iso: str, shares: torch.Tensor) -> 
         for column in range(shares.shape[1]):
             share = shares[row, column].item()
             colour = "white" if share > 0.6 else "black"
-            axes[1].text(column, row, f"{share:.0%}", ha="center", va="center", color=colour)
+            label = f"{share:.0%}" + (f"\n(of {uniform[row]:.0%})" if row == column else "")
+            axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
     drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
     axes[1].set_ylabel("part being written")
     axes[1].set_xlabel("words looked at")

@@ -1,0 +1,103 @@
+"""What a notebook builds in front of the reader is what the package holds."""
+
+import ast
+import inspect
+import json
+
+import pytest
+from conftest import ROOT
+from llama_int8.transformer import attention, generation
+
+HOMES = {
+    "01_attention_and_causal_masking": (
+        attention,
+        """causal_mask attention_weights scaled_dot_product_attention MultiHeadAttention
+        sinusoidal_positions layer_norm FeedForward Residual EncoderBlock DecoderBlock
+        EncoderDecoder""".split(),
+    ),
+    "02_generation_and_decoding": (
+        generation,
+        """KVCache next_logits scale_temperature keep_top_k keep_top_p penalize_repetition
+        sampling_probabilities Sampler greedy generate beam_search""".split(),
+    ),
+}
+PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
+
+
+class Bare(ast.NodeTransformer):
+    """Takes away what explains or guards: docstrings, type hints, calls of `_check...`."""
+
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        node.returns = None
+        node.body = [n for n in node.body if not (_is_text(n) or _is_check(n))] or [ast.Pass()]
+        return node
+
+    def visit_ClassDef(self, node):
+        self.generic_visit(node)
+        node.body = [n for n in node.body if not _is_text(n)]
+        return node
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node):
+        return ast.Assign(targets=[node.target], value=node.value)
+
+
+def _is_text(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_check(node):
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and getattr(call.func, "id", "").startswith("_check")
+
+
+def bare(source: str) -> str:
+    """The code without explanations and guards, in one form whatever its line breaks."""
+    (definition,) = ast.parse(source).body
+    return ast.unparse(ast.fix_missing_locations(Bare().visit(definition)))
+
+
+def definitions(notebook: str) -> dict[str, str]:
+    """Source of every top-level function and class of a notebook, by name."""
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    found = {}
+    for cell in cells["cells"]:
+        if cell["cell_type"] == "code" and cell["id"] != "bootstrap":
+            source = "".join(cell["source"])
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+                    found[node.name] = "\n".join(source.splitlines()[first : node.end_lineno])
+    return found
+
+
+@pytest.mark.parametrize(("notebook", "name"), PAIRS, ids=[name for _, name in PAIRS])
+def test_the_notebook_and_the_package_hold_the_same_definition(notebook, name):
+    in_package = inspect.getsource(getattr(HOMES[notebook][0], name))
+    assert bare(definitions(notebook)[name]) == bare(in_package)
+
+
+def test_a_difference_is_seen():
+    assert bare("def f(x: int) -> int:\n    'Text.'\n    _check(x)\n    return x + 1") == bare(
+        "def f(x):\n    return x + 1"
+    )
+    assert bare("def f(x):\n    return x + 1") != bare("def f(x):\n    return x + 2")
+    assert bare("def f(x, n=1):\n    return x") != bare("def f(x, n=2):\n    return x")
+
+
+@pytest.mark.parametrize("notebook", HOMES)
+def test_every_public_definition_of_the_package_is_built_in_its_notebook(notebook):
+    module, names = HOMES[notebook]
+    public = {
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+        and inspect.isroutine(value) | inspect.isclass(value)
+        and not name.startswith("_")
+    }
+    built_in_an_exercise = {"padding_mask"}
+    assert public - built_in_an_exercise == set(names)
