@@ -1122,3 +1122,12 @@ def test_a_batch_depends_on_its_chance_alone():
     (words, _), (again, _), (other, _) = (dates.batch(days, random.Random(n)) for n in (1, 1, 2))
     assert torch.equal(words, again)
     assert words.shape != other.shape or not torch.equal(words, other)
+
+
+@pytest.mark.parametrize(
+    ("x", "source"), [((2, 5, 11), None), ((2, 5, 12), (2, 3, 11)), ((5, 12), None)]
+)
+def test_states_of_another_width_are_refused(x, source):
+    source = None if source is None else torch.zeros(source)
+    with pytest.raises(ValueError, match=r"wanted are \(B, T, 12\)"):
+        MultiHeadAttention(12, 3)(torch.zeros(x), source)

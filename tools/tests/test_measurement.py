@@ -26,6 +26,7 @@ from llama_int8.measurement.latency import (
     read_bandwidth,
 )
 from llama_int8.measurement.memory import weight_memory
+from llama_int8.measurement.probes import probes
 from llama_int8.measurement.quality import perplexity, token_nll, windows
 from llama_int8.measurement.texts import calibration_text, evaluation_text
 from llama_int8.models import MODELS, config_of, load_model, load_tokenizer
@@ -435,3 +436,19 @@ def test_calibration_and_evaluation_share_no_six_words():
         return {tuple(words[i : i + 6]) for i in range(len(words) - 5)}
 
     assert not runs(evaluation_text()) & runs(calibration_text())
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("answers", 2), ("hidden_words", 5), ("yes_or_no", 3)])
+def test_probes_are_complete_and_different(kind, parts):
+    found = probes(kind)
+    assert all(len(entry) == parts and len(set(entry)) == parts for entry in found)
+    assert len({entry[0] for entry in found}) == len(found) >= 12
+
+
+def test_a_hidden_word_leaves_one_gap():
+    assert all(sentence.count("{}") == 1 for sentence, *_ in probes("hidden_words"))
+
+
+def test_unknown_probes_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"'riddles'.*answers, hidden_words, yes_or_no, repeated"):
+        probes("riddles")

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama_int8.measurement.statistics import paired_bootstrap, spread
+from llama_int8.measurement.statistics import paired_bootstrap, proportion_interval, spread
 
 Z95, Z80 = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.8)
 VALUES = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -224,3 +224,29 @@ def test_spread_is_numpys_quartiles(values):
 def test_spread_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         spread([])
+
+
+def test_a_share_lies_in_its_interval_and_the_interval_in_zero_to_one():
+    for n in (1, 2, 7, 1000):
+        for successes in {0, 1, n // 2, n}:
+            low, high = proportion_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1 and low < high
+
+
+def test_the_interval_of_a_share_solves_wilsons_equation():
+    for successes, n in ((3, 10), (11, 16), (998, 1000)):
+        for bound in proportion_interval(successes, n):
+            error = (bound * (1 - bound) / n) ** 0.5
+            assert abs(successes / n - bound) == pytest.approx(Z95 * error, rel=1e-9)
+
+
+def test_about_95_of_100_intervals_hold_the_true_share():
+    drawn = np.random.default_rng(0).binomial(40, 0.9, size=2000)
+    held = [low <= 0.9 <= high for low, high in (proportion_interval(int(k), 40) for k in drawn)]
+    assert 0.93 < np.mean(held) < 0.98
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_an_impossible_share_is_refused_with_its_numbers(successes, n):
+    with pytest.raises(ValueError, match=f"{successes} successes of {n}"):
+        proportion_interval(successes, n)

@@ -161,12 +161,12 @@ def alignment(
         for column in range(shares.shape[1]):
             share = shares[row, column].item()
             colour = "white" if share > 0.6 else "black"
-            label = f"{share:.0%}" + (f"\n(of {uniform[row]:.0%})" if row == column else "")
+            label = f"{share:.0%}" + (f"\neven: {uniform[row]:.0%}" if row == column else "")
             axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
     drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
     axes[1].set_ylabel("part being written")
     axes[1].set_xlabel("words looked at")
-    axes[1].set_title("Over many held-out dates")
+    axes[1].set_title("Shares over many dates")
     return drawn
 
 

@@ -12,6 +12,8 @@ def int8_bytes(rows: int, columns: int) -> int:
 
 def attention_row(dots: list[float], d_k: int) -> list[float]:
     """softmax(dots / sqrt(d_k))."""
+    import math
+
     scores = [dot / math.sqrt(d_k) for dot in dots]
     largest = max(scores)  # taken off, so that no exponential overflows
     powers = [math.exp(score - largest) for score in scores]
@@ -20,13 +22,17 @@ def attention_row(dots: list[float], d_k: int) -> list[float]:
 
 def additive_mask(length: int) -> list[list[float]]:
     """0 at and left of the diagonal, minus infinity right of it."""
-    return [[0.0 if s <= t else -math.inf for s in range(length)] for t in range(length)]
+    forbidden = float("-inf")
+    return [[0.0 if s <= t else forbidden for s in range(length)] for t in range(length)]
 
 
 def causal_weights(scores: list[list[float]]) -> list[list[float]]:
     """Row t is the softmax of its first t + 1 scores, then zeros."""
-    rows = [attention_row(row[: t + 1], 1) for t, row in enumerate(scores)]
-    return [row + [0.0] * (len(scores) - len(row)) for row in rows]
+    import torch
+
+    masked = torch.tensor(scores, dtype=torch.float64)
+    future = torch.ones_like(masked, dtype=torch.bool).triu(1)
+    return masked.masked_fill(future, float("-inf")).softmax(-1).tolist()
 
 
 def padding_rows(lengths: list[int], longest: int) -> list[list[bool]]:
@@ -48,6 +54,8 @@ def shifted_loss(log_p: list[list[float]], tokens: list[int]) -> float:
 
 def perplexity(log_probabilities: list[float]) -> float:
     """exp of the mean negative log-probability."""
+    import math
+
     return math.exp(-sum(log_probabilities) / len(log_probabilities))
 
 

@@ -69,7 +69,8 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     share, weight = successes / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / weight
     half = z / weight * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave the share itself outside.
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,10 @@ class MultiHeadAttention(nn.Module):
         """The new states (B, T, C) and the weights (B, H, T, S).
 
         `source` (B, S, C) gives keys and values; None takes `x` itself, which is self-attention.
+        Raises ValueError for states of another width; for the mask as `attention_weights` does.
         """
         source = x if source is None else source
+        _check_states(self.q_proj.in_features, x, source)
         q = self._split(self.q_proj(x))
         k = self._split(self.k_proj(source))
         v = self._split(self.v_proj(source))
@@ -223,6 +225,14 @@ def _check_even(name: str, value: int) -> None:
 def _check_heads(width: int, heads: int) -> None:
     if heads < 1 or width < 1 or width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width} into equal slices")
+
+
+def _check_states(width: int, x: Tensor, source: Tensor) -> None:
+    if x.dim() != 3 or source.dim() != 3 or x.shape[-1] != width or source.shape[-1] != width:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, source {tuple(source.shape)}; wanted are (B, T, {width}) "
+            f"and (B, S, {width})"
+        )
 
 
 def _check_lengths(lengths: Tensor, longest: int) -> None:

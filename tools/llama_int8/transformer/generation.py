@@ -55,9 +55,10 @@ def penalize_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tenso
 
     logits (B, V), tokens (B, T). Keskar et al., 2019, arXiv:1909.05858, equation 2, divides always,
     which would make a token with a negative logit likelier.
-    Raises ValueError for a penalty that is not a positive finite number.
+    Raises ValueError for a penalty that is not a positive finite number, or rows that do not fit.
     """
     _check_penalty(penalty)
+    _check_rows(logits, tokens)
     seen = logits.gather(-1, tokens)  # (B, T)
     return logits.scatter(-1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
 
@@ -153,7 +154,9 @@ def next_logits(model: Any, tokens: Tensor, cache: KVCache | None = None) -> Ten
     """Logits of the token after `tokens` (B, T), (B, V).
 
     With a cache, which must hold a beginning of `tokens`, only the tokens after it are computed.
+    Raises ValueError where the cache leaves none, or the logits are no distribution.
     """
+    _check_cache(tokens, cache)
     if cache is None:
         out = model(tokens, use_cache=False)
     else:
@@ -254,6 +257,22 @@ def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
         raise ValueError(
             f"repetition_penalty is {penalty}; it must be positive and finite (1 does nothing)"
+        )
+
+
+def _check_rows(logits: Tensor, tokens: Tensor) -> None:
+    if logits.dim() != 2 or tokens.dim() != 2 or len(logits) != len(tokens):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, tokens {tuple(tokens.shape)}; wanted are "
+            "(B, V) and (B, T)"
+        )
+
+
+def _check_cache(tokens: Tensor, cache: KVCache | None) -> None:
+    if cache is not None and cache.length >= tokens.shape[1]:
+        raise ValueError(
+            f"the cache holds {cache.length} tokens and the text has {tokens.shape[1]}: nothing is "
+            "left to compute. Is it the cache of another text?"
         )
 
 
