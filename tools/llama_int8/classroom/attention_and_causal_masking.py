@@ -72,17 +72,18 @@ def scaling(
     axes[0].axhline(1, linestyle="--", color=COLOURS["predicted"])
     axes[0].set_yscale("log", base=2)
     axes[0].set_ylabel("variance of the scores")
-    axes[0].set_title("The variance is d_k")
+    axes[0].set_title("Unscaled, the variance is d_k")
     axes[0].legend(fontsize=8)
     uniform = np.log2(keys)
     axes[1].axhline(uniform, linestyle=":", color="black")
     axes[1].annotate(f"all {keys} keys alike", (widths[0], uniform), (0, 3), **_points())
     axes[1].set_ylim(0, uniform * 1.12)
     axes[1].set_ylabel("entropy of the weights (bits)")
-    axes[1].set_title("Unscaled, one key takes all")
+    axes[1].set_title("one key takes nearly all")
     axes[2].set_yscale("log")
-    axes[2].set_ylabel("mean derivative p(1 − p)")
-    axes[2].set_title("and little is left to learn from")
+    axes[2].set_ylabel("median derivative p(1 − p)")
+    axes[2].set_title("and the softmax goes flat")
+    axes[2].set_ylim(bottom=1e-9)
     return drawn
 
 
@@ -102,7 +103,7 @@ def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
         axes[1].plot(np.arange(length) - start, dots[start], label=f"from {start}", **style)
     axes[1].set_xlabel("distance (positions)")
     axes[1].set_ylabel("dot product")
-    axes[1].set_title("The dot product knows the distance alone")
+    axes[1].set_title("Between positions, only distance counts")
     axes[1].legend(fontsize=8)
     return drawn
 
@@ -134,6 +135,7 @@ def training(losses: list[float], exact: Mapping[int, float]) -> Figure:
     axes[0].set_title("Loss on training dates")
     axes[1].plot(list(exact), [100 * v for v in exact.values()], "o-", color=COLOURS["good"])
     axes[1].axhline(95, linestyle="--", color=COLOURS["predicted"])
+    axes[1].annotate("95 %", (0, 95), (0, -11), textcoords="offset points", fontsize=8)
     axes[1].set_ylim(-3, 103)
     axes[1].set_xlabel("step")
     axes[1].set_ylabel("held-out dates all right (%)")
