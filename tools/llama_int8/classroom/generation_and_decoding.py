@@ -19,7 +19,8 @@ def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
     drawn, axes = figure(figsize=(9, 3.2))
     mean = float(np.mean(nll))
     axes.bar(range(len(nll)), nll, color=COLOURS["bf16"])
-    axes.axhline(mean, color=COLOURS["int8"], linestyle="--")
+    axes.axhline(mean, color=COLOURS["int8"], linestyle="--", label="mean")
+    axes.legend()
     axes.set_xticks(range(len(words)), words, rotation=60, ha="right")
     axes.set_ylabel("surprise (nats)")
     axes.grid(axis="x", visible=False)
@@ -116,7 +117,7 @@ def cache_sizes(configs: Mapping[str, LlamaConfig], tokens: int) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, full.max() * 1.2)
     axes.set_xlabel(f"GiB of keys and values for {tokens:,} tokens in 16 bit")
-    axes.legend(["one key-value head a query head", "as built"], loc="upper right")
+    axes.legend(["one key-value head per query head", "as built"], loc="upper right")
     axes.grid(axis="y", visible=False)
     axes.set_title("Sharing keys and values among query heads shrinks the cache")
     return drawn
@@ -130,11 +131,12 @@ def diversity(
     A mark is the mean over texts, its cross 1.96 standard errors; `original` names the star.
     """
     drawn, axes = figure(figsize=(8, 4.6))
-    beside = {original: (-9, 9, "right"), "penalty 1.3": (0, 9, "center")}
+    beside = {original: (-9, 9, "right"), "greedy, penalty 1.3": (0, 9, "center")}
+    beside["τ = 0.5"] = (-8, -12, "right")
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
-        searches = name in ("greedy", "beam search")
+        searches = name in ("greedy", "beam search", "greedy, penalty 1.3")
         kind = ("int8", "*", 15) if name == original else ("good", "s", 8) if searches else None
         colour, marker, size = kind or ("bf16", "o", 8)
         style = {"color": COLOURS[colour], "marker": marker, "markersize": size, "elinewidth": 0.7}
@@ -145,7 +147,7 @@ def diversity(
     axes.set_ylabel("3-grams that are new (share)")
     axes.set_ylim(top=1.07)
     axes.set_xlim(right=0.4)
-    axes.set_title("The likeliest texts repeat themselves; the original is full of surprises")
+    axes.set_title("Greedy text is likely and repetitive; the original is neither")
     return drawn
 
 
@@ -173,14 +175,14 @@ def strengths_and_limits(
     copying: tuple[torch.Tensor, int],
     hidden: Mapping[str, tuple[int, float, float, int]],
     forced: Mapping[str, Sequence[float]],
-    recall: Mapping[int, Sequence[float]],
+    recall: Mapping[str, Mapping[int, Sequence[float]]],
     control: float,
 ) -> Figure:
     """Four experiments: copying, the hidden word, a forced first word, recall over distance.
 
     `copying`: NLL of each token of a random list said twice, and the list's length. `hidden`:
     (right, low, high, n) by what the model may use. `forced`: log-odds of the true sentence after
-    each start. `recall`: probability of each digit by distance; `control` without the fact.
+    each start. `recall`: probability of a digit by company and distance; `control`: of another person.
     """
     drawn, axes = figure(4, figsize=(13, 3.5))
     nll, length = copying
@@ -213,17 +215,22 @@ def strengths_and_limits(
     axes[2].set_ylabel("log-odds of the true sentence")
     denied = sum(o < 0 for o in list(forced.values())[1])
     axes[2].set_title(f"No way back: {denied} of {len(odds)} denied")
-    for distance, values in recall.items():
-        axes[3].plot([distance] * len(values), values, ".", color=COLOURS["predicted"])
-    means = [np.mean(v) for v in recall.values()]
-    axes[3].plot(list(recall), means, "o-", color=COLOURS["bf16"], label="mean")
-    axes[3].axhline(control, color="black", linestyle=":")
-    axes[3].annotate("never told", (min(recall), control + 0.02), fontsize=8)
+    styles = (("bf16", "o"), ("int8", "s"))
+    for (company, told), (colour, marker) in zip(recall.items(), styles, strict=True):
+        for distance, values in told.items():
+            style = {"color": COLOURS[colour], "markersize": 4, "alpha": 0.4}
+            axes[3].plot([distance] * len(values), values, marker, **style)
+        means = [np.mean(values) for values in told.values()]
+        axes[3].plot(list(told), means, marker, ls="-", color=COLOURS[colour], label=company)
+    axes[3].axhline(control, color="black", linestyle=":", label="never named")
     axes[3].set_xscale("log", base=2)
+    axes[3].set_xticks(list(told), list(told))
+    axes[3].xaxis.set_minor_locator(NullLocator())
     axes[3].set_ylim(0, 1)
+    axes[3].legend(fontsize=8, loc="lower left")
     axes[3].set_xlabel("tokens between fact and question")
     axes[3].set_ylabel("probability of a digit")
-    axes[3].set_title(f"Recall: {means[0]:.0%} near, {means[-1]:.0%} far")
+    axes[3].set_title("Recall: distance and company")
     return drawn
 
 

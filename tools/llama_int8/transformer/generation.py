@@ -1,7 +1,8 @@
 """From logits to text: choosing tokens, beam search, and the KV cache.
 
 Shapes: B batch, T tokens, V vocabulary, H_kv key-value heads, D head dimension. A `model` is called
-as `model(tokens, past_key_values=cache, use_cache=...)` and has a `config`: Hugging Face's models.
+as `model(tokens, past_key_values=cache, use_cache=..., logits_to_keep=1)` and has a `config`:
+Hugging Face's models.
 """
 
 import math
@@ -158,9 +159,10 @@ def next_logits(model: Any, tokens: Tensor, cache: KVCache | None = None) -> Ten
     """
     _check_cache(tokens, cache)
     if cache is None:
-        out = model(tokens, use_cache=False)
+        out = model(tokens, use_cache=False, logits_to_keep=1)
     else:
-        out = model(tokens[:, cache.length :], past_key_values=cache, use_cache=True)
+        new = tokens[:, cache.length :]
+        out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
     logits = getattr(out, "logits", out)[:, -1]
     _check_logits(logits)
     return logits
