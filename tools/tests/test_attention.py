@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llama import tiny_llama
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from llama_int8.classroom import dates
 from llama_int8.classroom.torch_twins import torch_twin
@@ -741,19 +742,12 @@ TOKENS = torch.tensor([[5, 80, 3, 41, 7, 19], [64, 2, 9, 31, 90, 11]])
 @pytest.fixture
 def tiny():
     """A random GQA model in FP32."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=24,
-        intermediate_size=40,
+    return tiny_llama(
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=GROUPS,
-        head_dim=8,  # 6 x 8 = 48, not the hidden size
-        max_position_embeddings=64,
         initializer_range=0.3,  # weights that are far from uniform
     )
-    return LlamaForCausalLM(config).eval()
 
 
 class Watched:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_llama import tiny_llama
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
@@ -19,7 +20,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers import LlamaConfig as HuggingFaceConfig
 
 from llama_int8.measurement.cost import kv_cache_bytes
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
@@ -69,24 +69,17 @@ TEXTS = [
 
 
 @functools.cache
-def tiny_llama(vocabulary=11, seed=0, spread=0.6):
-    """A random GQA model in FP32 with decided opinions and no end token of its own."""
-    torch.manual_seed(seed)
-    config = HuggingFaceConfig(
+def opinionated(vocabulary=11, seed=0, spread=0.6):
+    """A random model with decided opinions and no end token of its own."""
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    return tiny_llama(
+        seed,
         vocab_size=vocabulary,
-        hidden_size=18,
-        intermediate_size=24,
         num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=4,
         max_position_embeddings=CONTEXT,
         initializer_range=spread,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
+        **ends,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +186,7 @@ def test_a_tiny_models_greedy_tokens_are_hugging_faces(data, rows, length, new):
     row = st.lists(tokens, min_size=length, max_size=length)
     prompt = torch.tensor(data.draw(st.lists(row, min_size=rows, max_size=rows)))
     end = data.draw(st.sets(tokens, max_size=3))
-    model = tiny_llama(vocabulary, data.draw(st.integers(0, 9)))
+    model = opinionated(vocabulary, data.draw(st.integers(0, 9)))
     expected = filled_with_the_end(hugging_face(model, prompt, new, end), length, end)
     for use_cache in (True, False):
         assert torch.equal(generate(model, prompt, new, end=end, use_cache=use_cache), expected)
@@ -230,7 +223,7 @@ def test_a_model_may_answer_with_bare_logits():
 
 @pytest.mark.parametrize("search", [generate, functools.partial(beam_search, beams=3)])
 def test_the_prompt_stays_as_it_was_and_no_gradient_is_kept(search):
-    model, prompt = tiny_llama(), torch.tensor([[3, 1, 4]])
+    model, prompt = opinionated(), torch.tensor([[3, 1, 4]])
     found = search(model, prompt, 5)
     assert prompt.tolist() == [[3, 1, 4]] and found[:, :3].tolist() == [[3, 1, 4]]
     assert found.is_inference() and not found.requires_grad
@@ -238,7 +231,7 @@ def test_the_prompt_stays_as_it_was_and_no_gradient_is_kept(search):
 
 
 def test_with_a_cache_each_token_is_computed_once():
-    model, fed = tiny_llama(seed=3), []
+    model, fed = opinionated(seed=3), []
     hook = model.register_forward_pre_hook(lambda _module, inputs: fed.append(inputs[0].shape[1]))
     generate(model, torch.tensor([[1, 2, 3]]), 4)
     generate(model, torch.tensor([[1, 2, 3]]), 4, use_cache=False)
@@ -277,7 +270,7 @@ def test_beam_search_is_hugging_faces_on_tiny_models_that_do_end(beams, penalty)
     shorter = 0
     for seed in range(24):
         vocabulary = [3, 5, 11, 40][seed % 4]
-        model = tiny_llama(vocabulary, seed % 8, [0.3, 0.6, 1.0][seed % 3])
+        model = opinionated(vocabulary, seed % 8, [0.3, 0.6, 1.0][seed % 3])
         end = [[], [0], [1, 2]][seed // 4 % 3]
         prompt = random_tokens(1, 1 + seed % 3, vocabulary=vocabulary, seed=seed)
         expected = hugging_face(model, prompt, 9, end, num_beams=beams, length_penalty=penalty)
@@ -291,7 +284,7 @@ def test_beam_search_is_hugging_faces_on_tiny_models_that_do_end(beams, penalty)
 def test_with_enough_beams_nothing_scores_higher(penalty, end):
     vocabulary, new = 4, 3
     for seed in range(6):
-        model, prompt = tiny_llama(vocabulary, seed), torch.tensor([[seed % 4, 1]])
+        model, prompt = opinionated(vocabulary, seed), torch.tensor([[seed % 4, 1]])
         found = beam_search(model, prompt, new, vocabulary**new, penalty, end)
         scores = {}
         for continuation in itertools.product(range(vocabulary), repeat=new):
@@ -309,7 +302,7 @@ def test_with_enough_beams_nothing_scores_higher(penalty, end):
     seed=st.integers(0, 9), first=st.integers(0, 10), penalty=st.floats(-2, 2), end=st.booleans()
 )
 def test_one_beam_is_greedy(seed, first, penalty, end):
-    model, prompt, end = tiny_llama(11, seed), torch.tensor([[first, 4]]), [3, 7] if end else []
+    model, prompt, end = opinionated(11, seed), torch.tensor([[first, 4]]), [3, 7] if end else []
     found = beam_search(model, prompt, 8, 1, penalty, end)
     assert torch.equal(found, generate(model, prompt, 8, end=end))
 
@@ -445,7 +438,7 @@ def test_repetition_penalty_is_hugging_faces(data, logits, penalty):
 def test_sampling_probabilities_are_those_that_hugging_faces_generate_draws_from(options):
     asked = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, **options}
     for seed in range(5):
-        model, prompt = tiny_llama(25, seed), random_tokens(3, 6, seed=seed)
+        model, prompt = opinionated(25, seed), random_tokens(3, 6, seed=seed)
         theirs = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -704,13 +697,13 @@ def test_a_filtered_token_is_never_drawn(logits, k, p, seed):
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_the_strictest_settings_are_greedy(options):
-    model, prompt = tiny_llama(25), torch.tensor([[1, 2], [3, 4]])
+    model, prompt = opinionated(25), torch.tensor([[1, 2], [3, 4]])
     drawn = generate(model, prompt, 8, Sampler(0, **options))
     assert torch.equal(drawn, generate(model, prompt, 8))
 
 
 def test_a_seeds_text_is_the_same_with_and_without_cache_and_ends_at_the_end():
-    model, prompt = tiny_llama(25, spread=0.3), torch.tensor([[1, 2], [3, 4], [5, 6]])
+    model, prompt = opinionated(25, spread=0.3), torch.tensor([[1, 2], [3, 4], [5, 6]])
     sampled = [
         generate(model, prompt, 20, Sampler(7, top_k=9), end=[0, 1, 2, 3], use_cache=use_cache)
         for use_cache in (True, False)
@@ -741,7 +734,7 @@ def assert_same_logits_in_pieces(model, tokens, pieces):
 @pytest.mark.parametrize("pieces", [[1] * 9, [9], [4, 1, 1, 1, 1, 1], [2, 5, 2], [1, 8]])
 def test_the_cache_gives_the_same_logits_as_the_full_pass(pieces):
     tokens = random_tokens(3, 9)
-    assert_same_logits_in_pieces(tiny_llama(25), tokens, pieces)
+    assert_same_logits_in_pieces(opinionated(25), tokens, pieces)
 
 
 @pytest.mark.slow  # needs the package index, once
@@ -751,7 +744,7 @@ def test_the_cache_gives_the_real_models_logits(real, prompts, pieces):
 
 
 def test_next_logits_are_the_full_passes_last_whether_the_cache_is_behind_by_one_or_more():
-    model, tokens, cache = tiny_llama(25), torch.arange(20).view(2, 10), KVCache()
+    model, tokens, cache = opinionated(25), torch.arange(20).view(2, 10), KVCache()
     with torch.inference_mode():
         for length in (3, 4, 8, 10):
             expected = model(tokens[:, :length]).logits[:, -1]
@@ -761,7 +754,7 @@ def test_next_logits_are_the_full_passes_last_whether_the_cache_is_behind_by_one
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cache_holds_what_hugging_faces_holds_in_the_predicted_bytes(dtype):
-    model = LlamaForCausalLM(tiny_llama(25).config).to(dtype).eval()
+    model = LlamaForCausalLM(opinionated(25).config).to(dtype).eval()
     ours, theirs = KVCache(), DynamicCache()
     tokens = random_tokens(3, 7)
     with torch.inference_mode():
@@ -770,7 +763,7 @@ def test_the_cache_holds_what_hugging_faces_holds_in_the_predicted_bytes(dtype):
                 model(piece, past_key_values=cache, use_cache=True)
     assert sorted(ours.keys) == sorted(ours.values) == [0, 1]
     for layer, reference in enumerate(theirs.layers):
-        assert ours.keys[layer].shape == (3, 2, 7, 4) and ours.keys[layer].dtype == dtype
+        assert ours.keys[layer].shape == (3, 2, 7, 8) and ours.keys[layer].dtype == dtype
         assert torch.equal(ours.keys[layer], reference.keys)
         assert torch.equal(ours.values[layer], reference.values)
     assert ours.nbytes == 2 * 2 * 3 * 2 * 7 * 4 * dtype.itemsize
@@ -800,7 +793,7 @@ def test_update_appends_to_its_own_layer_and_returns_all_of_it():
 
 @torch.inference_mode()
 def test_select_reorders_drops_and_duplicates_rows():
-    model, tokens, rows = tiny_llama(25), random_tokens(3, 6), torch.tensor([2, 0, 0, 1])
+    model, tokens, rows = opinionated(25), random_tokens(3, 6), torch.tensor([2, 0, 0, 1])
     cache = KVCache()
     next_logits(model, tokens[:, :5], cache)
     held = {layer: keys.clone() for layer, keys in cache.keys.items()}
@@ -874,47 +867,47 @@ def test_the_rows_with_nan_are_named():
 @pytest.mark.parametrize("shape", [(3,), (1, 0), (0, 3), (1, 2, 3), ()])
 def test_a_prompt_that_is_not_rows_of_tokens_is_refused(search, shape):
     with refused(ValueError, f"shape {shape}", "at least one token"):
-        search(tiny_llama(), torch.zeros(shape).long(), 2)
+        search(opinionated(), torch.zeros(shape).long(), 2)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_a_prompt_that_is_not_of_integers_is_refused(search, dtype):
     with refused(TypeError, f"dtype {dtype}"):
-        search(tiny_llama(), torch.ones(1, 2, dtype=dtype), 2)
+        search(opinionated(), torch.ones(1, 2, dtype=dtype), 2)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("token", [-1, 11, 5000])
 def test_a_token_outside_the_vocabulary_is_refused(search, token):
     with refused(ValueError, f"token {token};", "0 to 10"):
-        search(tiny_llama(11), torch.tensor([[3, token]]), 2)
+        search(opinionated(11), torch.tensor([[3, token]]), 2)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("new", [0, -4])
 def test_fewer_than_one_new_token_is_refused(search, new):
     with refused(ValueError, f"max_new_tokens is {new};", "1 or more"):
-        search(tiny_llama(), TOKEN, new)
+        search(opinionated(), TOKEN, new)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_what_exceeds_the_context_is_refused_and_what_fills_it_is_not(search):
     prompt = torch.ones(1, CONTEXT - 3).long()
-    assert search(tiny_llama(), prompt, 3).shape == (1, CONTEXT)
+    assert search(opinionated(), prompt, 3).shape == (1, CONTEXT)
     with refused(ValueError, "29 tokens", "5 new", "context of 32", "by 2 tokens"):
-        search(tiny_llama(), prompt, 5)
+        search(opinionated(), prompt, 5)
 
 
 @pytest.mark.parametrize("beams", [0, -2])
 def test_fewer_than_one_beam_is_refused(beams):
     with refused(ValueError, f"beams is {beams};", "1 or more"):
-        beam_search(tiny_llama(), TOKEN, 2, beams)
+        beam_search(opinionated(), TOKEN, 2, beams)
 
 
 def test_beam_search_refuses_two_prompts():
     with refused(ValueError, "2 prompts", "one at a time"):
-        beam_search(tiny_llama(), torch.zeros(2, 3).long(), 2, 2)
+        beam_search(opinionated(), torch.zeros(2, 3).long(), 2, 2)
 
 
 @pytest.mark.parametrize("tokens", [(2, 4), (4,), (1, 4)])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llama import tiny_config, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, LlamaForCausalLM
-from transformers import LlamaConfig as HuggingFaceConfig
 
 from llama_int8.measurement.cost import (
     GIB,
@@ -36,20 +36,6 @@ T4_BANDWIDTH = 320e9
 DEFAULT = "smollm2-135m"
 
 
-def hugging_face_config(**changes):
-    shapes = {
-        "vocab_size": 97,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 8,  # 6 x 8 = 48, not the hidden size
-        "max_position_embeddings": 64,
-    }
-    return HuggingFaceConfig(**{**shapes, "tie_word_embeddings": False, **changes})
-
-
 def course_config(config):
     return LlamaConfig.from_hugging_face(config.to_dict())
 
@@ -57,8 +43,7 @@ def course_config(config):
 @pytest.fixture
 def tiny():
     """A random GQA model in FP32."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(hugging_face_config()).eval()
+    return tiny_llama()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +138,7 @@ def test_parameters_and_bytes_are_those_of_hugging_faces_model(
     attention_bias,
     mlp_bias,
 ):
-    config = hugging_face_config(
+    config = tiny_config(
         vocab_size=vocabulary,
         hidden_size=key_value_heads * group * width,  # need not be heads x head_dim
         intermediate_size=inner,
@@ -174,7 +159,7 @@ def test_parameters_and_bytes_are_those_of_hugging_faces_model(
 
 @pytest.mark.parametrize(("where", "layers"), [("attention_bias", 4), ("mlp_bias", 3)])
 def test_biases_are_counted_in_the_layers_that_have_them(where, layers):
-    config = hugging_face_config(**{where: True})
+    config = tiny_config(**{where: True})
     model = LlamaForCausalLM(config)
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
     assert len(biases) == layers * config.num_hidden_layers
@@ -184,7 +169,7 @@ def test_biases_are_counted_in_the_layers_that_have_them(where, layers):
 @pytest.mark.parametrize(("batch", "length", "dtype"), [(1, 5, "float32"), (3, 7, "bfloat16")])
 def test_kv_cache_bytes_are_those_of_hugging_faces_cache(batch, length, dtype):
     dtype = getattr(torch, dtype)
-    config = hugging_face_config()
+    config = tiny_config()
     model, cache = LlamaForCausalLM(config).to(dtype).eval(), DynamicCache()
     with torch.inference_mode():
         model(torch.zeros(batch, length, dtype=torch.long), past_key_values=cache)
@@ -194,7 +179,7 @@ def test_kv_cache_bytes_are_those_of_hugging_faces_cache(batch, length, dtype):
 
 
 def test_the_int8_prediction_is_what_bitsandbytes_holds(tmp_path):
-    config = hugging_face_config(hidden_size=48, attention_bias=True, mlp_bias=True)
+    config = tiny_config(hidden_size=48, attention_bias=True, mlp_bias=True)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path,

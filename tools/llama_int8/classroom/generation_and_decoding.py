@@ -132,7 +132,7 @@ def diversity(
     """
     drawn, axes = figure(figsize=(8, 4.6))
     beside = {original: (-9, 9, "right"), "greedy, penalty 1.3": (0, 9, "center")}
-    beside["τ = 0.5"] = (-8, -12, "right")
+    beside |= dict.fromkeys(("τ = 0.5", "τ = 1", "top-p 0.9"), (-8, -13, "right"))
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
@@ -140,9 +140,11 @@ def diversity(
         kind = ("int8", "*", 15) if name == original else ("good", "s", 8) if searches else None
         colour, marker, size = kind or ("bf16", "o", 8)
         style = {"color": COLOURS[colour], "marker": marker, "markersize": size, "elinewidth": 0.7}
-        axes.errorbar(x, y, errors[1], errors[0], **style)
+        up_to_one = [[errors[1]], [min(errors[1], 1 - y)]]  # a share ends there
+        axes.errorbar(x, y, up_to_one, errors[0], **style)
         right, up, align = beside.get(name, (7, -11, "left"))
-        axes.annotate(name, (x, y), (right, up), ha=align, **_points())
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        axes.annotate(name, (x, y), (right, up), ha=align, bbox=paper, **_points())
     axes.set_xlabel("mean log-probability of a token (nats): likelier →")
     axes.set_ylabel("3-grams that are new (share)")
     axes.set_ylim(top=1.07)
@@ -213,8 +215,9 @@ def strengths_and_limits(
     axes[2].set_xticks(range(len(forced)), [f"after “{name}”" for name in forced])
     axes[2].set_xlim(-0.5, len(forced) - 0.5)
     axes[2].set_ylabel("log-odds of the true sentence")
-    denied = sum(o < 0 for o in list(forced.values())[1])
-    axes[2].set_title(f"No way back: {denied} of {len(odds)} denied")
+    after_no = list(forced.values())[1]
+    denied = sum(o < 0 for o in after_no)
+    axes[2].set_title(f"No way back: {denied} of {len(after_no)} denied")
     styles = (("bf16", "o"), ("int8", "s"))
     for (company, told), (colour, marker) in zip(recall.items(), styles, strict=True):
         for distance, values in told.items():
