@@ -766,7 +766,7 @@ def test_the_cache_holds_what_hugging_faces_holds_in_the_predicted_bytes(dtype):
         assert ours.keys[layer].shape == (3, 2, 7, 8) and ours.keys[layer].dtype == dtype
         assert torch.equal(ours.keys[layer], reference.keys)
         assert torch.equal(ours.values[layer], reference.values)
-    assert ours.nbytes == 2 * 2 * 3 * 2 * 7 * 4 * dtype.itemsize
+    assert ours.nbytes == 2 * 2 * 3 * 2 * 7 * 8 * dtype.itemsize
     shapes = LlamaConfig.from_hugging_face(model.config.to_dict())
     assert ours.nbytes == kv_cache_bytes(shapes, 7, 3, dtype.itemsize)
 
