@@ -23,6 +23,7 @@ from transformers import (
 
 from llama_int8.measurement.cost import kv_cache_bytes
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
+from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import (
     KVCache,
     Sampler,
@@ -36,7 +37,6 @@ from llama_int8.transformer.generation import (
     sampling_probabilities,
     scale_temperature,
 )
-from llama_int8.transformer.llama import LlamaConfig
 
 INF, NAN = math.inf, math.nan
 CONTEXT = 32

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 import llama_int8
 from llama_int8.models import save_synthetic
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 CONFIG = LlamaConfig(16, 32, 64, 2, 4, 2, 8, 64)
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -36,7 +36,7 @@ CLIENT = """
 import json, sys, time
 from llama_int8.models import MODELS, load_model, load_tokenizer, model_folder, revision_of
 from llama_int8.models.registry import HubSource, ModelSpec
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 config, sources, load = json.loads(sys.argv[1])
 MODELS["tiny"] = ModelSpec(

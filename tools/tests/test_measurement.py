@@ -30,7 +30,7 @@ from llama_int8.measurement.probes import probes
 from llama_int8.measurement.quality import perplexity, token_nll, windows
 from llama_int8.measurement.texts import calibration_text, evaluation_text
 from llama_int8.models import MODELS, config_of, load_model, load_tokenizer
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 T4_BANDWIDTH = 320e9
 DEFAULT = "smollm2-135m"

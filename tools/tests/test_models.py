@@ -21,6 +21,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 import llama_int8
+from llama_int8.files import build_once, cache_folder
 from llama_int8.measurement.cost import GIB, count_parameters, weight_bytes
 from llama_int8.measurement.memory import weight_memory
 from llama_int8.models import (
@@ -40,10 +41,9 @@ from llama_int8.models import (
     loading,
     save_synthetic,
 )
-from llama_int8.models.files import build_once, cache_folder
 from llama_int8.models.registry import HubSource, ModelSpec
 from llama_int8.models.synthetic import empty_model, random_tensor
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -690,7 +690,7 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path):
 def test_a_build_that_is_killed_halfway_leaves_nothing_under_the_final_name(tmp_path):
     script = (
         "import os, sys, pathlib\n"
-        "from llama_int8.models.files import build_once\n"
+        "from llama_int8.files import build_once\n"
         "def half(folder):\n"
         "    (folder / 'one').write_text('1')\n"
         "    os._exit(9)\n"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from llama_int8.classroom.plots import COLOURS, HATCHES, MARKERS, figure
 from llama_int8.measurement.cost import GIB, weight_bytes
 from llama_int8.measurement.statistics import PairedDifference, Spread
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 ENDS = ("median", "low", "high")
 T4_GIB = 14.75  # what CUDA shows of a T4's 16 GB

@@ -10,8 +10,8 @@ from matplotlib.ticker import NullLocator
 from llama_int8.classroom.plots import COLOURS, HATCHES, figure
 from llama_int8.measurement.cost import GIB, kv_cache_bytes
 from llama_int8.measurement.statistics import Spread
+from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import sampling_probabilities
-from llama_int8.transformer.llama import LlamaConfig
 
 
 def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:

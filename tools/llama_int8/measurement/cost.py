@@ -6,7 +6,7 @@ bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
 
 from dataclasses import dataclass
 
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 GIB = 2**30
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}

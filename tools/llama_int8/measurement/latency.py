@@ -44,19 +44,25 @@ def prefill_and_decode(
     phase is `new_tokens` further passes over one token each.
     """
     import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # the same one for every model, ours and Hugging Face's
 
     def now() -> float:
         if tokens.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def step(new: "torch.Tensor") -> "torch.Tensor":
+        out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return getattr(out, "logits", out)[:, -1:].argmax(-1)  # (B, 1)
+
     with torch.inference_mode():
         start = now()
-        out = model(tokens, use_cache=True, logits_to_keep=1)
+        next_token = step(tokens)
         middle = now()
         for _ in range(new_tokens):
-            next_token = out.logits[:, -1:].argmax(-1)
-            out = model(next_token, past_key_values=out.past_key_values, use_cache=True)
+            next_token = step(next_token)
         end = now()
     return {"prefill": middle - start, "decode": end - middle}
 

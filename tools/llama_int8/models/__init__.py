@@ -1,6 +1,6 @@
 """One door to every model: the registry, `load_model` and `load_tokenizer`."""
 
-from llama_int8.models.errors import (
+from llama_int8.errors import (
     GatedModelError,
     HubError,
     ModelError,

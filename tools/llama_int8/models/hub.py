@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llama_int8.models.errors import GatedModelError, HubError
+from llama_int8.errors import GatedModelError, HubError
 from llama_int8.models.registry import HubSource, ModelSpec
 
 # No pickled weights and no code: safetensors, tokenizer and configuration only.

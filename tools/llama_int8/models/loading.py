@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from llama_int8.measurement.cost import GIB, weight_bytes
-from llama_int8.models.embedded import embedded_folder
-from llama_int8.models.errors import (
+from llama_int8.errors import (
     HubError,
     ModelError,
     ModelFilesError,
     NotEnoughMemoryError,
     PrecisionError,
 )
-from llama_int8.models.files import check_weights
+from llama_int8.files import check_weights
+from llama_int8.measurement.cost import GIB, weight_bytes
+from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.hub import hub_folder
 from llama_int8.models.registry import (
     DEFAULT_MODEL,
@@ -29,7 +29,7 @@ from llama_int8.models.registry import (
     existing_folder,
 )
 from llama_int8.models.synthetic import build_synthetic
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:
     import torch

@@ -4,12 +4,11 @@ Shapes are those of each model's own `config.json`; tests hold the parameter cou
 from them against the published ones.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_int8.models.errors import ModelFilesError, UnknownModelError
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.errors import UnknownModelError
+from llama_int8.transformer.config import LlamaConfig, read_config
 
 DEFAULT_MODEL = "smollm2-135m"
 SYNTHETIC = "synthetic:"
@@ -111,24 +110,7 @@ def config_of(name_or_folder: str | Path) -> LlamaConfig:
     name = str(name_or_folder).removeprefix(SYNTHETIC)
     if name in MODELS:
         return MODELS[name].config
-    folder = existing_folder(name_or_folder)
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no JSON object")
-    except FileNotFoundError:
-        raise ModelFilesError(
-            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
-        ) from None
-    except ValueError as error:
-        raise ModelFilesError(
-            f"{path} is damaged ({error}); delete it and fetch the model again"
-        ) from None
-    try:
-        return LlamaConfig.from_hugging_face(content)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise ModelFilesError(f"{path} cannot be used: {error}") from None
+    return read_config(existing_folder(name_or_folder))
 
 
 def existing_folder(name_or_folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_int8.transformer.llama import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:
     import torch

@@ -1,79 +1,263 @@
-"""The shapes of a LLaMA-type model."""
+"""LLaMA (Touvron et al., 2023, arXiv:2302.13971), its parts named as in Hugging Face's checkpoints.
 
-from dataclasses import dataclass
-from typing import Any
+Shapes: B batch, T new tokens, S all tokens, H heads, H_kv key-value heads, D head dimension,
+C width, F inner width of the feed-forward network, V vocabulary.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from llama_int8.transformer.attention import causal_mask
+from llama_int8.transformer.checkpoints import check_tensors, read_checkpoint
+from llama_int8.transformer.config import LlamaConfig
+
+ROPE_SETTINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+"""What each kind of rotary scaling needs in `rope_scaling`."""
 
 
-@dataclass(frozen=True)
-class LlamaConfig:
-    """Shapes and constants of a LLaMA-type model, named as in Hugging Face's `config.json`."""
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467, equation 4)."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    rope_scaling: dict[str, Any] | None = None
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C); in FP32 inside, because squares overflow FP16 from 256 on."""
+        precise = x.float()
+        mean_square = precise.square().mean(-1, keepdim=True)  # (..., 1)
+        return self.weight * (precise * (mean_square + self.eps).rsqrt()).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) at every position by itself (Shazeer, arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, width: int, inner: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias)
+        self.up_proj = nn.Linear(width, inner, bias)
+        self.down_proj = nn.Linear(inner, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C), over (..., F)."""
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rope_frequencies(config: LlamaConfig) -> Tensor:
+    """Angle by which each pair of dimensions turns from one position to the next, (D / 2,), FP32.
+
+    theta^(-2i / D) for pair i (Su et al., arXiv:2104.09864, section 3.2.2). Scaling "linear"
+    divides all of them by a factor (Chen et al., arXiv:2306.15595); "llama3" divides the slow ones,
+    leaves the fast ones, and blends in between (Llama 3.1). Raises ValueError for another kind.
+    """
+    _check_rope(config)
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: many turns within the old context
+        return frequencies * (keep + (1 - keep) / scaling["factor"])
+    return frequencies
+
+
+def rope_rotation(
+    positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position x frequency, two tensors (T, D / 2), computed in FP32."""
+    angles = positions[:, None].float() * frequencies.to(positions.device)  # (T, D / 2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) of (B, H, T, D) by its position's angle (equation 34)."""
+    first, second = x.chunk(2, dim=-1)  # two halves (B, H, T, D / 2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal self-attention; H / H_kv query heads share a key-value head (arXiv:2305.13245)."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.attention_bias
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj = nn.Linear(width, queries, bias)
+        self.k_proj = nn.Linear(width, keys, bias)
+        self.v_proj = nn.Linear(width, keys, bias)
+        self.o_proj = nn.Linear(queries, width, bias)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C). A `mask` of None: all T tokens are new, or there is just one."""
+        q = rotate(self._split(self.q_proj(x)), *rotation)  # (B, H, T, D)
+        k = rotate(self._split(self.k_proj(x)), *rotation)  # (B, H_kv, T, D)
+        v = self._split(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)  # (B, H_kv, S, D)
+        causal = mask is None and x.shape[1] > 1
+        mixed = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, H D) -> (B, H, T, D)
+
+
+class LlamaBlock(nn.Module):
+    """Attention, then the feed-forward network, each on normed states and added to the residual."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = GroupedQueryAttention(config, layer)
+        self.mlp = SwiGLU(width, config.intermediate_size, config.mlp_bias)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """The whole model: embedding, blocks, norm, output layer."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        """With random weights. Raises ValueError for shapes that do not fit together."""
+        super().__init__()
+        _check_config(config)
+        self.config = config
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(
+                    [LlamaBlock(config, layer) for layer in range(config.num_hidden_layers)]
+                ),
+                "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+            }
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.frequencies = rope_frequencies(config)  # no buffer: `.to(dtype)` would round it
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the output layer use the embedding's table, where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        past_key_values: Any = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """Logits of each next token, (B, T) -> (B, T, V); of the last `logits_to_keep` if not 0.
+
+        `past_key_values`: a `KVCache`, or Hugging Face's, with the tokens so far; it is extended.
+        `use_cache` is Hugging Face's switch for a cache of its own making: there is none here.
+        Raises ValueError for tokens that are no (B, T) of ids in [0, V) or exceed the context.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        _check_tokens(self.config, tokens, past)
+        x = self.model.embed_tokens(tokens)  # (B, T) -> (B, T, C)
+        length = tokens.shape[1]
+        positions = torch.arange(past, past + length, device=tokens.device)
+        rotation = rope_rotation(positions, self.frequencies, x.dtype)
+        mask = causal_mask(length, past, tokens.device) if past and length > 1 else None
+        for block in self.model.layers:
+            x = block(x, rotation, mask, past_key_values)
+        return self.lm_head(self.model.norm(x[:, -logits_to_keep:]))
 
     @classmethod
-    def from_hugging_face(cls, config: dict[str, Any]) -> "LlamaConfig":
-        """Read the content of a `config.json`, transformers 4's (`rope_theta`) or 5's.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Load a folder in Hugging Face's or Meta's format, in evaluation mode.
 
-        Raises ValueError where a key is missing or the model is not of the LLaMA type.
+        Raises ModelFilesError where a file is missing, damaged or does not fit the config.
         """
-        if config.get("model_type") != "llama":
+        config, tensors = read_checkpoint(Path(folder))
+        with torch.device("meta"):  # shapes without memory
+            model = cls(config)
+        if config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)
+        wanted = dict(model.named_parameters())  # a shared table once
+        check_tensors(folder, wanted, tensors)
+        state = {name: tensors[name].to(device, dtype) for name in wanted}
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        return model.eval()
+
+
+def _check_config(config: LlamaConfig) -> None:
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be 1 or more")
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    if heads < 1 or shared < 1 or heads % shared:
+        raise ValueError(f"{heads} query heads cannot share {shared} key-value heads evenly")
+
+
+def _check_rope(config: LlamaConfig) -> None:
+    if config.head_dim < 2 or config.head_dim % 2:
+        raise ValueError(f"head_dim is {config.head_dim}; rotary pairs need an even number")
+    if not 0 < config.rope_theta < math.inf:
+        raise ValueError(f"rope_theta is {config.rope_theta}; it must be positive and finite")
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    kind = scaling.get("rope_type")
+    if kind not in ROPE_SETTINGS:
+        raise ValueError(f"rope_type is {kind!r}; this model knows {', '.join(ROPE_SETTINGS)}")
+    for name in ROPE_SETTINGS[kind]:
+        value = scaling.get(name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(
-                f"model_type is {config.get('model_type')!r}; the course knows 'llama' models alone"
+                f"{name} of rope_type {kind!r} is {value}; a positive number is needed"
             )
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        try:
-            heads, hidden = config["num_attention_heads"], config["hidden_size"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=hidden,
-                intermediate_size=config["intermediate_size"],
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or hidden // heads,
-                max_position_embeddings=config.get("max_position_embeddings", 2048),
-                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-                rope_theta=theta,
-                rope_scaling=None if kind == "default" else rope,
-                tie_word_embeddings=config.get("tie_word_embeddings", False),
-                attention_bias=config.get("attention_bias", False),
-                mlp_bias=config.get("mlp_bias", False),
-            )
-        except KeyError as missing:
-            raise ValueError(f"config.json has no {missing}; a LLaMA-type model needs it") from None
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise ValueError(
+            f"low_freq_factor is {scaling['low_freq_factor']}, high_freq_factor "
+            f"{scaling['high_freq_factor']}; the high one must be larger"
+        )
 
-    def to_hugging_face(self) -> dict[str, Any]:
-        """The same shapes as keyword arguments of `transformers.LlamaConfig`."""
-        rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
-        shapes = {k: v for k, v in vars(self).items() if k not in ("rope_theta", "rope_scaling")}
-        return {**shapes, "rope_parameters": rope}
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of each linear layer of one block, keyed by Hugging Face's name."""
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
-        hidden, inner = self.hidden_size, self.intermediate_size
-        return {
-            "q_proj": (queries, hidden),
-            "k_proj": (keys, hidden),
-            "v_proj": (keys, hidden),
-            "o_proj": (hidden, queries),
-            "gate_proj": (inner, hidden),
-            "up_proj": (inner, hidden),
-            "down_proj": (hidden, inner),
-        }
+def _check_tokens(config: LlamaConfig, tokens: Tensor, past: int) -> None:
+    if tokens.dim() != 2 or tokens.numel() == 0:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; wanted are ids (B, T), T >= 1")
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")
+    if past + tokens.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"{past + tokens.shape[1]} tokens exceed the context of "
+            f"{config.max_position_embeddings}; shorten the text"
+        )

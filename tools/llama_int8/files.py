@@ -1,4 +1,4 @@
-"""Files on disk: the cache, and the check that a model folder is whole."""
+"""Files on disk: the cache, JSON, and the check that a model folder is whole."""
 
 import json
 import os
@@ -6,8 +6,9 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from llama_int8.models.errors import ModelFilesError
+from llama_int8.errors import ModelFilesError
 
 
 def cache_folder() -> Path:
@@ -38,6 +39,19 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that came with a model. Raises ModelFilesError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise ModelFilesError(
+            f"{path} is damaged ({error}); delete it and fetch the model again"
+        ) from None
+    return content
+
+
 def check_weights(folder: Path) -> None:
     """Raise ModelFilesError unless every safetensors file that `folder` needs is there and whole.
 
@@ -45,7 +59,7 @@ def check_weights(folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    for name in _weight_files(folder):
+    for name in weight_files(folder):
         path = folder / name
         if not path.exists():
             raise ModelFilesError(
@@ -63,7 +77,8 @@ def check_weights(folder: Path) -> None:
             ) from None
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files that `folder` must hold, by its index if there is one."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return ["model.safetensors"]

@@ -1,0 +1,101 @@
+"""The shapes of a LLaMA-type model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_int8.errors import ModelFilesError
+from llama_int8.files import read_json_object
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shapes and constants of a LLaMA-type model, named as in Hugging Face's `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_hugging_face(cls, config: dict[str, Any]) -> "LlamaConfig":
+        """Read the content of a `config.json`, transformers 4's (`rope_theta`) or 5's.
+
+        Raises ValueError where a key is missing or the model is not of the LLaMA type.
+        """
+        if config.get("model_type") != "llama":
+            raise ValueError(
+                f"model_type is {config.get('model_type')!r}; the course knows 'llama' models alone"
+            )
+        if config.get("hidden_act", "silu") != "silu":
+            raise ValueError(
+                f"hidden_act is {config['hidden_act']!r}; LLaMA's feed-forward has 'silu'"
+            )
+        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
+        old_name = rope.pop("type", "default")
+        kind = rope.setdefault("rope_type", old_name)
+        try:
+            heads, hidden = config["num_attention_heads"], config["hidden_size"]
+            return cls(
+                vocab_size=config["vocab_size"],
+                hidden_size=hidden,
+                intermediate_size=config["intermediate_size"],
+                num_hidden_layers=config["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or hidden // heads,
+                max_position_embeddings=config.get("max_position_embeddings", 2048),
+                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+                rope_theta=theta,
+                rope_scaling=None if kind == "default" else rope,
+                tie_word_embeddings=config.get("tie_word_embeddings", False),
+                attention_bias=config.get("attention_bias", False),
+                mlp_bias=config.get("mlp_bias", False),
+            )
+        except KeyError as missing:
+            raise ValueError(f"config.json has no {missing}; a LLaMA-type model needs it") from None
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """The same shapes as keyword arguments of `transformers.LlamaConfig`."""
+        rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
+        shapes = {k: v for k, v in vars(self).items() if k not in ("rope_theta", "rope_scaling")}
+        return {**shapes, "rope_parameters": rope}
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of each linear layer of one block, keyed by Hugging Face's name."""
+        queries = self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (queries, hidden),
+            "k_proj": (keys, hidden),
+            "v_proj": (keys, hidden),
+            "o_proj": (hidden, queries),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """The shapes in a folder's `config.json`. Raises ModelFilesError where they cannot be had."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelFilesError(
+            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
+        )
+    try:
+        return LlamaConfig.from_hugging_face(read_json_object(path))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ModelFilesError(f"{path} cannot be used: {error}") from None

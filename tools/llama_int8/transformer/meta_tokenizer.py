@@ -1,0 +1,123 @@
+"""The tokenizers of Meta's own checkpoints, both in a file called `tokenizer.model`.
+
+LLaMA 1 and 2: SentencePiece. Llama 3: byte-pair ranks as tiktoken reads them, and 256 special
+tokens after them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from llama_int8.errors import ModelFilesError
+
+# A word, up to three digits, punctuation, or white space: what byte pairs never reach across.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPECIAL = {  # place after the byte pairs; the other places of 256 are reserved
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    4: "<|finetune_right_pad_id|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    8: "<|eom_id|>",
+    9: "<|eot_id|>",
+    10: "<|python_tag|>",
+}
+LLAMA3_SPECIAL_TOKENS = 256
+
+
+class MetaTokenizer(Protocol):
+    """What both kinds offer."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """Ids of `text`, a start token before and an end token after it where asked for.
+
+        The names of special tokens in `text` are ordinary text.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        ...
+
+
+def load_meta_tokenizer(folder: Path) -> MetaTokenizer:
+    """The tokenizer in `folder/tokenizer.model`, of whichever kind.
+
+    Raises ModelFilesError where it is missing or damaged, ImportError with the package to install.
+    """
+    path = folder / "tokenizer.model"
+    if not path.exists():
+        raise ModelFilesError(f"{path} is missing; Meta's downloads have it beside the weights")
+    first_line = path.read_bytes()[:200].split(b"\n")[0].split()
+    is_text = len(first_line) == 2 and first_line[1].isdigit()
+    return TiktokenTokenizer(path) if is_text else SentencePieceTokenizer(path)
+
+
+class SentencePieceTokenizer:
+    """LLaMA 1 and 2: pieces with "▁" for a space, digits one by one, bytes for what is unknown."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise ImportError(f"{path} needs a package: pip install sentencepiece") from None
+        try:
+            self.model = SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise _damaged(path, error) from None
+        self.vocab_size = self.model.vocab_size()
+        self.bos_id, self.eos_id = self.model.bos_id(), self.model.eos_id()
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """See `MetaTokenizer`."""
+        return [self.bos_id] * bos + self.model.encode(text) + [self.eos_id] * eos
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `MetaTokenizer`."""
+        return self.model.decode(list(ids))
+
+
+class TiktokenTokenizer:
+    """Llama 3: byte pairs within words, digits in groups of up to three."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tiktoken
+            from tiktoken.load import load_tiktoken_bpe
+        except ImportError:
+            raise ImportError(f"{path} needs a package: pip install tiktoken") from None
+        try:
+            ranks = load_tiktoken_bpe(str(path))
+            if sorted(ranks.values()) != list(range(len(ranks))):
+                raise ValueError("its ranks have gaps")
+            special = {
+                LLAMA3_SPECIAL.get(place, f"<|reserved_{place}|>"): len(ranks) + place
+                for place in range(LLAMA3_SPECIAL_TOKENS)
+            }
+            self.model = tiktoken.Encoding(
+                "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special
+            )
+        except ValueError as error:
+            raise _damaged(path, error) from None
+        self.vocab_size = self.model.n_vocab
+        self.bos_id, self.eos_id = len(ranks), len(ranks) + 1
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """See `MetaTokenizer`."""
+        return [self.bos_id] * bos + self.model.encode_ordinary(text) + [self.eos_id] * eos
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `MetaTokenizer`."""
+        return self.model.decode(list(ids))
+
+
+def _damaged(path: Path, error: Exception) -> ModelFilesError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelFilesError(f"{path} cannot be read ({first_line}); fetch it again")
