@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from llama_int8.transformer import attention, generation
+from llama_int8.transformer import attention, generation, llama
 
 HOMES = {
     "01_attention_and_causal_masking": (
@@ -20,6 +20,11 @@ HOMES = {
         generation,
         """KVCache next_logits scale_temperature keep_top_k keep_top_p penalize_repetition
         sampling_probabilities Sampler greedy generate beam_search""".split(),
+    ),
+    "03_llama_from_scratch": (
+        llama,
+        """RMSNorm SwiGLU rope_frequencies rope_rotation rotate GroupedQueryAttention LlamaBlock
+        Llama""".split(),
     ),
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]

@@ -85,6 +85,39 @@ def penalized(logits: list[float], seen: list[int], penalty: float) -> list[floa
     ]
 
 
+def rms_norm(x: list[float], weight: list[float], eps: float) -> list[float]:
+    """x over the root of its mean square, times the weights."""
+    mean_square = sum(value * value for value in x) / len(x)
+    return [w * value / (mean_square + eps) ** 0.5 for w, value in zip(weight, x, strict=True)]
+
+
+def rotated(x: list[float], angles: list[float]) -> list[float]:
+    """Each pair (x[i], x[i + half]) turned by angles[i]."""
+    import math
+
+    half = len(angles)
+    first = [x[i] * math.cos(a) - x[i + half] * math.sin(a) for i, a in enumerate(angles)]
+    second = [x[i + half] * math.cos(a) + x[i] * math.sin(a) for i, a in enumerate(angles)]
+    return first + second
+
+
+def shared_heads(query_heads: int, key_value_heads: int) -> list[int]:
+    """Neighbouring query heads share a key-value head."""
+    group = query_heads // key_value_heads
+    return [head // group for head in range(query_heads)]
+
+
+def inner_width(width: int, multiple_of: int) -> int:
+    """Two thirds of 4 x width, rounded up to a multiple."""
+    inner = 2 * (4 * width) // 3
+    return (inner + multiple_of - 1) // multiple_of * multiple_of
+
+
+def training_days(tokens: float, tokens_per_second_per_gpu: float, gpus: int) -> float:
+    """Tokens over tokens per day."""
+    return tokens / (tokens_per_second_per_gpu * gpus) / 86_400
+
+
 def fastest_decode(bytes_read: float, bandwidth: float) -> float:
     """Tokens per second if reading the weights were all the work."""
     return bandwidth / bytes_read
@@ -97,6 +130,15 @@ def mean_difference_interval(differences: list[float]) -> tuple[float, float]:
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
     half = 1.96 * (variance / n) ** 0.5
     return mean - half, mean + half
+
+
+def _turned_neighbours(x: list[float], angles: list[float]) -> list[float]:
+    out = list(x)
+    for i, a in enumerate(angles):
+        first, second = x[2 * i], x[2 * i + 1]
+        out[2 * i] = first * math.cos(a) - second * math.sin(a)
+        out[2 * i + 1] = second * math.cos(a) + first * math.sin(a)
+    return out
 
 
 def _penalized_each_time(logits: list[float], seen: list[int], penalty: float) -> list[float]:
@@ -410,6 +452,117 @@ EXERCISES: dict[str, Exercise] = {
                     "that is a presence penalty, which subtracts; this one scales",
                 ),
                 (_penalized_each_time, "once only, however often the token occurred"),
+            ),
+        ),
+        Exercise(
+            "03.rms_norm",
+            1,
+            rms_norm,
+            (
+                ([3.0, 4.0], [1.0, 1.0], 0.0),
+                ([1.0, 2.0, 3.0, 6.0], [1.0, 0.5, 2.0, -1.0], 1e-5),
+                ([0.001, -0.002], [1.0, 2.0], 0.1),
+            ),
+            (
+                "First the mean of the squares, then eps under the root with it.",
+                "weight[i] * x[i] / (mean_square + eps) ** 0.5",
+            ),
+            (
+                (
+                    lambda x, w, eps: rms_norm([v - sum(x) / len(x) for v in x], w, eps),
+                    "that takes the mean off first, which is what LayerNorm does and RMSNorm saves",
+                ),
+                (
+                    lambda x, w, eps: [
+                        b * v / (sum(u * u for u in x) + eps) ** 0.5
+                        for b, v in zip(w, x, strict=True)
+                    ],
+                    "divide the sum of squares by their number: the *mean* square",
+                ),
+                (
+                    lambda x, w, eps: rms_norm(x, [1.0] * len(x), eps),
+                    "the learned weights are missing",
+                ),
+                (
+                    lambda x, w, eps: [
+                        b * v / ((sum(u * u for u in x) / len(x)) ** 0.5 + eps)
+                        for b, v in zip(w, x, strict=True)
+                    ],
+                    "nearly: eps stands under the root, beside the mean square",
+                ),
+            ),
+        ),
+        Exercise(
+            "03.rotate",
+            2,
+            rotated,
+            (
+                ([1.0, 0.0, 0.0, 1.0], [math.pi / 2, 0.1]),
+                ([0.3, -1.2, 0.7, 2.0, 0.1, -0.4], [0.5, 1.5, -2.0]),
+                ([2.0, 1.0], [0.25]),
+            ),
+            (
+                "With half = len(angles), pair i is x[i] and x[i + half].",
+                "new x[i] = x[i] cos a - x[i + half] sin a; new x[i + half] = x[i + half] cos a + "
+                "x[i] sin a, both from the old values.",
+            ),
+            (
+                (
+                    _turned_neighbours,
+                    "those are neighbouring pairs, x[2i] and x[2i + 1]: Meta's order. Hugging "
+                    "Face's weights are stored for halves, x[i] and x[i + half]",
+                ),
+                (
+                    lambda x, angles: rotated(x, [-a for a in angles]),
+                    "turned the other way: the sign of the sine",
+                ),
+            ),
+        ),
+        Exercise(
+            "03.shared_heads",
+            1,
+            shared_heads,
+            ((9, 3), (32, 8), (4, 4), (6, 1)),
+            (
+                "With 9 query heads and 3 key-value heads, heads 0, 1 and 2 share number 0.",
+                "Head h belongs to h // (query_heads // key_value_heads).",
+            ),
+            (
+                (
+                    lambda h, kv: [head % kv for head in range(h)],
+                    "the famous one: `repeat` for `repeat_interleave`. Neighbours share a head; "
+                    "the shapes fit either way, and the text becomes nonsense",
+                ),
+            ),
+        ),
+        Exercise(
+            "03.inner_width",
+            1,
+            inner_width,
+            ((4096, 256), (576, 256), (5120, 256), (100, 7)),
+            (
+                "Two thirds of 4 x width, cut to an integer, and then up to the next multiple.",
+                "Rounding n up to a multiple of m: (n + m - 1) // m * m.",
+            ),
+            (
+                (lambda w, m: 4 * w, "that is the original's width; SwiGLU takes two thirds of it"),
+                (lambda w, m: 8 * w // 3, "and now up to the next multiple of `multiple_of`"),
+                (
+                    lambda w, m: 8 * w // 3 // m * m,
+                    "rounded down; LLaMA rounds up, so that nothing is lost",
+                ),
+            ),
+        ),
+        Exercise(
+            "03.training_days",
+            1,
+            training_days,
+            ((1.4e12, 380.0, 2048), (1e9, 1000.0, 1), (86400.0, 1.0, 4)),
+            ("All GPUs together make tokens_per_second_per_gpu * gpus. A day has 86,400 seconds.",),
+            (
+                (lambda t, r, g: t / r / 86_400, "the rate is that of one GPU; there are `gpus`"),
+                (lambda t, r, g: t / (r * g), "those are seconds"),
+                (lambda t, r, g: t / (r * g) / 3600, "those are hours"),
             ),
         ),
         Exercise(

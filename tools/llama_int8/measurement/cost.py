@@ -4,6 +4,7 @@ Bandwidth bound: in decoding, every weight is read once for each token, so token
 bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
 """
 
+import math
 from dataclasses import dataclass
 
 from llama_int8.transformer.config import LlamaConfig
@@ -75,6 +76,37 @@ def kv_cache_bytes(
     """Bytes of the keys and values of `tokens` positions in all layers."""
     width = config.num_key_value_heads * config.head_dim
     return 2 * config.num_hidden_layers * batch * tokens * width * bytes_per_value
+
+
+def feed_forward_width(width: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
+    """LLaMA's inner width: two thirds of 4 x width, rounded up to a multiple (section 2.2).
+
+    The `multiplier` came with Llama 2 70B. As in Meta's code, each step is cut to an integer.
+    """
+    inner = int(multiplier * int(2 * (4 * width) / 3))
+    return multiple_of * math.ceil(inner / multiple_of)
+
+
+def llama1_config(width: int, heads: int, layers: int) -> LlamaConfig:
+    """A LLaMA of the first generation (arXiv:2302.13971, table 2), with its 32,000 tokens."""
+    inner = feed_forward_width(width)
+    return LlamaConfig(32000, width, inner, layers, heads, heads, width // heads, 2048, 1e-6)
+
+
+def training_flops(parameters: float, tokens: float) -> float:
+    """6 N D: 2 operations a weight and token forward, 4 backward (arXiv:2001.08361, section 2.1)."""
+    return 6 * parameters * tokens
+
+
+def training_bytes(parameters: int) -> dict[str, int]:
+    """What mixed-precision AdamW keeps, 16 bytes a parameter (ZeRO, arXiv:1910.02054, section 3.1)."""
+    return {
+        "weights, 16 bit": 2 * parameters,
+        "gradients, 16 bit": 2 * parameters,
+        "weights, FP32": 4 * parameters,
+        "AdamW's mean": 4 * parameters,
+        "AdamW's variance": 4 * parameters,
+    }
 
 
 def decode_bound(bytes_read: float, bandwidth: float) -> float:

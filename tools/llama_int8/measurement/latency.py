@@ -81,3 +81,24 @@ def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> floa
         data.sum().item()
         best = min(best, time.perf_counter() - start)
     return data.nbytes / best
+
+
+def repeated(
+    work: Callable[[], object], calls: int, device: str = "cpu"
+) -> Callable[[], dict[str, float]]:
+    """A run for `interleaved` with one phase, "call": the mean of `calls` calls in a row."""
+    import torch
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    def run() -> dict[str, float]:
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        wait()
+        return {"call": (time.perf_counter() - start) / calls}
+
+    return run

@@ -1,5 +1,9 @@
 """Bytes that a model really holds."""
 
+import contextlib
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,3 +37,61 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+@contextlib.contextmanager
+def count_new_bytes() -> Iterator["NewBytes"]:
+    """Count the bytes of the tensors that are made inside the block and still held.
+
+    With PyTorch's own bookkeeping of operations, so that the count is exact and the same on every
+    machine; a library's hidden buffers are not seen. What autograd keeps for the backward pass is.
+    """
+    counter = NewBytes()
+    mode = _counting_mode(counter)
+    with mode:
+        yield counter
+
+
+@dataclass
+class NewBytes:
+    """Bytes held now, and the most that were held at once."""
+
+    held: int = 0
+    peak: int = 0
+
+    def change(self, bytes_: int) -> None:
+        self.held += bytes_
+        self.peak = max(self.peak, self.held)
+
+
+def _counting_mode(counter: NewBytes) -> "torch.utils._python_dispatch.TorchDispatchMode":
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    known: set[int] = set()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            # What comes in was made earlier, before the block, or is counted already.
+            old = {
+                id(t.untyped_storage()) for t in tree_leaves((arguments, options)) if is_tensor(t)
+            }
+            out = function(*arguments, **(options or {}))
+            for tensor in filter(is_tensor, tree_leaves(out)):
+                storage = tensor.untyped_storage()
+                key = id(storage)
+                if key not in known and key not in old:
+                    known.add(key)
+                    counter.change(storage.nbytes())
+                    weakref.finalize(storage, forget, key, storage.nbytes())
+            return out
+
+    def is_tensor(leaf: object) -> bool:
+        return isinstance(leaf, torch.Tensor)
+
+    def forget(key: int, bytes_: int) -> None:
+        known.discard(key)
+        counter.change(-bytes_)
+
+    return Counting()

@@ -73,6 +73,32 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few independent values and its interval by Student's t: (mean, low, high).
+
+    Three values leave two degrees of freedom, and 4.3 standard errors instead of 1.96.
+    Raises ValueError for fewer than 2 values.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(f"values have shape {values.shape}; needed are (n,) with n >= 2")
+    mean, error = values.mean(), values.std(ddof=1) / values.size**0.5
+    half = student_quantile((1 + confidence) / 2, values.size - 1) * error
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Where Student's t distribution has `probability` below it, for 0.5 < probability < 1.
+
+    With t = sqrt(degrees) tan(a) its density is proportional to cos(a)^(degrees - 1).
+    """
+    angles = np.linspace(0, np.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp(2 * probability - 1, area / area[-1], angles)
+    return float(degrees**0.5 * np.tan(angle))
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median and quartiles."""

@@ -6,7 +6,9 @@ neighbouring dimensions (x_2i, x_2i+1) by one angle, Hugging Face the halves (x_
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,19 @@ def read_checkpoint(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
     `consolidated.*.pth`. Raises ModelFilesError where it holds neither, or a file is damaged.
     """
     if (folder / "config.json").exists():
-        return read_hugging_face(folder)
-    if (folder / "params.json").exists():
-        return read_meta(folder)
-    raise ModelFilesError(
-        f"{folder} has neither config.json (Hugging Face's format) nor params.json (Meta's)"
-    )
+        config, tensors = read_hugging_face(folder)
+    elif (folder / "params.json").exists():
+        config, tensors = read_meta(folder)
+    else:
+        raise ModelFilesError(
+            f"{folder} has neither config.json (Hugging Face's format) nor params.json (Meta's); "
+            "give the folder that holds the model's files"
+        )
+    try:
+        config.check()
+    except ValueError as error:
+        raise ModelFilesError(f"the config in {folder} cannot be used: {error}") from None
+    return _tied_as_stored(config, tensors)
 
 
 def read_hugging_face(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
@@ -107,27 +116,36 @@ def read_meta(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
     read with `weights_only=True`: one that wants to run code is refused.
     """
     params = read_json_object(folder / "params.json")
-    params = params.get("model", params)
+    if isinstance(params.get("model"), dict):
+        params = params["model"]
     paths = sorted(folder.glob("consolidated.*.pth"))
     if not paths:
-        raise ModelFilesError(f"{folder} has a params.json, but no consolidated.*.pth")
+        raise ModelFilesError(
+            f"{folder} has a params.json, but no consolidated.*.pth; fetch the weights, too"
+        )
     shards = [_read_pickle(path) for path in paths]
     for path, shard in zip(paths, shards, strict=True):
         differing = sorted(shard.keys() ^ shards[0].keys())
         if differing:
-            raise ModelFilesError(f"{path} and {paths[0].name} differ: one lacks {differing[0]}")
+            raise ModelFilesError(
+                f"{path} and {paths[0].name} differ: one lacks {differing[0]}. All slices must be of "
+                "the same model: fetch them again"
+            )
     width = params.get("dim")
     tensors: dict[str, Tensor] = {}
     for name in _without_computed(shards[0]):
-        tensors[_hugging_face_name(name, folder)] = _joined(name, [s[name] for s in shards], width)
+        try:
+            joined = _joined(name, [shard[name] for shard in shards], width)
+        except RuntimeError as error:
+            raise ModelFilesError(
+                f"the slices of {name} in {folder} do not fit together ({error}); fetch them again"
+            ) from None
+        tensors[_hugging_face_name(name, folder)] = joined
     config = _meta_config(params, tensors, folder)
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    for name in tensors:
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            queries = name.endswith("q_proj.weight")
-            heads = config.num_attention_heads if queries else config.num_key_value_heads
-            tensors[name] = to_halves(tensors[name], heads)
+    for name, weight in tensors.items():
+        heads = _rotary_heads(name, config)
+        if heads and len(weight) == heads * config.head_dim:  # `check_tensors` names what is not
+            tensors[name] = to_halves(weight, heads)
     return config, tensors
 
 
@@ -140,7 +158,10 @@ def write_meta(
     format cannot say: biases, heads that do not add up to the width, linear rotary scaling, a
     number of heads or columns that the shards do not divide.
     """
+    config.check()
     params = _meta_params(config)
+    if shards < 1:
+        raise ValueError(f"{shards} shards are asked for; there must be 1 or more")
     if any(name.endswith(".bias") for name in tensors):
         raise ValueError("Meta's format has no biases; this model has some")
     if config.num_key_value_heads % shards or config.intermediate_size % shards:
@@ -152,19 +173,38 @@ def write_meta(
     if config.tie_word_embeddings:  # Meta's files hold the table twice
         tensors = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
     for name, tensor in tensors.items():
-        if name.endswith("q_proj.weight"):
-            tensor = to_pairs(tensor, config.num_attention_heads)
-        elif name.endswith("k_proj.weight"):
-            tensor = to_pairs(tensor, config.num_key_value_heads)
+        heads = _rotary_heads(name, config)
+        tensor = to_pairs(tensor, heads) if heads else tensor
         meta_name = _meta_name(name)
         axis = _sliced_dimension(meta_name)
-        parts = [tensor] * shards if axis is None else tensor.chunk(shards, axis)
+        parts = [tensor] * shards if axis is None else tensor.tensor_split(shards, axis)
         for piece, part in zip(slices, parts, strict=True):
             piece[meta_name] = part.clone()  # a view would bring its whole storage along
     folder.mkdir(parents=True, exist_ok=True)
     for number, piece in enumerate(slices):
         torch.save(piece, folder / f"consolidated.{number:02d}.pth")
     (folder / "params.json").write_text(json.dumps(params, indent=1), encoding="utf-8")
+
+
+def _rotary_heads(name: str, config: LlamaConfig) -> int:
+    """Heads of a projection that is rotated; 0 for any other tensor."""
+    kinds = {
+        "q_proj.weight": config.num_attention_heads,
+        "k_proj.weight": config.num_key_value_heads,
+    }
+    return next((heads for end, heads in kinds.items() if name.endswith(end)), 0)
+
+
+def _tied_as_stored(
+    config: LlamaConfig, tensors: dict[str, Tensor]
+) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """Where the config shares one table and the file holds two: one if they are equal, else both."""
+    output, table = (tensors.get(n) for n in ("lm_head.weight", "model.embed_tokens.weight"))
+    if not config.tie_word_embeddings or output is None or table is None:
+        return config, tensors
+    if not torch.equal(output, table):
+        return replace(config, tie_word_embeddings=False), tensors
+    return config, {name: t for name, t in tensors.items() if name != "lm_head.weight"}
 
 
 def _hugging_face_name(name: str, folder: Path) -> str:
@@ -174,7 +214,9 @@ def _hugging_face_name(name: str, folder: Path) -> str:
     number, _, part = rest.partition(".")
     part = part.removesuffix(".weight")
     if layers != "layers" or not number.isdigit() or part not in META_BLOCK:
-        raise ModelFilesError(f"the checkpoint in {folder} holds {name!r}, which LLaMA has not")
+        raise ModelFilesError(
+            f"the checkpoint in {folder} holds {name!r}, which LLaMA has not; is it another model's?"
+        )
     return f"model.layers.{number}.{META_BLOCK[part]}.weight"
 
 
@@ -230,9 +272,13 @@ def _meta_config(
             tie_word_embeddings=output is None or torch.equal(output, table),
         )
     except KeyError as missing:
-        raise ModelFilesError(f"the checkpoint in {folder} has no {missing}") from None
+        raise ModelFilesError(
+            f"the checkpoint in {folder} has no {missing}; fetch params.json and weights again"
+        ) from None
     except (TypeError, ArithmeticError) as error:
-        raise ModelFilesError(f"{folder / 'params.json'} cannot be used: {error}") from None
+        raise ModelFilesError(
+            f"{folder / 'params.json'} cannot be used ({error}); fetch it again"
+        ) from None
 
 
 def _meta_context(params: Mapping[str, Any]) -> int:
@@ -274,7 +320,7 @@ def _meta_params(config: LlamaConfig) -> dict[str, Any]:
         "norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
     }
-    if config.rope_scaling is not None:
+    if (config.rope_scaling or {"rope_type": "default"})["rope_type"] != "default":
         if _meta_scaling({**params, "rope_scaling_factor": 1.0}) != {
             **config.rope_scaling,
             "factor": 1.0,
@@ -288,22 +334,24 @@ def _meta_params(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    is_zip = zipfile.is_zipfile(path)  # the format since PyTorch 1.6; only that can be mapped
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        first_line = str(error).strip().splitlines()[0]
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError:  # PyTorch's own message says how to run the code after all
         raise ModelFilesError(
-            f"{path} holds more than tensors and was not read, since a pickle can run code "
-            f"({first_line})"
+            f"{path} was not read: it is damaged, or holds more than tensors, and such a pickle can "
+            "run code. Fetch it again, from Meta; or take the model in safetensors"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a damaged file surfaces as almost any kind
+        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
-            f"{path} ({path.stat().st_size:,} bytes) was cut off or damaged ({first_line}). "
-            "Fetch it again"
+            f"{path} ({path.stat().st_size:,} bytes) was cut off or damaged "
+            f"({type(error).__name__}: {first_line}). Fetch it again"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ModelFilesError(f"{path} holds no dictionary of tensors")
+        raise ModelFilesError(
+            f"{path} holds no dictionary of tensors; Meta's weights are one. Is it another file?"
+        )
     return content
 
 

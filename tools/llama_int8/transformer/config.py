@@ -1,11 +1,24 @@
 """The shapes of a LLaMA-type model."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import read_json_object
+
+ROPE_SETTINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+"""What each kind of rotary scaling needs in `rope_scaling`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,40 @@ class LlamaConfig:
         shapes = {k: v for k, v in vars(self).items() if k not in ("rope_theta", "rope_scaling")}
         return {**shapes, "rope_parameters": rope}
 
+    def check(self) -> None:
+        """Raise ValueError, with the value, for what cannot be the shapes of a LLaMA."""
+        for name, kind in self.__annotations__.items():
+            if kind is int and not (type(getattr(self, name)) is int and getattr(self, name) > 0):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be an integer above 0"
+                )
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if heads % shared:
+            raise ValueError(f"{heads} query heads cannot share {shared} key-value heads evenly")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary pairs need an even number")
+        if not _is_positive(self.rope_theta):
+            raise ValueError(f"rope_theta is {self.rope_theta!r}; it must be positive and finite")
+        if not _is_positive(self.rms_norm_eps):
+            raise ValueError(f"rms_norm_eps is {self.rms_norm_eps!r}; it must be positive")
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        scaling = self.rope_scaling or {"rope_type": "default"}
+        kind = scaling.get("rope_type")
+        if kind not in ROPE_SETTINGS:
+            raise ValueError(f"rope_type is {kind!r}; this model knows {', '.join(ROPE_SETTINGS)}")
+        for name in ROPE_SETTINGS[kind]:
+            if not _is_positive(scaling.get(name)):
+                raise ValueError(
+                    f"{name} of rope_type {kind!r} is {scaling.get(name)}; a positive number is needed"
+                )
+        if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise ValueError(
+                f"low_freq_factor is {scaling['low_freq_factor']}, high_freq_factor "
+                f"{scaling['high_freq_factor']}; the high one must be larger"
+            )
+
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of each linear layer of one block, keyed by Hugging Face's name."""
         queries = self.num_attention_heads * self.head_dim
@@ -86,6 +133,10 @@ class LlamaConfig:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value is not True and 0 < value < math.inf
 
 
 def read_config(folder: Path) -> LlamaConfig:

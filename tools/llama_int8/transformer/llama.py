@@ -16,18 +16,6 @@ from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.checkpoints import check_tensors, read_checkpoint
 from llama_int8.transformer.config import LlamaConfig
 
-ROPE_SETTINGS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-}
-"""What each kind of rotary scaling needs in `rope_scaling`."""
-
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467, equation 4)."""
@@ -65,7 +53,7 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     divides all of them by a factor (Chen et al., arXiv:2306.15595); "llama3" divides the slow ones,
     leaves the fast ones, and blends in between (Llama 3.1). Raises ValueError for another kind.
     """
-    _check_rope(config)
+    _check_config(config)
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
     scaling = config.rope_scaling or {"rope_type": "default"}
@@ -181,9 +169,11 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Logits of each next token, (B, T) -> (B, T, V); of the last `logits_to_keep` if not 0.
 
-        `past_key_values`: a `KVCache`, or Hugging Face's, with the tokens so far; it is extended.
+        `past_key_values`: a `KVCache` (or Hugging Face's `DynamicCache`; one of fixed length does
+        not fit) with the tokens so far; it is extended.
         `use_cache` is Hugging Face's switch for a cache of its own making: there is none here.
-        Raises ValueError for tokens that are no (B, T) of ids in [0, V) or exceed the context.
+        Raises ValueError for tokens that are no (B, T), exceed the context, or (seen on a CPU
+        alone) are no ids in [0, V); TypeError for another dtype than int64 and int32.
         """
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         _check_tokens(self.config, tokens, past)
@@ -210,8 +200,6 @@ class Llama(nn.Module):
         config, tensors = read_checkpoint(Path(folder))
         with torch.device("meta"):  # shapes without memory
             model = cls(config)
-        if config.tie_word_embeddings:
-            tensors.pop("lm_head.weight", None)
         wanted = dict(model.named_parameters())  # a shared table once
         check_tensors(folder, wanted, tensors)
         state = {name: tensors[name].to(device, dtype) for name in wanted}
@@ -221,43 +209,23 @@ class Llama(nn.Module):
 
 
 def _check_config(config: LlamaConfig) -> None:
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be 1 or more")
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
-    if heads < 1 or shared < 1 or heads % shared:
-        raise ValueError(f"{heads} query heads cannot share {shared} key-value heads evenly")
-
-
-def _check_rope(config: LlamaConfig) -> None:
-    if config.head_dim < 2 or config.head_dim % 2:
-        raise ValueError(f"head_dim is {config.head_dim}; rotary pairs need an even number")
-    if not 0 < config.rope_theta < math.inf:
-        raise ValueError(f"rope_theta is {config.rope_theta}; it must be positive and finite")
-    scaling = config.rope_scaling or {"rope_type": "default"}
-    kind = scaling.get("rope_type")
-    if kind not in ROPE_SETTINGS:
-        raise ValueError(f"rope_type is {kind!r}; this model knows {', '.join(ROPE_SETTINGS)}")
-    for name in ROPE_SETTINGS[kind]:
-        value = scaling.get(name)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(
-                f"{name} of rope_type {kind!r} is {value}; a positive number is needed"
-            )
-    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        raise ValueError(
-            f"low_freq_factor is {scaling['low_freq_factor']}, high_freq_factor "
-            f"{scaling['high_freq_factor']}; the high one must be larger"
-        )
+    config.check()
 
 
 def _check_tokens(config: LlamaConfig, tokens: Tensor, past: int) -> None:
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise ValueError(f"tokens have shape {tuple(tokens.shape)}; wanted are ids (B, T), T >= 1")
-    if tokens.is_floating_point() or tokens.dtype == torch.bool:
-        raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")
+    if tokens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are int64 (or int32) numbers")
     if past + tokens.shape[1] > config.max_position_embeddings:
         raise ValueError(
             f"{past + tokens.shape[1]} tokens exceed the context of "
             f"{config.max_position_embeddings}; shorten the text"
         )
+    if tokens.device.type == "cpu":  # on a GPU to look would be to wait
+        wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+        if wrong.numel():
+            raise ValueError(
+                f"token {wrong[0].item()} is not in the vocabulary of {config.vocab_size}; is this "
+                "another model's tokenizer?"
+            )

@@ -4,6 +4,8 @@ LLaMA 1 and 2: SentencePiece. Llama 3: byte-pair ranks as tiktoken reads them, a
 tokens after them.
 """
 
+import base64
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +17,7 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LLAMA3_SPECIAL = {  # place after the byte pairs; the other places of 256 are reserved
+LLAMA3_SPECIAL = {  # Llama 3.1's, by place after the byte pairs; the others are reserved
     0: "<|begin_of_text|>",
     1: "<|end_of_text|>",
     4: "<|finetune_right_pad_id|>",
@@ -47,12 +49,12 @@ class MetaTokenizer(Protocol):
         ...
 
 
-def load_meta_tokenizer(folder: Path) -> MetaTokenizer:
+def load_meta_tokenizer(folder: Path | str) -> MetaTokenizer:
     """The tokenizer in `folder/tokenizer.model`, of whichever kind.
 
     Raises ModelFilesError where it is missing or damaged, ImportError with the package to install.
     """
-    path = folder / "tokenizer.model"
+    path = Path(folder) / "tokenizer.model"
     if not path.exists():
         raise ModelFilesError(f"{path} is missing; Meta's downloads have it beside the weights")
     first_line = path.read_bytes()[:200].split(b"\n")[0].split()
@@ -90,15 +92,13 @@ class TiktokenTokenizer:
     def __init__(self, path: Path) -> None:
         try:
             import tiktoken
-            from tiktoken.load import load_tiktoken_bpe
         except ImportError:
             raise ImportError(f"{path} needs a package: pip install tiktoken") from None
         try:
-            ranks = load_tiktoken_bpe(str(path))
-            if sorted(ranks.values()) != list(range(len(ranks))):
-                raise ValueError("its ranks have gaps")
+            ranks = _read_ranks(path)
+            reserved = (f"<|reserved_special_token_{number}|>" for number in itertools.count())
             special = {
-                LLAMA3_SPECIAL.get(place, f"<|reserved_{place}|>"): len(ranks) + place
+                LLAMA3_SPECIAL.get(place) or next(reserved): len(ranks) + place
                 for place in range(LLAMA3_SPECIAL_TOKENS)
             }
             self.model = tiktoken.Encoding(
@@ -116,6 +116,21 @@ class TiktokenTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """See `MetaTokenizer`."""
         return self.model.decode(list(ids))
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Byte pairs with their ranks: lines of base64 and a number.
+
+    Not through tiktoken's own reader, which keeps a copy by path and would not see a new file.
+    """
+    lines = [line.split() for line in path.read_bytes().splitlines() if line]
+    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    if sorted(ranks.values()) != list(range(len(lines))):
+        raise ValueError("its ranks have gaps")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"it has no token for the single byte {missing[0]}")
+    return ranks
 
 
 def _damaged(path: Path, error: Exception) -> ModelFilesError:

@@ -1,0 +1,424 @@
+"""The figures of notebook 03."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from torch import Tensor
+
+from llama_int8.classroom.papers import llama_papers
+from llama_int8.classroom.plots import COLOURS, figure
+from llama_int8.classroom.small_lm import learning_rate
+from llama_int8.measurement.cost import training_bytes
+from llama_int8.measurement.statistics import Spread
+from llama_int8.transformer.llama import rotate
+
+GREY = COLOURS["predicted"]
+BEFORE = {"color": COLOURS["int8"], "marker": "s"}  # the original Transformer's way
+AFTER = {"color": COLOURS["bf16"], "marker": "o"}  # LLaMA's
+
+
+def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: int) -> Figure:
+    """Time of each norm; size of the residual stream and the share of its mean, norm by norm.
+
+    `times`: seconds. `rms`, `mean_share`: (norms, tokens), of what goes into each norm of the model.
+    """
+    drawn, axes = figure(3, figsize=(12, 3.6))
+    names = list(times)
+    middle = np.array([1e6 * spread.median for spread in times.values()])
+    low = middle - [1e6 * spread.low for spread in times.values()]
+    high = [1e6 * spread.high for spread in times.values()] - middle
+    layer, root = COLOURS["int8"], COLOURS["bf16"]
+    colours = [layer if "Layer" in name else root for name in names]
+    hatches = ["///" if "Layer" in name else "" for name in names]
+    axes[0].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
+    axes[0].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("µs")
+    axes[0].grid(axis="y", visible=False)
+    axes[0].set_title(f"Formulas: {middle[1] / middle[0]:.2f} of the time")
+    places = range(len(rms))
+    axes[1].plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
+    axes[1].plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
+    axes[1].set_yscale("log")
+    axes[1].set_xlabel("norm, from the input to the output")
+    axes[1].set_ylabel("root mean square (log)")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title("The residual stream grows")
+    axes[2].plot(places, 100 * mean_share.median(1).values, **AFTER, markersize=3, label="median")
+    axes[2].plot(places, 100 * mean_share.max(1).values, "-", color=GREY, label="largest")
+    axes[2].axhline(100 / width, color="black", linestyle=":", label=f"random vector, 1/{width}")
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("norm, from the input to the output")
+    axes[2].set_ylabel("% of the squared length (log)")
+    axes[2].set_ylim(top=30)
+    axes[2].legend(fontsize=8, loc="upper left")
+    axes[2].set_title("There is hardly a mean to take off")
+    return drawn
+
+
+def norm_places(
+    by_layer: Mapping[str, Tensor],
+    by_depth: Mapping[str, Mapping[int, Tensor]],
+    curves: Mapping[str, Mapping[int, Tensor]],
+) -> Figure:
+    """What the place of the norm does: gradients at initialization, and a deep model's training.
+
+    `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
+    `curves`: training loss (seeds, steps) by depth.
+    """
+    drawn, axes = figure(3, figsize=(12, 3.6))
+    for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):
+        layers = np.arange(1, values.shape[1] + 1)
+        axes[0].plot(layers, values.mean(0), label=name, **style, markersize=4)
+        band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+        axes[0].fill_between(layers, values.amin(0), values.amax(0), **band)
+    axes[0].set_ylim(0)
+    axes[0].set_xlabel("layer, from the input to the output")
+    axes[0].set_ylabel("gradient norm at initialization")
+    axes[0].legend()
+    axes[0].set_title(f"{len(layers)} layers before training")
+    for (name, depths), style in zip(by_depth.items(), (BEFORE, AFTER), strict=True):
+        means = [values.mean().item() for values in depths.values()]
+        axes[1].plot(list(depths), means, label=name, **style)
+    reference = [means[0] * math.sqrt(min(depths) / depth) for depth in depths]
+    axes[1].plot(list(depths), reference, ":", color="black", label="1 / √layers")
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_yscale("log")
+    axes[1].set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
+    axes[1].set_xticks(list(depths), list(depths))
+    axes[1].set_xlabel("layers of the model (log)")
+    axes[1].set_ylabel("gradient norm, last layer (log)")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title("After stays, before shrinks")
+    for (name, depths), style in zip(curves.items(), (BEFORE, AFTER), strict=True):
+        for (depth, losses), line in zip(depths.items(), ("--", "-"), strict=True):
+            for seed, run in enumerate(_smooth(losses)):
+                label = f"{name}, {depth} layers" if seed == 0 else None
+                axes[2].plot(run, line, color=style["color"], label=label, linewidth=1)
+    axes[2].set_ylim(3.2, 6)
+    axes[2].set_xlabel("training step")
+    axes[2].set_ylabel("loss (bits a byte)")
+    axes[2].legend(fontsize=8)
+    axes[2].set_title("What it is for: depth")
+    return drawn
+
+
+def feed_forward(gates: Tensor, times: Mapping[str, Spread]) -> Figure:
+    """ReLU and SiLU over the real model's gate values; time of three feed-forward networks."""
+    drawn, axes = figure(2, figsize=(10, 3.5))
+    x = torch.linspace(-6, 6, 241)
+    count = axes[0].twinx()
+    count.hist(gates.numpy(), bins=80, range=(-6, 6), color="#DDDDDD", density=True)
+    count.set_yticks([])
+    count.spines["right"].set_visible(False)
+    axes[0].set_zorder(count.get_zorder() + 1)
+    axes[0].patch.set_visible(False)
+    axes[0].plot(x, x.relu(), color=BEFORE["color"], linestyle="--", label="ReLU")
+    axes[0].plot(x, torch.nn.functional.silu(x), color=AFTER["color"], label="SiLU")
+    axes[0].set_ylim(-0.6, 4)
+    axes[0].set_xlabel("input of the activation; grey: the real model's gates")
+    axes[0].set_ylabel("output")
+    axes[0].legend()
+    axes[0].set_title(f"{(gates < 0).float().mean():.0%} of the gates are negative")
+    names = list(times)
+    base = times[names[0]].median
+    ratio = [times[name].median / base for name in names]
+    spread = [
+        [(times[name].median - times[name].low) / base for name in names],
+        [(times[name].high - times[name].median) / base for name in names],
+    ]
+    colours = [BEFORE["color"], AFTER["color"], AFTER["color"]]
+    axes[1].barh(names, ratio, color=colours, hatch=["///", "", ".."], edgecolor="white")
+    axes[1].errorbar(ratio, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
+    for name, value in zip(names, ratio, strict=True):
+        axes[1].annotate(f"{value:.2f}x", (0.04, name), va="center", color="white", weight="bold")
+    axes[1].invert_yaxis()
+    axes[1].set_xlabel("time, over ReLU's")
+    axes[1].grid(axis="y", visible=False)
+    axes[1].set_title("The third matrix costs; a smaller width pays")
+    return drawn
+
+
+def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
+    """The same vector at positions 0, 1, 2, ... in the planes of four pairs, fast to slow."""
+    pairs = [0, len(frequencies) // 6, len(frequencies) // 3, len(frequencies) - 1]
+    drawn, axes = figure(4, figsize=(11, 3.1))
+    shades = np.linspace(0.3, 1, positions)
+    for panel, pair in zip(axes, pairs, strict=True):
+        angle = frequencies[pair].item()
+        _plane(panel)
+        for position, shade in enumerate(shades):
+            end = math.cos(0.4 + position * angle), math.sin(0.4 + position * angle)
+            style = {"arrowstyle": "->", "color": COLOURS["bf16"], "alpha": shade, "lw": 1.6}
+            panel.annotate("", end, (0, 0), arrowprops=style)
+            if position in (0, positions - 1) and (position == 0 or pair != pairs[-1]):
+                panel.annotate(
+                    f"{position}", (1.13 * end[0], 1.13 * end[1]), ha="center", fontsize=8
+                )
+        turn = 2 * math.pi / angle
+        panel.set_title(f"pair {pair}: {math.degrees(angle):.3g}° a token", fontsize=9)
+        panel.set_xlabel(f"a full turn in {turn:,.0f} tokens", fontsize=9)
+    return drawn
+
+
+def rope_errors(starts: Sequence[int], errors: Mapping[str, Tensor]) -> Figure:
+    """Error of a score over the position of the key; `errors`: (positions, draws), relative."""
+    drawn, axes = figure(figsize=(8, 3.7))
+    styles = ((COLOURS["fp32"], "D"), (COLOURS["bf16"], "o"), (COLOURS["int8"], "s"))
+    for (name, values), (colour, marker) in zip(errors.items(), styles, strict=True):
+        low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
+        axes.plot(starts, middle, color=colour, marker=marker, label=name)
+        axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("position of the key (log); the query stands 16 after it")
+    axes.set_ylabel("error of the score (log)")
+    axes.legend()
+    axes.set_title("Rounded angles lose far positions; rounded vectors do not")
+    return drawn
+
+
+def wavelengths(curves: Mapping[str, Tensor], contexts: Mapping[str, int]) -> Figure:
+    """Tokens for a full turn of each pair, (D / 2,) for each kind of rotary embedding."""
+    drawn, axes = figure(figsize=(8, 4))
+    styles = (
+        (COLOURS["int8"], "--"),
+        (COLOURS["good"], "-."),
+        (COLOURS["bf16"], ":"),
+        (COLOURS["fp32"], "-"),
+    )
+    for (name, frequencies), (colour, line) in zip(curves.items(), styles, strict=True):
+        share = np.arange(len(frequencies)) / len(frequencies)
+        axes.plot(share, 2 * math.pi / frequencies, line, color=colour, label=name, linewidth=2)
+    for name, length in contexts.items():
+        axes.axhline(length, color=GREY, linewidth=1)
+        axes.annotate(name, (0, length), xytext=(2, 2), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("pair of dimensions, as a share of all pairs")
+    axes.set_ylabel("tokens for a full turn (log)")
+    axes.legend(loc="lower right")
+    axes.set_title("A larger theta slows the slow pairs; Llama 3.1 slows only those")
+    return drawn
+
+
+def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, float]]) -> Figure:
+    """Our decode speed over Hugging Face's; `rates`: tokens/s of ours and theirs by precision."""
+    drawn, axes = figure(figsize=(7.5, 2.6))
+    for row, (name, ratio) in enumerate(ratios.items()):
+        colour = COLOURS[name]
+        error = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+        axes.errorbar(ratio.median, row, xerr=error, fmt="o", color=colour, capsize=4)
+        ours, theirs = rates[name]
+        text = f"{ratio.median:.2f}x ({ours:.1f} against {theirs:.1f} tokens/s)"
+        axes.annotate(text, (ratio.high, row), (8, -3), textcoords="offset points", fontsize=9)
+    axes.axvline(1, color="black", linestyle=":")
+    axes.set_yticks(range(len(ratios)), [name.upper().replace("BF", "bf") for name in ratios])
+    axes.set_ylim(-0.6, len(ratios) - 0.4)
+    low = min(1.0, *(ratio.low for ratio in ratios.values()))
+    high = max(1.0, *(ratio.high for ratio in ratios.values()))
+    axes.set_xlim(low - 0.1 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.1)
+    axes.set_xlabel("decode speed of our LLaMA over Hugging Face's (dotted: the same)")
+    axes.set_title("The same mathematics in fewer lines costs no speed")
+    return drawn
+
+
+def training_recipe() -> Figure:
+    """The paper's data mixture, and the learning rate over the tokens of each model."""
+    papers = llama_papers()
+    drawn, axes = figure(2, figsize=(11, 3.7))
+    names = list(papers["mixture"])
+    shares = [papers["mixture"][name][0] for name in names]
+    axes[0].barh(names, shares, color=COLOURS["bf16"])
+    for name, share in zip(names, shares, strict=True):
+        _, epochs, gigabytes = papers["mixture"][name]
+        text = f"{share:g} %, {gigabytes:,} GB, {epochs:.2f} epochs"
+        axes[0].annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0, 110)
+    axes[0].set_xlabel("% of the tokens drawn in training")
+    axes[0].grid(axis="y", visible=False)
+    axes[0].set_title("Data: two thirds from CommonCrawl")
+    pairs = (("7B and 13B", "7B", "int8", "--"), ("33B and 65B", "65B", "bf16", "-"))
+    for label, name, colour, line in pairs:
+        size = papers["sizes"][name]
+        steps = round(size["tokens"] * 1e12 / 4e6)
+        at = np.unique(np.concatenate([np.linspace(0, 4000, 60), np.linspace(0, steps, 200)]))
+        rate = [1e4 * learning_rate(int(step), steps, size["rate"], 2000) for step in at]
+        axes[1].plot(at * 4e6 / 1e12, rate, line, color=COLOURS[colour], label=label)
+    axes[1].set_xlabel("trillions of tokens, 4 million a step")
+    axes[1].set_ylabel("learning rate (1e-4)")
+    axes[1].set_ylim(0)
+    axes[1].legend()
+    axes[1].set_title("2,000 steps up, a cosine down to a tenth")
+    return drawn
+
+
+def training_memory(parameters: Mapping[str, int], card_gb: float) -> Figure:
+    """GB of weights, gradients and AdamW's states by model size, beside one card."""
+    drawn, axes = figure(figsize=(8.5, 3.4))
+    left = np.zeros(len(parameters))
+    shades = (COLOURS["bf16"], COLOURS["good"], "#56B4E9", COLOURS["int8"], COLOURS["highlight"])
+    hatches = ("", "///", "", "...", "xx")
+    kinds = [training_bytes(count) for count in parameters.values()]
+    for kind, colour, hatch in zip(kinds[0], shades, hatches, strict=True):
+        width = np.array([bytes_[kind] / 1e9 for bytes_ in kinds])
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+        axes.barh(list(parameters), width, left=left, label=kind, **style)
+        left += width
+    for name, total in zip(parameters, left, strict=True):
+        text = f"{total:,.0f} GB"
+        axes.annotate(text, (total, name), (4, 0), textcoords="offset points", va="center")
+    axes.axvline(card_gb, color="black", linestyle=":", label=f"one A100, {card_gb:.0f} GB")
+    axes.invert_yaxis()
+    axes.set_xlim(0, left.max() * 1.15)
+    axes.set_xlabel("GB before a single activation")
+    axes.grid(axis="y", visible=False)
+    axes.legend(fontsize=8, loc="upper right")
+    axes.set_title("16 bytes a parameter: not even 7B trains on one card as it is")
+    return drawn
+
+
+def checkpointing(
+    kept: Mapping[str, float], floor: float, times: Mapping[str, Spread], tokens: int
+) -> Figure:
+    """Bytes kept for the backward pass, and seconds of a training pass, without and with it."""
+    drawn, axes = figure(2, figsize=(10, 2.9))
+    colours, hatches = [BEFORE["color"], AFTER["color"]], ["///", ""]
+    names = list(kept)
+    megabytes = [kept[name] / 1e6 for name in names]
+    axes[0].barh(names, megabytes, color=colours, hatch=hatches, edgecolor="white")
+    axes[0].axvline(floor / 1e6, color="black", linestyle=":", label="inputs of the blocks alone")
+    axes[0].set_xlabel(f"MB kept for the backward pass, {tokens} tokens")
+    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].set_title(f"{megabytes[0] / megabytes[1]:.0f}x less to keep")
+    middle = np.array([times[name].median for name in names])
+    low = middle - [times[name].low for name in names]
+    high = [times[name].high for name in names] - middle
+    axes[1].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
+    axes[1].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
+    axes[1].set_xlabel("s forward and backward")
+    axes[1].set_title(f"for {middle[1] / middle[0] - 1:+.0%} time")
+    for panel in axes:
+        panel.invert_yaxis()
+        panel.grid(axis="y", visible=False)
+    return drawn
+
+
+def ablation(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Held-out loss of each variant minus the original's with the same seed, and their means."""
+    drawn, axes = figure(2, figsize=(11, 3.9), width_ratios=(1, 1))
+    names = [name for name in scores if name != "original"]
+    original = np.array(scores["original"])
+    for panel, shown in zip(axes, (names, [n for n in names if n not in _LARGE]), strict=True):
+        for row, name in enumerate(shown):
+            differences = np.array(scores[name]) - original
+            panel.plot(differences, [row] * len(differences), "o", color=GREY, markersize=4)
+            half = (
+                2 * differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0
+            )
+            panel.errorbar(
+                differences.mean(), row, xerr=half, capsize=4, **{**AFTER, "marker": "D"}
+            )
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set_yticks(range(len(shown)), shown)
+        panel.invert_yaxis()
+        panel.grid(axis="y", visible=False)
+        panel.set_xlabel("bits a byte against the original: better ←  → worse")
+    axes[0].set_title("Rotary positions carry nearly all of it")
+    axes[1].set_title("The rest, enlarged")
+    return drawn
+
+
+def beyond_training(curves: Mapping[str, Tensor], trained: int, bin_width: int) -> Figure:
+    """Loss by position, (windows, bins of `bin_width` bytes) for each kind of position."""
+    drawn, axes = figure(figsize=(9, 4))
+    styles = (
+        (COLOURS["int8"], "s", "--"),
+        (COLOURS["highlight"], "v", "--"),
+        (COLOURS["bf16"], "o", "-"),
+        (COLOURS["predicted"], "x", ":"),
+        (COLOURS["good"], "D", "-"),
+    )
+    for (name, losses), (colour, marker, line) in zip(curves.items(), styles, strict=True):
+        middle = (np.arange(losses.shape[1]) + 0.5) * bin_width
+        style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
+        axes.plot(middle, losses.mean(0), label=name, **style)
+    axes.axvline(trained, color="black", linestyle=":")
+    axes.annotate(
+        "trained up to here",
+        (trained, axes.get_ylim()[1]),
+        (4, -10),
+        fontsize=8,
+        textcoords="offset points",
+    )
+    axes.set_xlabel("position in the text (bytes)")
+    axes.set_ylabel("loss (bits a byte)")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title("Beyond the trained length rotary positions fail, too, unless scaled")
+    return drawn
+
+
+def turn(query: int, key: int, theta: float, pair: int, q: Tensor, k: Tensor) -> Figure:
+    """A query and a key (D,) turned to their positions: one pair's plane, and the whole score."""
+    half = len(q) // 2
+    frequencies = theta ** (-torch.arange(half) / half)
+    drawn, axes = figure(2, figsize=(11, 3.8), width_ratios=(1, 2))
+    _plane(axes[0], 1.8)
+    for vector, position, colour, name in (
+        (q, query, COLOURS["bf16"], "q"),
+        (k, key, COLOURS["int8"], "k"),
+    ):
+        there = rotate(vector, *_cos_sin(frequencies, position))
+        for state, alpha in ((vector, 0.3), (there, 1.0)):
+            end = state[pair].item(), state[pair + half].item()
+            style = {"arrowstyle": "->", "color": colour, "alpha": alpha, "lw": 2}
+            axes[0].annotate("", end, (0, 0), arrowprops=style)
+        axes[0].annotate(f"{name} at {position}", end, color=colour, weight="bold")
+    axes[0].set_xlabel("faint: before the rotation")
+    axes[0].set_title(f"pair {pair}: {math.degrees(frequencies[pair].item()):.3g}° a token")
+    places = torch.arange(0, 129)
+    turned_query = rotate(q, *_cos_sin(frequencies, query))
+    scores = [(turned_query @ rotate(k, *_cos_sin(frequencies, int(p)))).item() for p in places]
+    axes[1].plot(places, scores, color=GREY, label=f"key anywhere, query at {query}")
+    axes[1].plot(key, scores[key], "s", color=COLOURS["int8"], markersize=9)
+    axes[1].axvline(query, color=COLOURS["bf16"], linestyle=":", label="the query's position")
+    axes[1].set_xlabel("position of the key")
+    axes[1].set_ylabel("score q·k")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title(f"distance {query - key}: score {scores[key]:.3f}")
+    return drawn
+
+
+_LARGE = ("+ rotary", "all: LLaMA")
+
+
+def _smooth(losses: Tensor, window: int = 5) -> Tensor:
+    """Running mean over `window` steps, (seeds, steps) -> (seeds, steps - window + 1)."""
+    return losses.unfold(1, window, 1).mean(-1)
+
+
+def _cos_sin(frequencies: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    return (position * frequencies).cos(), (position * frequencies).sin()
+
+
+def _plane(axes: Axes, reach: float = 1.25) -> None:
+    """A square plane with a unit circle."""
+    axes.add_patch(_circle())
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _circle():
+    from matplotlib.patches import Circle
+
+    return Circle((0, 0), 1, fill=False, color="#BBBBBB", linewidth=0.8)
