@@ -13,19 +13,25 @@ from tiny_llama import tiny_config, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, LlamaForCausalLM
 
+from llama_int8.classroom.papers import llama_papers
 from llama_int8.measurement.cost import (
     GIB,
     count_parameters,
     decode_bound,
+    feed_forward_width,
     kv_cache_bytes,
+    llama1_config,
+    training_bytes,
+    training_flops,
     weight_bytes,
 )
 from llama_int8.measurement.latency import (
     interleaved,
     prefill_and_decode,
     read_bandwidth,
+    repeated,
 )
-from llama_int8.measurement.memory import weight_memory
+from llama_int8.measurement.memory import count_new_bytes, weight_memory
 from llama_int8.measurement.probes import probes
 from llama_int8.measurement.quality import perplexity, token_nll, windows
 from llama_int8.measurement.texts import calibration_text, evaluation_text
@@ -437,3 +443,114 @@ def test_a_hidden_word_leaves_one_gap():
 def test_unknown_probes_list_the_known_ones():
     with pytest.raises(ValueError, match=r"'riddles'.*answers, hidden_words, yes_or_no, repeated"):
         probes("riddles")
+
+
+# --- training: width, operations, bytes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "published"),
+    [
+        ((4096,), 11008),  # LLaMA-7B, Llama-2-7B
+        ((5120,), 13824),
+        ((6656,), 17920),
+        ((8192,), 22016),
+        ((8192, 4096, 1.3), 28672),  # Llama-2-70B
+        ((4096, 1024, 1.3), 14336),  # Llama-3-8B
+        ((2048, 256, 1.5), 8192),  # Llama-3.2-1B
+    ],
+)
+def test_the_inner_width_is_that_of_the_published_models(arguments, published):
+    assert feed_forward_width(*arguments) == published
+
+
+@pytest.mark.parametrize("size", llama_papers()["sizes"])
+def test_the_papers_sizes_hours_and_speed_agree_with_each_other(size):
+    printed = llama_papers()["sizes"][size]
+    config = llama1_config(printed["width"], printed["heads"], printed["layers"])
+    assert count_parameters(config) / 1e9 == pytest.approx(printed["parameters"], rel=0.006)
+    if size == llama_papers()["speed"]["size"]:
+        rate = printed["tokens"] * 1e12 / (printed["gpu_hours"] * 3600)
+        assert rate == pytest.approx(llama_papers()["speed"]["tokens_per_second_per_gpu"], rel=0.01)
+
+
+def test_llama_7b_has_the_shapes_of_the_registered_one():
+    assert llama1_config(4096, 32, 32) == config_of("llama-7b")
+
+
+def test_the_papers_mixture_adds_up():
+    assert sum(share for share, _, _ in llama_papers()["mixture"].values()) == pytest.approx(100)
+
+
+def test_training_takes_6_operations_and_16_bytes_a_parameter():
+    assert training_flops(7e9, 1e12) == 4.2e22
+    assert sum(training_bytes(1000).values()) == 16_000
+
+
+def test_adamw_holds_the_two_averages_that_are_predicted(tiny):
+    tiny(torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
+    optimizer = torch.optim.AdamW(tiny.parameters())
+    optimizer.step()
+    held = sum(
+        t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim() > 0
+    )
+    predicted = training_bytes(sum(p.numel() for p in tiny.parameters()))
+    assert held == predicted["AdamW's mean"] + predicted["AdamW's variance"]
+
+
+# --- bytes of new tensors -----------------------------------------------------------------------
+
+
+def test_new_tensors_are_counted_while_they_are_held():
+    before = torch.ones(500)
+    with count_new_bytes() as counted:
+        first = before + 1
+        assert counted.held == 2000
+        view = first.view(5, 100)[2]
+        assert counted.held == 2000  # the same storage
+        del first
+        assert counted.held == 2000  # the view holds it
+        del view
+        assert counted.held == 0
+        before.add_(1)
+        assert (counted.held, counted.peak) == (0, 2000)
+
+
+def test_what_autograd_keeps_is_counted_and_given_back():
+    layer, x = nn.Linear(30, 20), torch.randn(10, 30)
+    with count_new_bytes() as counted:
+        y = layer(x).relu().square().sum()  # keeps relu's output, and y itself
+        assert counted.held == 10 * 20 * 4 + 4
+        y.backward()
+        del y
+        assert counted.held == sum(p.grad.nbytes for p in layer.parameters())
+
+
+def test_checkpointing_keeps_the_inputs_of_its_blocks():
+    from torch.utils.checkpoint import checkpoint
+
+    blocks = [nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)]
+    held = {}
+    for name in ("all", "inputs"):
+        x = torch.randn(8, 16, requires_grad=True)
+        with count_new_bytes() as counted:
+            for block in blocks:
+                x = block(x) if name == "all" else checkpoint(block, x, use_reentrant=False)
+            held[name] = counted.held
+    assert held["inputs"] == 4 * 8 * 16 * 4  # what each block hands to the next, the last included
+    assert held["all"] > 8 * held["inputs"]
+
+
+def test_repeated_work_gives_the_mean_of_its_calls():
+    calls = []
+    phases = repeated(lambda: (calls.append(1), time.sleep(0.002)), 5)()
+    assert len(calls) == 5
+    assert 0.002 <= phases["call"] < 0.1
+
+
+def test_our_own_model_is_timed_like_hugging_faces(tiny):
+    from llama_int8.transformer.llama import Llama
+
+    ours = Llama(course_config(tiny.config)).eval()
+    phases = prefill_and_decode(ours, torch.ones(1, 5, dtype=torch.long), 3)
+    assert set(phases) == {"prefill", "decode"} and min(phases.values()) > 0

@@ -8,7 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama_int8.measurement.statistics import paired_bootstrap, proportion_interval, spread
+from llama_int8.measurement.statistics import (
+    mean_interval,
+    paired_bootstrap,
+    proportion_interval,
+    spread,
+    student_quantile,
+)
 
 Z95, Z80 = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.8)
 VALUES = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -250,3 +256,40 @@ def test_about_95_of_100_intervals_hold_the_true_share():
 def test_an_impossible_share_is_refused_with_its_numbers(successes, n):
     with pytest.raises(ValueError, match=f"{successes} successes of {n}"):
         proportion_interval(successes, n)
+
+
+# --- a few values: Student's t ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "published"),
+    [
+        (0.975, 1, 12.706),
+        (0.975, 2, 4.303),
+        (0.975, 5, 2.571),
+        (0.95, 2, 2.920),
+        (0.995, 10, 3.169),
+    ],
+)
+def test_students_quantile_is_that_of_the_printed_tables(probability, degrees, published):
+    assert student_quantile(probability, degrees) == pytest.approx(published, abs=6e-4)
+
+
+def test_with_many_degrees_of_freedom_student_is_normal():
+    assert student_quantile(0.975, 100_000) == pytest.approx(Z95, rel=1e-3)
+
+
+def test_the_interval_of_three_values_holds_the_true_mean_95_times_in_100():
+    intervals = [mean_interval(normal(3, 1.0, seed)) for seed in range(4000)]
+    held = np.mean([low <= 1.0 <= high for _, low, high in intervals])
+    assert 0.94 < held < 0.96
+
+
+def test_an_interval_by_student_is_centred_on_the_mean():
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]]])
+def test_an_interval_needs_two_values(values):
+    with pytest.raises(ValueError, match="n >= 2"):
+        mean_interval(values)

@@ -14,7 +14,7 @@ from llama_int8.classroom.papers import llama_papers
 from llama_int8.classroom.plots import COLOURS, figure
 from llama_int8.classroom.small_lm import learning_rate
 from llama_int8.measurement.cost import training_bytes
-from llama_int8.measurement.statistics import Spread
+from llama_int8.measurement.statistics import Spread, mean_interval
 from llama_int8.transformer.llama import rotate
 
 GREY = COLOURS["predicted"]
@@ -137,7 +137,10 @@ def feed_forward(gates: Tensor, times: Mapping[str, Spread]) -> Figure:
     axes[1].barh(names, ratio, color=colours, hatch=["///", "", ".."], edgecolor="white")
     axes[1].errorbar(ratio, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
     for name, value in zip(names, ratio, strict=True):
-        axes[1].annotate(f"{value:.2f}x", (0.04, name), va="center", color="white", weight="bold")
+        end = times[name].high / base
+        beside = {"textcoords": "offset points", "va": "center"}
+        axes[1].annotate(f"{value:.2f}x", (end, name), (6, 0), **beside)
+    axes[1].set_xlim(0, 1.2 * max(ratio))
     axes[1].invert_yaxis()
     axes[1].set_xlabel("time, over ReLU's")
     axes[1].grid(axis="y", visible=False)
@@ -319,12 +322,9 @@ def ablation(scores: Mapping[str, Sequence[float]]) -> Figure:
         for row, name in enumerate(shown):
             differences = np.array(scores[name]) - original
             panel.plot(differences, [row] * len(differences), "o", color=GREY, markersize=4)
-            half = (
-                2 * differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0
-            )
-            panel.errorbar(
-                differences.mean(), row, xerr=half, capsize=4, **{**AFTER, "marker": "D"}
-            )
+            mean, low, high = mean_interval(differences)
+            error = [[mean - low], [high - mean]]
+            panel.errorbar(mean, row, xerr=error, capsize=4, **{**AFTER, "marker": "D"})
         panel.axvline(0, color="black", linewidth=1)
         panel.set_yticks(range(len(shown)), shown)
         panel.invert_yaxis()
@@ -364,33 +364,40 @@ def beyond_training(curves: Mapping[str, Tensor], trained: int, bin_width: int) 
     return drawn
 
 
-def turn(query: int, key: int, theta: float, pair: int, q: Tensor, k: Tensor) -> Figure:
-    """A query and a key (D,) turned to their positions: one pair's plane, and the whole score."""
-    half = len(q) // 2
-    frequencies = theta ** (-torch.arange(half) / half)
+def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figure:
+    """Two equal vectors turned to the query's and the key's position: one plane, and the score.
+
+    Each of the `pairs` has length 1, so the score is the sum of cos(distance x frequency).
+    """
+    frequencies = theta ** (-torch.arange(pairs) / pairs)
+    vector = torch.cat([torch.full((pairs,), math.cos(0.4)), torch.full((pairs,), math.sin(0.4))])
     drawn, axes = figure(2, figsize=(11, 3.8), width_ratios=(1, 2))
-    _plane(axes[0], 1.8)
-    for vector, position, colour, name in (
-        (q, query, COLOURS["bf16"], "q"),
-        (k, key, COLOURS["int8"], "k"),
-    ):
+    _plane(axes[0], 1.5)
+    for name, position, colour in (("q", query, COLOURS["bf16"]), ("k", key, COLOURS["int8"])):
         there = rotate(vector, *_cos_sin(frequencies, position))
-        for state, alpha in ((vector, 0.3), (there, 1.0)):
-            end = state[pair].item(), state[pair + half].item()
-            style = {"arrowstyle": "->", "color": colour, "alpha": alpha, "lw": 2}
-            axes[0].annotate("", end, (0, 0), arrowprops=style)
-        axes[0].annotate(f"{name} at {position}", end, color=colour, weight="bold")
-    axes[0].set_xlabel("faint: before the rotation")
+        end = there[pair].item(), there[pair + pairs].item()
+        style = {"arrowstyle": "->", "color": colour, "lw": 2}
+        axes[0].annotate("", end, (0, 0), arrowprops=style)
+        outside = (1.2 * end[0], 1.2 * end[1])
+        axes[0].annotate(f"{name} at {position}", outside, color=colour, weight="bold", ha="center")
+    grey = {"arrowstyle": "->", "color": GREY, "lw": 1}
+    axes[0].annotate(
+        "", (vector[pair].item(), vector[pair + pairs].item()), (0, 0), arrowprops=grey
+    )
+    axes[0].set_xlabel("grey: both before the rotation")
     axes[0].set_title(f"pair {pair}: {math.degrees(frequencies[pair].item()):.3g}° a token")
     places = torch.arange(0, 129)
-    turned_query = rotate(q, *_cos_sin(frequencies, query))
-    scores = [(turned_query @ rotate(k, *_cos_sin(frequencies, int(p)))).item() for p in places]
+    turned_query = rotate(vector, *_cos_sin(frequencies, query))
+    scores = [
+        (turned_query @ rotate(vector, *_cos_sin(frequencies, int(p)))).item() for p in places
+    ]
     axes[1].plot(places, scores, color=GREY, label=f"key anywhere, query at {query}")
-    axes[1].plot(key, scores[key], "s", color=COLOURS["int8"], markersize=9)
+    axes[1].plot(key, scores[key], "s", color=COLOURS["int8"], markersize=9, label="the key")
     axes[1].axvline(query, color=COLOURS["bf16"], linestyle=":", label="the query's position")
+    axes[1].set_ylim(-pairs, pairs * 1.4)
     axes[1].set_xlabel("position of the key")
     axes[1].set_ylabel("score q·k")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, ncols=3, loc="upper left")
     axes[1].set_title(f"distance {query - key}: score {scores[key]:.3f}")
     return drawn
 

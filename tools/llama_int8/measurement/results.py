@@ -178,9 +178,9 @@ class Results:
         if not self.keeps_stages:
             return json.loads(json.dumps(compute(), allow_nan=False))
         model = (self._model, self._revision)
-        same = (self.notebook, model, self.settings, self.environment)
+        same = (name, self.notebook, model, self.settings, self.environment)
         key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-        path = self.root / "stages" / self.notebook / f"{name}-{key}.json"
+        path = self.root / "stages" / self.notebook / f"{_slug(name)}-{key}.json"
         if not path.exists():
             write_json(path, compute())
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,240 @@
+"""The small models of the ablation: each made of the parts it names, trained and scored fairly."""
+
+import math
+import os
+
+import pytest
+import torch
+from tiny_llama import tiny_config
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from llama_int8.classroom import small_lm
+from llama_int8.classroom.small_lm import (
+    CHANGES,
+    CONTEXT,
+    LLAMA,
+    ORIGINAL,
+    POSITIONS,
+    SCALINGS,
+    WIDTH,
+    SmallLM,
+    corpus,
+    in_parallel,
+    learning_rate,
+    loss_by_position,
+    train,
+    train_all,
+    training_losses,
+)
+from llama_int8.measurement.texts import calibration_text, evaluation_text
+from llama_int8.transformer.attention import causal_mask, sinusoidal_positions
+from llama_int8.transformer.llama import RMSNorm, SwiGLU
+
+VARIANTS = {**CHANGES, **POSITIONS}
+
+
+def made(parts, seed=0, **options):
+    torch.manual_seed(seed)
+    return SmallLM(parts, **options).eval()
+
+
+def some_bytes(length=40, batch=2):
+    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def renamed(state, names):
+    for old, new in names.items():
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    return state
+
+
+@torch.inference_mode()
+def test_the_original_is_a_stack_of_pytorchs_own_encoder_layers():
+    ours = made(ORIGINAL)
+    layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True)
+    tokens = some_bytes()
+    x = ours.embedding(tokens) * WIDTH**0.5 + sinusoidal_positions(tokens.shape[1], WIDTH)
+    for block in ours.blocks:
+        a, f, norms = block.attention, block.feed_forward, block.residuals
+        layer.self_attn.in_proj_weight.copy_(
+            torch.cat([p.weight for p in (a.q_proj, a.k_proj, a.v_proj)])
+        )
+        layer.self_attn.in_proj_bias.copy_(
+            torch.cat([p.bias for p in (a.q_proj, a.k_proj, a.v_proj)])
+        )
+        layer.self_attn.out_proj.load_state_dict(a.o_proj.state_dict())
+        layer.linear1.load_state_dict(f.fc1.state_dict())
+        layer.linear2.load_state_dict(f.fc2.state_dict())
+        layer.norm1.load_state_dict(norms[0].norm.state_dict())
+        layer.norm2.load_state_dict(norms[1].norm.state_dict())
+        x = layer(x, src_mask=~causal_mask(tokens.shape[1]))
+    torch.testing.assert_close(ours(tokens), ours.lm_head(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_all_changes_together_are_hugging_faces_llama():
+    ours = made(LLAMA)
+    theirs = LlamaForCausalLM(
+        tiny_config(
+            vocab_size=256,
+            hidden_size=WIDTH,
+            intermediate_size=ours.blocks[0].feed_forward.gate_proj.out_features,
+            num_hidden_layers=len(ours.blocks),
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=WIDTH // 4,
+            rms_norm_eps=1e-5,
+        )
+    ).eval()
+    names = {
+        "embedding.": "model.embed_tokens.",
+        "blocks.": "model.layers.",
+        "attention.": "self_attn.",
+        "feed_forward.": "mlp.",
+        "residuals.0.norm": "input_layernorm",
+        "residuals.1.norm": "post_attention_layernorm",
+    }
+    state = renamed(ours.state_dict(), names)
+    state["model.norm.weight"] = state.pop("norm.weight")
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * WIDTH**0.5
+    theirs.load_state_dict(state)
+    tokens = some_bytes()
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_about_as_many_parameters_as_the_original(name):
+    counts = [
+        sum(p.numel() for p in made(parts).parameters()) for parts in (VARIANTS[name], ORIGINAL)
+    ]
+    learned = CONTEXT * 4 * WIDTH if VARIANTS[name].positions == "learned" else 0
+    assert counts[0] - learned == pytest.approx(counts[1], rel=0.02)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_variant_has_the_parts_that_it_names_and_no_others(name):
+    parts, model = CHANGES[name], made(CHANGES[name])
+    kinds = [type(module) for module in model.modules()]
+    assert parts == LLAMA or sum(
+        a != b for a, b in zip(vars(parts).values(), vars(ORIGINAL).values(), strict=True)
+    ) == (name != "original")
+    assert (RMSNorm in kinds, nn.LayerNorm in kinds) == (parts.rms_norm, not parts.rms_norm)
+    assert (SwiGLU in kinds) == parts.swiglu
+    assert all(block.residuals[0].norm_first == parts.norm_first for block in model.blocks)
+    assert isinstance(model.norm, nn.Identity) != parts.norm_first
+    assert model.blocks[0].attention.k_proj.out_features == parts.key_value_heads * WIDTH // 4
+    biases = [n for n, p in model.named_parameters() if n.endswith("bias") and "norm" not in n]
+    assert bool(biases) == parts.bias
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.inference_mode()
+def test_a_future_byte_cannot_change_a_past_output(name):
+    model, tokens = made(VARIANTS[name]), some_bytes()
+    changed = tokens.clone()
+    changed[:, 25] ^= 1
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(after[:, :25], before[:, :25])
+    assert not torch.allclose(after[:, 25:], before[:, 25:])
+
+
+@pytest.mark.parametrize("kind", POSITIONS)
+@torch.inference_mode()
+def test_every_kind_of_positions_tells_one_order_from_another(kind):
+    model, tokens = made(POSITIONS[kind]), some_bytes(8, 1)
+    swapped = tokens[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+    assert not torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_scaling_concerns_rotary_positions_alone():
+    tokens = some_bytes()
+    for kind, parts in POSITIONS.items():
+        model = made(parts)
+        for name, scaling in SCALINGS.items():
+            same = torch.equal(model(tokens, scaling), model(tokens))
+            assert same == (kind != "rotary" or name == "as trained")
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth():
+    rates = [learning_rate(step, 1000, 3e-4, 100) for step in range(1001)]
+    assert rates[0] == pytest.approx(3e-6)
+    assert max(rates) == rates[99] == pytest.approx(3e-4)
+    assert rates[550] == pytest.approx(3e-4 * 0.55)
+    assert rates[1000] == pytest.approx(3e-5)
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+
+
+def test_what_is_held_out_was_not_trained_on():
+    trained, held_out = (bytes(part.tolist()) for part in corpus())
+    texts = [evaluation_text().encode(), calibration_text().encode()]
+    assert len(trained) + len(held_out) == sum(map(len, texts))
+    windows = {trained[i : i + 64] for i in range(len(trained) - 64)}
+    assert not any(held_out[i : i + 64] in windows for i in range(len(held_out) - 64))
+
+
+def test_training_repeats_itself_and_lowers_the_loss():
+    first, second = (train(LLAMA, 8, seed=3, layers=1, batch=4, context=32) for _ in range(2))
+    assert first[1] == second[1]
+    assert first[1][-1] < first[1][0] - 1
+    assert train(LLAMA, 8, seed=4, layers=1, batch=4, context=32)[1] != first[1]
+
+
+class Unigram(nn.Module):
+    """Says the same whatever it is shown."""
+
+    def forward(self, tokens, scaling=None):
+        logits = torch.linspace(-3, 3, 256)
+        return logits.expand(*tokens.shape, 256)
+
+
+def test_losses_stand_beside_the_right_bytes_and_windows_overlap_by_one_context():
+    losses = loss_by_position(Unigram(), 4 * CONTEXT)
+    _, held_out = corpus()
+    bits = -torch.linspace(-3, 3, 256).log_softmax(-1) / math.log(2)
+    torch.testing.assert_close(losses[0], bits[held_out[1 : 4 * CONTEXT + 1]])
+    torch.testing.assert_close(losses[:-3, 3 * CONTEXT :], losses[3:, :CONTEXT])
+
+
+def test_parallel_work_comes_back_by_name_and_equals_work_done_here():
+    tasks = {f"seed {seed}": (LLAMA, 3, seed, 1, 2, 16) for seed in range(3)}
+    found = in_parallel(training_losses, tasks)
+    assert list(found) == list(tasks)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers
+    assert found["seed 2"] == train(*tasks["seed 2"])[1]
+    torch.set_num_threads(before)
+
+
+def test_a_kept_stage_is_not_computed_again():
+    found = in_parallel(os.getpid, {"a": (), "b": ()}, stage=lambda name, compute: f"kept {name}")
+    assert found == {"a": "kept a", "b": "kept b"}
+
+
+def test_an_error_in_a_worker_reaches_the_reader():
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(divmod, {"wrong": (1, 0)})
+
+
+@pytest.mark.slow
+def test_each_seed_of_each_variant_is_kept_under_its_own_name(monkeypatch):
+    names = []
+
+    def stage(name, compute):
+        names.append(name)
+        return {"held_out": name}
+
+    found = train_all({"a": ORIGINAL, "b": LLAMA}, 1, 2, stage)
+    assert found["b"] == [{"held_out": "b-0"}, {"held_out": "b-1"}]
+    assert sorted(names) == ["a-0", "a-1", "b-0", "b-1"]
+
+
+def test_measured_models_say_where_they_were_scored(monkeypatch):
+    monkeypatch.setattr(small_lm, "train", lambda *_: (made(LLAMA), []))
+    measured = small_lm.train_and_measure(LLAMA, 1, 0)
+    assert set(measured["beyond"]) == set(SCALINGS)
+    bins = torch.tensor(measured["beyond"]["as trained"])
+    whole = loss_by_position(made(LLAMA), small_lm.BEYOND)
+    torch.testing.assert_close(bins[:, 0], whole[:, : small_lm.BIN].mean(1))
+    assert "beyond" not in small_lm.train_and_measure(ORIGINAL, 1, 0)
