@@ -97,7 +97,6 @@ def test_all_changes_together_are_hugging_faces_llama():
     }
     state = renamed(ours.state_dict(), names)
     state["model.norm.weight"] = state.pop("norm.weight")
-    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * WIDTH**0.5
     theirs.load_state_dict(state)
     tokens = some_bytes()
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
@@ -109,7 +108,7 @@ def test_every_variant_has_about_as_many_parameters_as_the_original(name):
         sum(p.numel() for p in made(parts).parameters()) for parts in (VARIANTS[name], ORIGINAL)
     ]
     learned = CONTEXT * 4 * WIDTH if VARIANTS[name].positions == "learned" else 0
-    assert counts[0] - learned == pytest.approx(counts[1], rel=0.02)
+    assert counts[0] - learned == pytest.approx(counts[1], rel=0.04)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -139,12 +138,36 @@ def test_a_future_byte_cannot_change_a_past_output(name):
     assert not torch.allclose(after[:, 25:], before[:, 25:])
 
 
-@pytest.mark.parametrize("kind", POSITIONS)
+@pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary"])
 @torch.inference_mode()
 def test_every_kind_of_positions_tells_one_order_from_another(kind):
     model, tokens = made(POSITIONS[kind]), some_bytes(8, 1)
     swapped = tokens[:, [1, 0, 2, 3, 4, 5, 6, 7]]
     assert not torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_without_positions_the_order_of_what_the_first_layer_reads_is_lost():
+    model, tokens = made(POSITIONS["none"], layers=1), some_bytes(8, 1)
+    swapped = tokens[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+    torch.testing.assert_close(model(tokens)[:, 2:], model(swapped)[:, 2:])
+
+
+def test_sines_and_scaled_embedding_are_equally_large():
+    for parts in (ORIGINAL, POSITIONS["sinusoidal"]):
+        model = made(parts)
+        scaled = model.embedding.weight.detach() * model.scale
+        assert scaled.square().mean().sqrt() == pytest.approx(1, rel=0.05)
+    assert sinusoidal_positions(CONTEXT, WIDTH).square().mean().sqrt() == pytest.approx(0.5**0.5)
+    assert made(LLAMA).scale == 1
+
+
+def test_the_byte_entropy_is_the_loss_of_who_knows_frequencies_alone():
+    text, _ = corpus()
+    counts = torch.bincount(text, minlength=256).double()
+    logits = (counts / counts.sum()).log().float()
+    nll = nn.functional.cross_entropy(logits.expand(len(text), 256), text) / math.log(2)
+    assert small_lm.byte_entropy() == pytest.approx(nll.item(), rel=1e-4)
 
 
 @torch.inference_mode()

@@ -107,6 +107,11 @@ def shared_heads(query_heads: int, key_value_heads: int) -> list[int]:
     return [head // group for head in range(query_heads)]
 
 
+def metas_rows(head_dim: int) -> list[int]:
+    """Even rows first, then the odd ones."""
+    return [*range(0, head_dim, 2), *range(1, head_dim, 2)]
+
+
 def inner_width(width: int, multiple_of: int) -> int:
     """Two thirds of 4 x width, rounded up to a multiple."""
     inner = 2 * (4 * width) // 3
@@ -551,6 +556,23 @@ EXERCISES: dict[str, Exercise] = {
                     lambda w, m: 8 * w // 3 // m * m,
                     "rounded down; LLaMA rounds up, so that nothing is lost",
                 ),
+            ),
+        ),
+        Exercise(
+            "03.metas_rows",
+            1,
+            metas_rows,
+            ((2,), (8,), (64,)),
+            (
+                "Pair i is rows 2i and 2i + 1 in Meta's order, rows i and i + head_dim / 2 here.",
+                "So the first half of the result is 0, 2, 4, ..., the second half 1, 3, 5, ...",
+            ),
+            (
+                (
+                    lambda d: [row for i in range(d // 2) for row in (i, i + d // 2)],
+                    "that is the way back: from halves to neighbours",
+                ),
+                (lambda d: list(range(d)), "then nothing would change"),
             ),
         ),
         Exercise(

@@ -40,7 +40,8 @@ def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: i
     axes[0].invert_yaxis()
     axes[0].set_xlabel("µs")
     axes[0].grid(axis="y", visible=False)
-    axes[0].set_title(f"Formulas: {middle[1] / middle[0]:.2f} of the time")
+    formula, function = middle[1] / middle[0], middle[3] / middle[2]
+    axes[0].set_title(f"RMSNorm: {formula:.2f}x as formula,\n{function:.2f}x as PyTorch's function")
     places = range(len(rms))
     axes[1].plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
     axes[1].plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
@@ -64,14 +65,15 @@ def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: i
 def norm_places(
     by_layer: Mapping[str, Tensor],
     by_depth: Mapping[str, Mapping[int, Tensor]],
-    curves: Mapping[str, Mapping[int, Tensor]],
+    curves: Mapping[str, Tensor],
+    entropy: float,
 ) -> Figure:
     """What the place of the norm does: gradients at initialization, and a deep model's training.
 
     `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
-    `curves`: training loss (seeds, steps) by depth.
+    `curves`: training loss (seeds, steps); `entropy`: bits a byte of the byte frequencies alone.
     """
-    drawn, axes = figure(3, figsize=(12, 3.6))
+    drawn, axes = figure(3, figsize=(12, 3.8))
     for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):
         layers = np.arange(1, values.shape[1] + 1)
         axes[0].plot(layers, values.mean(0), label=name, **style, markersize=4)
@@ -81,10 +83,12 @@ def norm_places(
     axes[0].set_xlabel("layer, from the input to the output")
     axes[0].set_ylabel("gradient norm at initialization")
     axes[0].legend()
-    axes[0].set_title(f"{len(layers)} layers before training")
+    axes[0].set_title(f"{len(layers)} layers: norm before calms the last")
     for (name, depths), style in zip(by_depth.items(), (BEFORE, AFTER), strict=True):
-        means = [values.mean().item() for values in depths.values()]
-        axes[1].plot(list(depths), means, label=name, **style)
+        means = np.array([values.mean().item() for values in depths.values()])
+        low = means - [values.min().item() for values in depths.values()]
+        high = [values.max().item() for values in depths.values()] - means
+        axes[1].errorbar(list(depths), means, [low, high], label=name, capsize=3, **style)
     reference = [means[0] * math.sqrt(min(depths) / depth) for depth in depths]
     axes[1].plot(list(depths), reference, ":", color="black", label="1 / √layers")
     axes[1].set_xscale("log", base=2)
@@ -95,17 +99,27 @@ def norm_places(
     axes[1].set_xlabel("layers of the model (log)")
     axes[1].set_ylabel("gradient norm, last layer (log)")
     axes[1].legend(fontsize=8)
-    axes[1].set_title("After stays, before shrinks")
-    for (name, depths), style in zip(curves.items(), (BEFORE, AFTER), strict=True):
-        for (depth, losses), line in zip(depths.items(), ("--", "-"), strict=True):
-            for seed, run in enumerate(_smooth(losses)):
-                label = f"{name}, {depth} layers" if seed == 0 else None
-                axes[2].plot(run, line, color=style["color"], label=label, linewidth=1)
-    axes[2].set_ylim(3.2, 6)
+    axes[1].set_title("Norm after: no smaller with depth")
+    styles = (
+        (BEFORE["color"], "--", "s"),
+        (BEFORE["color"], "-", "s"),
+        (AFTER["color"], "--", "o"),
+        (AFTER["color"], "-", "o"),
+        (COLOURS["highlight"], "-.", "^"),
+    )
+    for (name, losses), (colour, line, marker) in zip(curves.items(), styles, strict=True):
+        smooth = _smooth(losses)
+        for run in smooth:
+            axes[2].plot(run, line, color=colour, linewidth=1)
+        end = [smooth.shape[1] - 1], [smooth[:, -1].mean()]
+        hollow = {"fillstyle": "none" if line == "--" else "full"}
+        axes[2].plot(*end, line, marker=marker, color=colour, label=name, **hollow)
+    axes[2].axhline(entropy, color="black", linestyle=":", label="byte frequencies alone")
+    axes[2].set_ylim(3.2, 6.2)
     axes[2].set_xlabel("training step")
-    axes[2].set_ylabel("loss (bits a byte)")
-    axes[2].legend(fontsize=8)
-    axes[2].set_title("What it is for: depth")
+    axes[2].set_ylabel("training loss (bits a byte)")
+    axes[2].legend(fontsize=7)
+    axes[2].set_title("16 layers: norm after needs care")
     return drawn
 
 
@@ -122,7 +136,7 @@ def feed_forward(gates: Tensor, times: Mapping[str, Spread]) -> Figure:
     axes[0].plot(x, x.relu(), color=BEFORE["color"], linestyle="--", label="ReLU")
     axes[0].plot(x, torch.nn.functional.silu(x), color=AFTER["color"], label="SiLU")
     axes[0].set_ylim(-0.6, 4)
-    axes[0].set_xlabel("input of the activation; grey: the real model's gates")
+    axes[0].set_xlabel("input of the activation; grey: how often, in the real model")
     axes[0].set_ylabel("output")
     axes[0].legend()
     axes[0].set_title(f"{(gates < 0).float().mean():.0%} of the gates are negative")
@@ -173,7 +187,12 @@ def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
 def rope_errors(starts: Sequence[int], errors: Mapping[str, Tensor]) -> Figure:
     """Error of a score over the position of the key; `errors`: (positions, draws), relative."""
     drawn, axes = figure(figsize=(8, 3.7))
-    styles = ((COLOURS["fp32"], "D"), (COLOURS["bf16"], "o"), (COLOURS["int8"], "s"))
+    styles = (
+        (COLOURS["fp32"], "D"),
+        (COLOURS["bf16"], "o"),
+        (COLOURS["good"], "^"),
+        (COLOURS["int8"], "s"),
+    )
     for (name, values), (colour, marker) in zip(errors.items(), styles, strict=True):
         low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
         axes.plot(starts, middle, color=colour, marker=marker, label=name)
@@ -181,9 +200,9 @@ def rope_errors(starts: Sequence[int], errors: Mapping[str, Tensor]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("position of the key (log); the query stands 16 after it")
-    axes.set_ylabel("error of the score (log)")
-    axes.legend()
-    axes.set_title("Rounded angles lose far positions; rounded vectors do not")
+    axes.set_ylabel("error over the scores' RMS (log)")
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title("Rounded positions lose what is far; the other roundings do not")
     return drawn
 
 
@@ -227,7 +246,8 @@ def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, 
     high = max(1.0, *(ratio.high for ratio in ratios.values()))
     axes.set_xlim(low - 0.1 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.1)
     axes.set_xlabel("decode speed of our LLaMA over Hugging Face's (dotted: the same)")
-    axes.set_title("The same mathematics in fewer lines costs no speed")
+    medians = " and ".join(f"{ratio.median:.2f}" for ratio in ratios.values())
+    axes.set_title(f"Our LLaMA decodes at {medians} times Hugging Face's speed")
     return drawn
 
 
@@ -243,7 +263,7 @@ def training_recipe() -> Figure:
         text = f"{share:g} %, {gigabytes:,} GB, {epochs:.2f} epochs"
         axes[0].annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
     axes[0].invert_yaxis()
-    axes[0].set_xlim(0, 110)
+    axes[0].set_xlim(0, 130)
     axes[0].set_xlabel("% of the tokens drawn in training")
     axes[0].grid(axis="y", visible=False)
     axes[0].set_title("Data: two thirds from CommonCrawl")
@@ -258,7 +278,7 @@ def training_recipe() -> Figure:
     axes[1].set_ylabel("learning rate (1e-4)")
     axes[1].set_ylim(0)
     axes[1].legend()
-    axes[1].set_title("2,000 steps up, a cosine down to a tenth")
+    axes[1].set_title("2,000 steps up (a 125th of 7B's), then a cosine")
     return drawn
 
 
@@ -330,25 +350,35 @@ def ablation(scores: Mapping[str, Sequence[float]]) -> Figure:
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
         panel.set_xlabel("bits a byte against the original: better ←  → worse")
-    axes[0].set_title("Rotary positions carry nearly all of it")
+    axes[0].set_title("Only rotary positions make a large difference")
     axes[1].set_title("The rest, enlarged")
     return drawn
 
 
-def beyond_training(curves: Mapping[str, Tensor], trained: int, bin_width: int) -> Figure:
-    """Loss by position, (windows, bins of `bin_width` bytes) for each kind of position."""
-    drawn, axes = figure(figsize=(9, 4))
+def beyond_training(
+    curves: Mapping[str, Tensor], trained: int, bin_width: int, cut: float
+) -> Figure:
+    """Loss by position, (seeds, windows, bins of `bin_width` bytes) for each kind of position.
+
+    `cut`: the loss of the rotary model where the text is cut to what it was trained on.
+    """
+    drawn, axes = figure(figsize=(9.5, 4.2))
     styles = (
         (COLOURS["int8"], "s", "--"),
         (COLOURS["highlight"], "v", "--"),
+        ("#56B4E9", "+", ":"),
         (COLOURS["bf16"], "o", "-"),
         (COLOURS["predicted"], "x", ":"),
         (COLOURS["good"], "D", "-"),
     )
     for (name, losses), (colour, marker, line) in zip(curves.items(), styles, strict=True):
-        middle = (np.arange(losses.shape[1]) + 0.5) * bin_width
+        middle = (np.arange(losses.shape[2]) + 0.5) * bin_width
+        by_seed = losses.mean(1)  # (seeds, bins)
         style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
-        axes.plot(middle, losses.mean(0), label=name, **style)
+        axes.plot(middle, by_seed.mean(0), label=name, **style)
+        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(middle, by_seed.amin(0), by_seed.amax(0), **band)
+    axes.axhline(cut, color=COLOURS["bf16"], linestyle=(0, (1, 3)), label="rotary, text cut")
     axes.axvline(trained, color="black", linestyle=":")
     axes.annotate(
         "trained up to here",
@@ -358,9 +388,9 @@ def beyond_training(curves: Mapping[str, Tensor], trained: int, bin_width: int) 
         textcoords="offset points",
     )
     axes.set_xlabel("position in the text (bytes)")
-    axes.set_ylabel("loss (bits a byte)")
+    axes.set_ylabel("held-out loss (bits a byte)")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title("Beyond the trained length rotary positions fail, too, unless scaled")
+    axes.set_title("Beyond the trained length rotary positions fail; llama3 scaling survives")
     return drawn
 
 
@@ -402,7 +432,7 @@ def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figu
     return drawn
 
 
-_LARGE = ("+ rotary", "all: LLaMA")
+_LARGE = ("+ rotary", "all: LLaMA")  # in a panel of their own scale
 
 
 def _smooth(losses: Tensor, window: int = 5) -> Tensor:

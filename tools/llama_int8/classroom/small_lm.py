@@ -27,7 +27,7 @@ from llama_int8.transformer.llama import (
     rope_rotation,
 )
 
-WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 4, 4, 128, 16
+WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 4, 128, 8
 PEAK_RATE = 3e-3
 BYTES = 256
 
@@ -38,29 +38,33 @@ class Parts:
 
     norm_first: bool = False
     rms_norm: bool = False
-    positions: str = "sinusoidal"  # or "learned", "rotary"
+    positions: str = "sinusoidal"  # or "learned", "rotary", "none"
     swiglu: bool = False
     key_value_heads: int = HEADS
     bias: bool = True
+    embedding_scale: bool = True
 
 
 ORIGINAL = Parts()
-LLAMA = Parts(True, True, "rotary", True, 1, False)
+LLAMA = Parts(True, True, "rotary", True, 1, False, False)
 CHANGES: dict[str, Parts] = {
     "original": ORIGINAL,
     "+ pre-norm": replace(ORIGINAL, norm_first=True),
     "+ RMSNorm": replace(ORIGINAL, rms_norm=True),
     "+ rotary": replace(ORIGINAL, positions="rotary"),
     "+ SwiGLU": replace(ORIGINAL, swiglu=True),
-    "+ GQA, 4 to 1": replace(ORIGINAL, key_value_heads=1),
+    "+ shared heads": replace(ORIGINAL, key_value_heads=1),
     "+ no biases": replace(ORIGINAL, bias=False),
     "all: LLaMA": LLAMA,
+    "no positions": replace(ORIGINAL, positions="none"),
 }
 POSITIONS: dict[str, Parts] = {
-    kind: replace(LLAMA, positions=kind) for kind in ("sinusoidal", "learned", "rotary")
+    # Sines are as large as a scaled embedding: that is what the scale of 2017 is for.
+    "sinusoidal": replace(LLAMA, positions="sinusoidal", embedding_scale=True),
+    "learned": replace(LLAMA, positions="learned"),
+    "none": replace(LLAMA, positions="none"),
+    "rotary": LLAMA,
 }
-
-
 BEYOND, BIN = 4 * CONTEXT, 32
 SCALINGS: dict[str, dict | None] = {
     "as trained": None,
@@ -123,7 +127,11 @@ class SmallLM(nn.Module):
         kind = RMSNorm if parts.rms_norm else nn.LayerNorm
         self.norm = kind(WIDTH) if parts.norm_first else nn.Identity()
         self.lm_head = nn.Linear(WIDTH, BYTES, bias=False)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # With the scale of 2017 numbers of size 1, about as large as the sines; 0.02 without.
+        self.scale = math.sqrt(WIDTH) if parts.embedding_scale else 1.0
+        nn.init.normal_(
+            self.embedding.weight, std=1 / self.scale if parts.embedding_scale else 0.02
+        )
         if parts.positions == "learned":
             self.positions = nn.Embedding(longest, WIDTH)
             nn.init.normal_(self.positions.weight, std=0.02)
@@ -135,11 +143,11 @@ class SmallLM(nn.Module):
     def forward(self, tokens: Tensor, scaling: dict | None = None) -> Tensor:
         """`scaling`: a rotary scaling as in `LlamaConfig.rope_scaling`, for longer texts."""
         places = torch.arange(tokens.shape[1])
-        x = self.embedding(tokens) * math.sqrt(WIDTH)  # (B, T, C), scaled as in 2017, section 3.4
+        x = self.embedding(tokens) * self.scale  # (B, T, C), scaled as in 2017, section 3.4
         if self.parts.positions == "sinusoidal":
             x = x + sinusoidal_positions(len(places), WIDTH)
         elif self.parts.positions == "learned":
-            x = x + self.positions(places) * math.sqrt(WIDTH)
+            x = x + self.positions(places)
         frequencies = rope_frequencies(replace(self.config, rope_scaling=scaling))
         turning = frequencies * (self.parts.positions == "rotary")  # no turn otherwise
         rotation = rope_rotation(places, turning, x.dtype)
@@ -154,6 +162,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def byte_entropy() -> float:
+    """Bits a byte of who knows the frequencies of the training text's bytes and nothing else."""
+    text, _ = corpus()
+    shares = torch.bincount(text, minlength=BYTES).double() / len(text)
+    return -(shares * shares.clamp_min(1e-12).log2()).sum().item()
 
 
 def corpus() -> tuple[Tensor, Tensor]:
@@ -172,11 +187,13 @@ def train(
     layers: int = LAYERS,
     batch: int = BATCH,
     context: int = CONTEXT,
+    rate: float = PEAK_RATE,
+    warmup: int | None = None,
 ) -> tuple[SmallLM, list[float]]:
     """A trained model and its training loss, in bits a byte, at each step.
 
     With LLaMA's optimizer (section 2.3): AdamW, betas 0.9 and 0.95, decay 0.1, clipping at 1.
-    Every variant sees the same batches for the same seed.
+    `warmup`: steps, None for a tenth. Every variant sees the same batches for the same seed.
     """
     text, _ = corpus()
     torch.manual_seed(seed)
@@ -185,7 +202,9 @@ def train(
     draw, losses = torch.Generator().manual_seed(seed), []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, PEAK_RATE, steps // 10)
+            group["lr"] = learning_rate(
+                step, steps, rate, steps // 10 if warmup is None else warmup
+            )
         starts = torch.randint(len(text) - context - 1, (batch, 1), generator=draw)
         shown = text[starts + torch.arange(context + 1)]
         loss = cross_entropy(model(shown[:, :-1]).flatten(0, 1), shown[:, 1:].flatten())
