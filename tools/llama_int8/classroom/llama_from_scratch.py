@@ -41,7 +41,9 @@ def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: i
     axes[0].set_xlabel("µs")
     axes[0].grid(axis="y", visible=False)
     formula, function = middle[1] / middle[0], middle[3] / middle[2]
-    axes[0].set_title(f"RMSNorm: {formula:.2f}x as formula,\n{function:.2f}x as PyTorch's function")
+    axes[0].set_title(
+        f"RMSNorm takes {formula:.2f} of LayerNorm's time\nas formula, {function:.2f} as function"
+    )
     places = range(len(rms))
     axes[1].plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
     axes[1].plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
@@ -52,7 +54,14 @@ def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: i
     axes[1].set_title("The residual stream grows")
     axes[2].plot(places, 100 * mean_share.median(1).values, **AFTER, markersize=3, label="median")
     axes[2].plot(places, 100 * mean_share.max(1).values, "-", color=GREY, label="largest")
-    axes[2].axhline(100 / width, color="black", linestyle=":", label=f"random vector, 1/{width}")
+    for share, line, name in ((1, ":", "mean"), (0.455, "--", "median")):  # of chi-square, 1 degree
+        axes[2].axhline(
+            100 * share / width,
+            color="black",
+            linestyle=line,
+            linewidth=1,
+            label=f"random vectors, {name}",
+        )
     axes[2].set_yscale("log")
     axes[2].set_xlabel("norm, from the input to the output")
     axes[2].set_ylabel("% of the squared length (log)")
@@ -237,7 +246,7 @@ def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, 
         error = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
         axes.errorbar(ratio.median, row, xerr=error, fmt="o", color=colour, capsize=4)
         ours, theirs = rates[name]
-        text = f"{ratio.median:.2f}x ({ours:.1f} against {theirs:.1f} tokens/s)"
+        text = f"{ratio.median:.2f}x (each by itself: {ours:.1f} and {theirs:.1f} tokens/s)"
         axes.annotate(text, (ratio.high, row), (8, -3), textcoords="offset points", fontsize=9)
     axes.axvline(1, color="black", linestyle=":")
     axes.set_yticks(range(len(ratios)), [name.upper().replace("BF", "bf") for name in ratios])
@@ -247,7 +256,9 @@ def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, 
     axes.set_xlim(low - 0.1 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.1)
     axes.set_xlabel("decode speed of our LLaMA over Hugging Face's (dotted: the same)")
     medians = " and ".join(f"{ratio.median:.2f}" for ratio in ratios.values())
-    axes.set_title(f"Our LLaMA decodes at {medians} times Hugging Face's speed")
+    same = all(ratio.low <= 1 <= ratio.high for ratio in ratios.values())
+    told = "no clear difference to" if same else f"{medians} times"
+    axes.set_title(f"Decoding with our LLaMA: {told} Hugging Face's speed")
     return drawn
 
 
@@ -264,6 +275,7 @@ def training_recipe() -> Figure:
         axes[0].annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
     axes[0].invert_yaxis()
     axes[0].set_xlim(0, 130)
+    axes[0].set_xticks(range(0, 101, 20))
     axes[0].set_xlabel("% of the tokens drawn in training")
     axes[0].grid(axis="y", visible=False)
     axes[0].set_title("Data: two thirds from CommonCrawl")
@@ -278,7 +290,7 @@ def training_recipe() -> Figure:
     axes[1].set_ylabel("learning rate (1e-4)")
     axes[1].set_ylim(0)
     axes[1].legend()
-    axes[1].set_title("2,000 steps up (a 125th of 7B's), then a cosine")
+    axes[1].set_title("2,000 steps up (a 125th of 7B's run), then a cosine")
     return drawn
 
 
@@ -432,7 +444,7 @@ def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figu
     return drawn
 
 
-_LARGE = ("+ rotary", "all: LLaMA")  # in a panel of their own scale
+_LARGE = ("+ rotary", "all: LLaMA", "rotary, no scale")  # in a panel of their own scale
 
 
 def _smooth(losses: Tensor, window: int = 5) -> Tensor:

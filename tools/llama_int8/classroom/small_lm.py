@@ -56,6 +56,7 @@ CHANGES: dict[str, Parts] = {
     "+ shared heads": replace(ORIGINAL, key_value_heads=1),
     "+ no biases": replace(ORIGINAL, bias=False),
     "all: LLaMA": LLAMA,
+    "rotary, no scale": replace(ORIGINAL, positions="rotary", embedding_scale=False),
     "no positions": replace(ORIGINAL, positions="none"),
 }
 POSITIONS: dict[str, Parts] = {
