@@ -255,7 +255,6 @@ def _meta_config(
     try:
         width, heads = params["dim"], params["n_heads"]
         table = tensors["model.embed_tokens.weight"]
-        output = tensors.get("lm_head.weight")
         scaled = params.get("use_scaled_rope", False)
         return LlamaConfig(
             vocab_size=len(table),
@@ -269,7 +268,7 @@ def _meta_config(
             rms_norm_eps=params["norm_eps"],
             rope_theta=params.get("rope_theta", 10_000.0),
             rope_scaling=_meta_scaling(params) if scaled else None,
-            tie_word_embeddings=output is None or torch.equal(output, table),
+            tie_word_embeddings=True,  # `_tied_as_stored` sees whether there are two
         )
     except KeyError as missing:
         raise ModelFilesError(
