@@ -1,0 +1,135 @@
+"""A model that computes as if the operands of its linear layers had been rounded to int8.
+
+Both operands are quantized and restored, then multiplied in the model's own format. In FP32 that
+equals the integer product to rounding, and it lets every scheme, also one that no kernel knows, be
+tried on the same model with the same tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llama_int8.quantization.codes import absmax_quantize, dequantize, zeropoint_quantize
+
+Blocks = Literal["tensor", "row"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Which operands are rounded, in which blocks, and what stays in high precision."""
+
+    weights: Blocks | None = None
+    activations: Blocks | None = None
+    zero_point: bool = False
+    threshold: float = 0.0  # columns of activations with such a magnitude stay; 0: none
+    random_columns: bool = False  # instead of these columns, as many others, drawn at random
+    first_token: bool = False  # the activations of each window's first token stay
+    smoothing: float | None = None  # SmoothQuant's alpha
+
+
+@dataclass
+class Kept:
+    """How many activation values entered the linear layers, and how many stayed as they were."""
+
+    values: int = 0
+    kept: int = 0
+
+    @property
+    def share(self) -> float:
+        """Kept values over all; where whole columns are kept, the share of columns."""
+        return self.kept / max(self.values, 1)
+
+
+def smoothing_factors(weight: Tensor, absmax: Tensor, alpha: float) -> Tensor:
+    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) for input channel j, (C,).
+
+    Activations are divided by s, weights multiplied: outliers move into the weights (SmoothQuant,
+    Xiao et al., arXiv:2211.10438, equation 4). `weight`: (M, C); `absmax`: of the inputs, (C,).
+    """
+    small = 1e-5  # as in the authors' code: a channel that is never used
+    of_weights = weight.abs().amax(0).clamp(min=small)
+    return (absmax.clamp(min=small) ** alpha / of_weights ** (1 - alpha)).clamp(min=small)
+
+
+@contextmanager
+def simulated(
+    linears: Mapping[str, nn.Linear],
+    scheme: Scheme,
+    absmax: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Iterator[Kept]:
+    """Within the block, `linears` compute with operands rounded as `scheme` says; yields the count.
+
+    `absmax`: of each layer's input channels, (C,), for smoothing. Outliers are treated as in
+    bitsandbytes: their columns stay as they are and meet the rounded weights. The weights are put
+    back at the end of the block, after an error, too. Raises ValueError for smoothing without absmax.
+    """
+    if scheme.smoothing is not None and absmax is None:
+        raise ValueError("smoothing needs the absmax of every layer's input channels")
+    kept, hooks = Kept(), []
+    originals = {name: linear.weight.data for name, linear in linears.items()}
+    generator = torch.Generator().manual_seed(seed)
+
+    last: dict[str, Any] = {}  # q, k and v get one tensor: it is rounded once
+
+    def hook(factors: Tensor | None):
+        def change(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            x = inputs[0] if factors is None else inputs[0] / factors
+            if last.get("input") is not x:
+                rounded, stays = _rounded_input(x, scheme, generator)
+                last.update(input=x, rounded=rounded, stays=stays)
+            kept.values += x.numel()
+            kept.kept += 0 if last["stays"] is None else int(last["stays"].sum())
+            return (last["rounded"],)
+
+        return change
+
+    try:
+        for name, linear in linears.items():
+            factors, weight = None, linear.weight.data
+            if scheme.smoothing is not None:
+                factors = smoothing_factors(weight, absmax[name], scheme.smoothing)
+                weight = weight * factors
+            linear.weight.data = _restored(weight, scheme.weights, scheme.zero_point)
+            if scheme.activations is not None or scheme.smoothing is not None:
+                hooks.append(linear.register_forward_pre_hook(hook(factors)))
+        yield kept
+    finally:
+        for registered in hooks:
+            registered.remove()
+        for name, linear in linears.items():
+            linear.weight.data = originals[name]
+
+
+def _restored(values: Tensor, blocks: Blocks | None, zero_point: bool) -> Tensor:
+    if blocks is None:
+        return values
+    quantize = zeropoint_quantize if zero_point else absmax_quantize
+    return dequantize(quantize(values, granularity=blocks)).to(values.dtype)
+
+
+def _rounded_input(
+    x: Tensor, scheme: Scheme, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """(B, T, C) -> the same rounded but for what the scheme protects; and a mask of that, or None."""
+    if not (scheme.threshold or scheme.first_token):
+        return _restored(x, scheme.activations, scheme.zero_point), None
+    hidden = torch.zeros_like(x, dtype=torch.bool)  # left out of the scale
+    if scheme.threshold:
+        hidden = x.abs() >= scheme.threshold
+    columns = hidden.flatten(0, -2).any(0)  # (C,)
+    if scheme.random_columns:
+        order = torch.randperm(columns.numel(), generator=generator).to(x.device)
+        columns = torch.zeros_like(columns).scatter(0, order[: int(columns.sum())], True)
+        hidden = columns.expand_as(x)
+    stays = columns.expand_as(x)
+    if scheme.first_token:
+        first = torch.zeros_like(x, dtype=torch.bool)
+        first[:, 0] = True
+        hidden, stays = hidden | first, stays | first
+    restored = _restored(x.masked_fill(hidden, 0), scheme.activations, scheme.zero_point)
+    return torch.where(stays, x, restored), stays
