@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from llama_int8.quantization.layers import linear_layers
 from llama_int8.quantization.products import int8_matmul
 
 
@@ -109,27 +110,6 @@ def replace_linears(
         _check_linear(linear, f"{name}: ")
         setattr(model.get_submodule(parent), child, Int8Linear.from_linear(linear, threshold))
     return model
-
-
-def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[str, nn.Linear]:
-    """The linear layers by name, without those whose path, or a part of it, is in `skip`."""
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    names = [name for name, _ in model.named_modules()]
-    for wanted in skip:
-        if wanted != "lm_head" and not any(_is_part(wanted, name) for name in names):
-            raise ValueError(f"skip names {wanted!r}, which is no part of any module's name")
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(_is_part(part, name) for part in skip)
-    }
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no linear layer beside those in skip={skip}")
-    return found
-
-
-def _is_part(part: str, name: str) -> bool:
-    return f".{part}." in f".{name}."
 
 
 def _check_threshold(threshold: float) -> None:

@@ -1,34 +1,17 @@
 """What enters the linear layers of a model, and which of its columns are outliers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from llama_int8.quantization.layers import watching
 
 # One layer for each tensor that enters linear layers: q, k and v share one, gate and up share one.
 ENTRANCES = ("q_proj", "o_proj", "gate_proj", "down_proj")
 # What the paper looks at: the attention's projections and the first of the feed-forward network.
 PAPERS_ENTRANCES = ("q_proj", "o_proj", "gate_proj")
 THRESHOLD = 6.0
-
-
-@contextmanager
-def watching(linears: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]):
-    """Within the block, `see(name, input)` is called with what enters each of `linears`, (B, T, C).
-
-    For whatever is too large to be kept, statistics can be taken on the way. The hooks are removed
-    at the end of the block, after an error, too.
-    """
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0].detach()))
-        for name, linear in linears.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def record_inputs(

@@ -1,0 +1,47 @@
+"""The linear layers of a model: found by name, and watched while it computes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[str, nn.Linear]:
+    """The linear layers by name, without those whose path, or a part of it, is in `skip`."""
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    names = [name for name, _ in model.named_modules()]
+    for wanted in skip:
+        if wanted != "lm_head" and not any(_is_part(wanted, name) for name in names):
+            raise ValueError(f"skip names {wanted!r}, which is no part of any module's name")
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(_is_part(part, name) for part in skip)
+    }
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linear layer beside those in skip={skip}")
+    return found
+
+
+@contextmanager
+def watching(
+    linears: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within the block, `see(name, input)` is called with what enters each of `linears`, (B, T, C).
+
+    For whatever is too large to be kept, statistics can be taken on the way. The hooks are removed
+    at the end of the block, after an error, too.
+    """
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0].detach()))
+        for name, linear in linears.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_part(part: str, name: str) -> bool:
+    return f".{part}." in f".{name}."
