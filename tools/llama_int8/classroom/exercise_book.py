@@ -3,6 +3,7 @@
 import math
 
 from llama_int8.classroom.exercises import Exercise
+from llama_int8.classroom.quantization_exercises import QUANTIZATION
 
 
 def int8_bytes(rows: int, columns: int) -> int:
@@ -587,6 +588,7 @@ EXERCISES: dict[str, Exercise] = {
                 (lambda t, r, g: t / (r * g) / 3600, "those are hours"),
             ),
         ),
+        *QUANTIZATION,
         Exercise(
             "06.fastest_decode",
             1,

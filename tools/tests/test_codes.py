@@ -1,0 +1,456 @@
+"""8-bit codes and their products: against the mathematics in float64, PyTorch and bitsandbytes."""
+
+import math
+import re
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llama_int8.models import MODELS
+from llama_int8.quantization import products
+from llama_int8.quantization.codes import (
+    Quantized,
+    absmax_quantize,
+    dequantize,
+    quantized_matmul,
+    signal_to_noise,
+    zeropoint_quantize,
+)
+from llama_int8.quantization.products import LARGEST_INNER, in_exact_pieces, int8_matmul
+
+INF, NAN = float("inf"), float("nan")
+INNER_OF_THE_MODELS = max(
+    inner for model in MODELS.values() for _, inner in model.config.linear_shapes().values()
+)
+PROPERTY = settings(max_examples=150, deadline=None)
+EITHER = pytest.mark.parametrize("quantize", [absmax_quantize, zeropoint_quantize])
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ORDINARY = {
+    "normal": lambda x: x,
+    "with an outlier": lambda x: x * torch.where(x == x.max(), 60, 1),
+    "positive": lambda x: x.abs() + 1,
+    "negative": lambda x: -x.abs() - 1,
+    "equal": lambda x: torch.full_like(x, x.flatten()[0]),
+    "powers of two": lambda x: x.sign() * 2.0 ** (4 * x).round(),
+    "some zeros": lambda x: x.relu(),
+}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "strided": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+}
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def some_codes(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+
+def extreme(x, dtype):
+    huge = {torch.float16: 6e4, torch.float64: 1.7e308}.get(dtype, 3e38)
+    return {
+        "zeros": x * 0,
+        "huge": huge * x.sign() * (x.abs() > 0.3),
+        "huge and small": torch.where(x > 1, huge, x),
+        "subnormal": (20 * x).round() * torch.finfo(dtype).smallest_normal / 64,
+    }
+
+
+@st.composite
+def cases(draw, dtypes=FLOATS, kinds=(*ORDINARY, "zeros", "huge", "huge and small", "subnormal")):
+    """Values of 1 to 4 dimensions, contiguous or not, and how many bits and what blocks they get."""
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    dtype, kind = draw(st.sampled_from(dtypes)), draw(st.sampled_from(kinds))
+    x = normal(*shape, seed=draw(st.integers(0, 10**6)))
+    x = ORDINARY[kind](x) if kind in ORDINARY else extreme(x, dtype)[kind]
+    x = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](x.to(dtype))
+    known = ["tensor", "row", "group"] + ["column"] * (len(shape) > 1)
+    options = {"bits": draw(st.integers(2, 8)), "granularity": draw(st.sampled_from(known))}
+    if options["granularity"] == "group":
+        sizes = [n for n in range(1, shape[-1] + 1) if shape[-1] % n == 0]
+        options["group_size"] = draw(st.sampled_from(sizes))
+    return x, options
+
+
+def blocks(x, granularity="tensor", group_size=None, bits=None):
+    """Each block as a row of float64 numbers."""
+    if granularity == "column":
+        return x.double().reshape(-1, x.shape[-1]).T
+    size = {"tensor": x.numel(), "row": x.shape[-1], "group": group_size}[granularity]
+    return x.double().reshape(-1, size)
+
+
+def scale_shape(shape, granularity, group_size=None, bits=None):
+    *rows, columns = shape
+    if granularity == "group":
+        return (*rows, columns // group_size, 1)
+    ones = (1,) * len(rows)
+    return {"tensor": (*ones, 1), "row": (*rows, 1), "column": (*ones, columns)}[granularity]
+
+
+def restored_blocks(quantized, options):
+    """(code - zero point) * scale in float64."""
+    distance = blocks(quantized.codes, **options) - quantized.zero_point.reshape(-1, 1)
+    return distance * quantized.scale.double().reshape(-1, 1)
+
+
+def check(quantized, values, step, options):
+    """Formats and shapes; and each value (a row a block) restored to half a step and rounding."""
+    codes, scale, zero_point = quantized.codes, quantized.scale, quantized.zero_point
+    assert codes.dtype == torch.int8 and zero_point.dtype == torch.int32
+    assert scale.shape == zero_point.shape == scale_shape(codes.shape, **options)
+    rounding, levels = torch.finfo(scale.dtype).eps, 2 ** options["bits"]
+    underflow = 2 * torch.finfo(scale.dtype).smallest_normal * rounding  # of the scale
+    allowed = 4 * rounding * step + underflow
+    assert ((scale.reshape(-1, 1) - step).abs() <= allowed).all()
+    restored = restored_blocks(quantized, options)
+    assert ((restored - values).abs() <= step / 2 + levels * allowed).all()
+    ours = dequantize(quantized)
+    assert ours.dtype == scale.dtype and ours.shape == codes.shape
+    assert torch.equal(blocks(ours, **options), restored.to(scale.dtype).double())
+
+
+# --- a value and its code ---------------------------------------------------------------------
+
+
+@PROPERTY
+@given(cases(), st.sampled_from([None, None, 1e-3, 0.3, 1.0, 2.0**4]))
+def test_absmax_is_off_by_half_a_step_and_a_clipped_value_lands_on_the_clip(case, clip):
+    x, options = case
+    top, values = 2 ** (options["bits"] - 1) - 1, blocks(x, **options)
+    cut = values if clip is None else values.clamp(-clip, clip)
+    quantized = absmax_quantize(x, clip=clip, **options)
+    assert quantized.scale.dtype == torch.promote_types(x.dtype, torch.float32)
+    check(quantized, cut, cut.abs().amax(1, keepdim=True) / top, options)
+    assert quantized.codes.int().abs().max() <= top and not quantized.zero_point.any()
+    beyond = values.abs() >= (clip or INF)
+    assert (blocks(quantized.codes, **options) == values.sign() * top)[beyond].all()
+    landed = restored_blocks(quantized, options)[beyond]
+    torch.testing.assert_close(landed, cut[beyond], rtol=1e-6, atol=0)
+
+
+@PROPERTY
+@given(cases())
+def test_zero_point_is_off_by_half_a_step_and_keeps_zeros(case):
+    x, options = case
+    half, values = 2 ** (options["bits"] - 1), blocks(x, **options)
+    low, high = (f(values, 1, keepdim=True) for f in (torch.amin, torch.amax))
+    quantized = zeropoint_quantize(x, **options)
+    assert quantized.scale.dtype == torch.promote_types(x.dtype, torch.float32)
+    step = high.clamp(min=0) / (2 * half - 1) - low.clamp(max=0) / (2 * half - 1)
+    check(quantized, values, step, options)
+    for codes in (quantized.codes.int(), quantized.zero_point):
+        assert -half <= codes.min() and codes.max() < half
+    assert (dequantize(quantized)[x == 0] == 0).all()
+
+
+def test_integers_of_the_full_range_are_their_own_codes_and_ties_go_to_even():
+    for bits in range(2, 9):
+        top = 2 ** (bits - 1) - 1
+        for quantize, low in ((absmax_quantize, -top), (zeropoint_quantize, -top - 1)):
+            quantized = quantize(torch.arange(low, top + 1.0), bits)
+            assert quantized.codes.tolist() == list(range(low, top + 1))
+            assert quantized.scale == 1 and quantized.zero_point == 0
+    ties = absmax_quantize(torch.tensor([127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5]))
+    assert ties.codes.tolist() == [127, 0, 2, 2, 0, -2, -126]
+
+
+@EITHER
+def test_a_row_of_zeros_stays_zeros_beside_others(quantize):
+    quantized = quantize(torch.tensor([[0.0, 0.0], [-1.0, 3.0]]), granularity="row")
+    assert quantized.scale[0] == 0 and (quantized.codes[0] == quantized.zero_point[0]).all()
+    assert (dequantize(quantized)[0] == 0).all() and dequantize(quantized)[1].all()
+
+
+@pytest.mark.parametrize("value", [2.5, -2.5])
+@pytest.mark.parametrize("shape", [(3, 4), (1,), ()])
+def test_equal_values_stay_what_they_are(value, shape):
+    x = torch.full(shape, value)
+    absmax, zeropoint = absmax_quantize(x), zeropoint_quantize(x)
+    assert (absmax.codes == math.copysign(127, value)).all() and absmax.codes.shape == shape
+    assert (zeropoint.codes == (127 if value > 0 else -128)).all()
+    for quantized in (absmax, zeropoint):
+        torch.testing.assert_close(dequantize(quantized), x, rtol=1e-6, atol=0)
+
+
+# --- what a change of the values does to the codes --------------------------------------------
+
+
+@EITHER
+@PROPERTY
+@given(case=cases(FLOATS[2:], tuple(ORDINARY)), k=st.integers(-60, 60))
+def test_a_power_of_two_scales_the_scale_alone(quantize, case, k):
+    x, options = case
+    one, other = quantize(x, **options), quantize(x * 2.0**k, **options)
+    assert torch.equal(one.codes, other.codes) and torch.equal(one.zero_point, other.zero_point)
+    assert torch.equal(one.scale * 2.0**k, other.scale)
+
+
+@PROPERTY
+@given(cases())
+def test_absmax_codes_change_sign_with_the_values(case):
+    x, options = case
+    one, other = absmax_quantize(x, **options), absmax_quantize(-x, **options)
+    assert torch.equal(one.codes, -other.codes) and torch.equal(one.scale, other.scale)
+
+
+@EITHER
+@PROPERTY
+@given(case=cases(), data=st.data())
+def test_codes_move_with_their_values(quantize, case, data):
+    x, options = case
+    assume(options["granularity"] != "group")
+    dim = data.draw(st.integers(0, x.dim() - 1))
+    order = torch.tensor(data.draw(st.permutations(range(x.shape[dim]))))
+    one, other = quantize(x, **options), quantize(x.index_select(dim, order), **options)
+    assert torch.equal(one.codes.index_select(dim, order), other.codes)
+    scale = one.scale if one.scale.shape[dim] == 1 else one.scale.index_select(dim, order)
+    assert torch.equal(scale, other.scale)
+
+
+@EITHER
+@PROPERTY
+@given(case=cases(kinds=tuple(ORDINARY)))
+def test_what_was_restored_gets_the_same_codes_again(quantize, case):
+    x, options = case
+    first = quantize(x, **options)
+    if quantize is zeropoint_quantize:  # ties at both ends may leave an end of the range unused
+        zero = first.zero_point.reshape(-1, 1)
+        used = torch.cat([blocks(first.codes, **options), zero], 1)[first.scale.flatten() > 0]
+        assume((used.amax(1) - used.amin(1) == 2 ** options["bits"] - 1).all())
+    again = quantize(dequantize(first), **options)
+    assert torch.equal(first.codes, again.codes)
+    torch.testing.assert_close(first.scale, again.scale, rtol=1e-6, atol=0)
+
+
+@EITHER
+@PROPERTY
+@given(case=cases())
+def test_every_granularity_is_that_of_a_tensor_on_each_block(quantize, case):
+    x, options = case
+    codes = blocks(quantize(x, **options).codes, **options)
+    for block, expected in zip(blocks(x, **options), codes, strict=True):
+        assert torch.equal(quantize(block.to(x.dtype), options["bits"]).codes, expected.char())
+    row, whole = quantize(x, granularity="row"), quantize(x, 8, "group", x.shape[-1])
+    assert torch.equal(row.codes, whole.codes) and torch.equal(row.scale, whole.scale.squeeze(-2))
+
+
+# --- against PyTorch and bitsandbytes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0, -7.0])
+def test_zero_point_restores_what_pytorch_restores(shift):
+    x = normal(200, 40, dtype=torch.float32) + shift
+    ours = zeropoint_quantize(x)
+    scale, zero_point = ours.scale.item(), ours.zero_point.item()
+    tie = ((x.double() / scale) % 1 - 0.5).abs() < 1e-4
+    theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, -128, 127)
+    torch.testing.assert_close(dequantize(ours)[~tie], theirs[~tie], rtol=1e-6, atol=0)
+
+
+@PROPERTY
+@given(cases(FLOATS[:1], ("normal", "with an outlier", "huge", "powers of two")))
+def test_absmax_codes_of_rows_are_those_of_bitsandbytes(case):
+    x = blocks(case[0], "row").half()
+    theirs, absmax, _ = bnb.functional.int8_vectorwise_quant(x)
+    ours = absmax_quantize(x, granularity="row")
+    torch.testing.assert_close(ours.scale[:, 0] * 127, absmax, rtol=1e-6, atol=0)
+    shares = x.double() / absmax.double().clamp(min=1e-9)[:, None]
+    tie = ((127 * shares) % 1 - 0.5).abs() < 1e-4
+    assert torch.equal(ours.codes[~tie], theirs[~tie])
+    assert ((ours.codes.int() - theirs).abs() <= 1).all()
+
+
+# --- products ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("of_a", ["row", "tensor"])
+@pytest.mark.parametrize("of_b", ["row", "tensor"])
+@pytest.mark.parametrize("left", [absmax_quantize, zeropoint_quantize])
+@pytest.mark.parametrize("right", [absmax_quantize, zeropoint_quantize])
+def test_a_product_of_codes_is_the_product_of_the_restored(left, right, of_a, of_b, bits):
+    for M, K, N in [(1, 2, 1), (5, 37, 3), (2, 1500, 7)]:
+        a = left(normal(M, K, dtype=torch.float32) + 0.8, bits, of_a)
+        b = right(normal(N, K, seed=1, dtype=torch.float32) - 1.3, bits, of_b)
+        x, y = ((f.codes.double() - f.zero_point) * f.scale.double() for f in (a, b))
+        product = quantized_matmul(a, b)
+        assert product.dtype == torch.float32 and product.shape == (M, N)
+        assert ((product - x @ y.T).abs() <= 1e-6 * (x.abs() @ y.abs().T)).all()
+
+
+def test_each_zero_point_needs_its_term():
+    a = zeropoint_quantize(normal(4, 50) + 0.8, granularity="row")
+    b = zeropoint_quantize(normal(3, 50, seed=1) - 1.3, granularity="row")
+    p, q, x, y = a.zero_point, b.zero_point.T, a.codes.double(), b.codes.double()
+    terms = [-q * x.sum(1, keepdim=True), -p * y.sum(1), 50 * p * q]
+    product, exact = quantized_matmul(a, b) / (a.scale * b.scale.T), x @ y.T + sum(terms)
+    torch.testing.assert_close(product, exact)
+    for term in terms:
+        assert ((exact - term - product).abs() > 1e-3 * exact.abs()).all()
+
+
+CUTS = {
+    "contiguous": lambda x: x[::2, ::2].contiguous(),
+    "every second row": lambda x: x[::2, : x.shape[1] // 2],
+    "every second column": lambda x: x[::2, ::2],
+    "transposed": lambda x: x[::2, ::2].T.contiguous().T,
+}
+
+
+@PROPERTY
+@given(*[st.integers(2, 40)] * 3, *[st.sampled_from(sorted(CUTS))] * 2, st.integers(0, 10**6))
+def test_int8_products_are_exact(M, K, N, cut_a, cut_b, seed):
+    a = CUTS[cut_a](some_codes(2 * M, 2 * K, seed=seed))
+    b = CUTS[cut_b](some_codes(2 * N, 2 * K, seed=seed + 1))
+    exact = (a.double() @ b.double().T).int()
+    for product in (int8_matmul(a, b), in_exact_pieces(a, b)):
+        assert product.dtype == torch.int32 and torch.equal(product, exact)
+
+
+@pytest.mark.parametrize("K", [2, 1023, 1024, 1025, INNER_OF_THE_MODELS, LARGEST_INNER])
+@pytest.mark.parametrize("M", [1, 3, 33])
+def test_int32_accumulation_is_exact_whatever_the_codes(M, K):
+    assert INNER_OF_THE_MODELS == 14336 and LARGEST_INNER == 131_071
+    extremes = torch.tensor([-128, 127], dtype=torch.int8)[:, None].expand(2, K)
+    b = torch.cat([some_codes(2, K, seed=1), extremes])
+    for a in (some_codes(M, K), *(row.repeat(M, 1) for row in extremes)):
+        exact = (a.double() @ b.double().T).int()
+        for columns in (slice(None), slice(2, 3)):  # N = 4 and N = 1
+            assert torch.equal(int8_matmul(a, b[columns]), exact[:, columns])
+        assert torch.equal(in_exact_pieces(a, b), exact)
+
+
+def test_every_pair_of_codes_has_its_product():
+    every = torch.arange(-128, 128, dtype=torch.int8)[:, None]
+    beside_a_zero, exact = torch.nn.functional.pad(every, (0, 1)), every.int() * every.int().T
+    assert torch.equal(int8_matmul(beside_a_zero, beside_a_zero), exact)
+    assert torch.equal(in_exact_pieces(every, every), exact)
+
+
+def test_without_int8_instructions_the_product_goes_through_pieces(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.delattr(torch, "_int_mm")
+    a, b = some_codes(5, 2000), some_codes(3, 2000, seed=1)
+    assert torch.equal(int8_matmul(a, b), (a.double() @ b.double().T).int())
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (16, 8, 8), (17, 9, 15), (40, 100, 64)])
+def test_cuda_gets_the_shapes_it_wants(monkeypatch, M, K, N):
+    def int_mm_of_cuda(a, b):
+        assert a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
+        return (a.double() @ b.double()).int()
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm_of_cuda)
+    a, b = some_codes(M, K), some_codes(N, K, seed=1)
+    assert torch.equal(products._on_cuda(a, b), (a.double() @ b.double().T).int())
+
+
+# --- signal to noise --------------------------------------------------------------------------
+
+
+@PROPERTY
+@given(cases(FLOATS[:3]), st.sampled_from([1e-3, 0.3, 5.0]))
+def test_signal_to_noise_is_the_ratio_of_mean_squares_in_decibels(case, size):
+    x, exact = case[0], case[0].double().numpy()
+    assume(x.any())
+    restored = exact * (1 + size * normal(*x.shape, seed=3).numpy())
+    expected = 10 * np.log10(np.mean(exact**2) / np.mean((exact - restored) ** 2))
+    assert signal_to_noise(x, torch.from_numpy(restored)) == pytest.approx(expected, abs=1e-9)
+    assert signal_to_noise(x, x) == INF
+
+
+@pytest.mark.parametrize("bits", [6, 7, 8])
+def test_rounding_is_uniform_noise_of_a_twelfth_of_a_squared_step(bits):
+    x = normal(300_000, seed=bits, dtype=torch.float32)
+    top, crest = 2 ** (bits - 1) - 1, (x.abs().max() / x.std()).item()
+    expected = 10.79 + 20 * math.log10(top) - 20 * math.log10(crest)
+    found = signal_to_noise(x, dequantize(absmax_quantize(x, bits)))
+    assert found == pytest.approx(expected, abs=0.2)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+X = normal(4, 6, dtype=torch.float32)
+GROUP = {"granularity": "group"}
+HERE = torch.arange(24).view(4, 6) == 15  # at (2, 3)
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        *((X, {"bits": b}, f"bits is {b!r};") for b in (1, 9, 0, -8, 8.0, True, "8")),
+        (X, {"granularity": "rows"}, "granularity is 'rows'; known are tensor, row"),
+        *((X, {**GROUP, "group_size": n}, f"group_size {n} does not") for n in (4, 12, 0, -2)),
+        (X, GROUP, "granularity is 'group', group_size None"),
+        (X, {"granularity": "row", "group_size": 2}, "'row', group_size 2; a group"),
+        (X, {"group_size": 0}, "granularity is 'tensor', group_size 0; a group size"),
+        *((X.masked_fill(HERE, v), {}, f"value {v} at (2, 3)") for v in (NAN, INF, -INF)),
+        (X.half() / ~HERE, {"granularity": "row"}, "inf at (2, 3)"),
+        (torch.tensor(NAN), {}, "value nan at ()"),
+        (X[:, :0], {}, "values have shape (4, 0): there is nothing"),
+        (X[0], {"granularity": "column"}, "shape (6,); granularity 'column' needs 2 d"),
+        (X[0, 0], {"granularity": "row"}, "shape (); granularity 'row' needs 1 dim"),
+        (X[0, 0], {**GROUP, "group_size": 1}, "shape (); granularity 'group' needs 1 dim"),
+    ],
+)
+def test_values_and_blocks_that_cannot_be_are_named(quantize, x, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quantize(x, **options)
+
+
+@EITHER
+def test_only_floating_point_tensors_have_codes(quantize):
+    for x, kind in [(X.int(), "torch.int32"), (X > 0, "torch.bool"), ([1.0], "list")]:
+        with pytest.raises(TypeError, match=f"values are {kind};"):
+            quantize(x)
+
+
+@pytest.mark.parametrize("clip", [0, 0.0, -1.5, NAN, INF])
+def test_a_clip_that_cannot_be_is_named(clip):
+    with pytest.raises(ValueError, match=re.escape(f"clip is {clip!r};")):
+        absmax_quantize(X, clip=clip)
+
+
+@pytest.mark.parametrize("x, options", [(X, ("column",)), (X, ("group", 3)), (X[0], ())])
+def test_a_product_needs_one_scale_along_the_sum(x, options):
+    cut, fine = absmax_quantize(x, 8, *options), absmax_quantize(X)
+    wrong = f"codes {tuple(cut.codes.shape)} with scales {tuple(cut.scale.shape)}"
+    for pair in ((cut, fine), (fine, cut)):
+        with pytest.raises(ValueError, match=re.escape(wrong)):
+            quantized_matmul(*pair)
+
+
+def test_factors_that_cannot_be_multiplied_are_named():
+    long = torch.full((1, 131_072), -128, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"is 131072; int32 holds every sum up to 131071"):
+        int8_matmul(long, long)
+    codes, one = some_codes(2, 5), torch.ones(1, 1)
+    for a, b in [(codes, some_codes(2, 4)), (codes, codes[0]), (codes[None], codes)]:
+        with pytest.raises(ValueError, match=re.escape(f"{tuple(a.shape)} and {tuple(b.shape)}")):
+            int8_matmul(a, b)
+    with pytest.raises(ValueError, match=re.escape("(4, 6) and (4, 5)")):
+        quantized_matmul(absmax_quantize(X), absmax_quantize(X[:, :5]))
+    for a, b in [(codes.int(), codes), (codes, codes.int())]:
+        named = f"{a.dtype} and {b.dtype}; both must be torch.int8"
+        with pytest.raises(TypeError, match=named):
+            int8_matmul(a, b)
+        with pytest.raises(TypeError, match=named):
+            quantized_matmul(Quantized(a, one, one.int()), Quantized(b, one, one.int()))
+
+
+def test_noise_needs_a_signal_of_the_same_shape():
+    with pytest.raises(ValueError, match=re.escape("shapes are (4, 6) and (6, 4)")):
+        signal_to_noise(X, X.T)
+    with pytest.raises(ValueError, match="all values are zero"):
+        signal_to_noise(X * 0, X)
