@@ -110,6 +110,7 @@ def same_output(ours, theirs, x):
 @st.composite
 def cases(draw):
     """A layer, inputs of any format with outliers and rows of zeros among them, and a threshold."""
+    # From 2 inputs on: for one, `torch._int_mm`, and with it bitsandbytes, is wrong on the CPU.
     N, K, M = draw(st.integers(1, 9)), draw(st.integers(2, 70)), draw(st.integers(1, 17))
     dtype, seed = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 999))
     threshold = draw(st.sampled_from([0.0, 0.5, 3.0, 6.0, 20.0]))
@@ -306,7 +307,7 @@ def test_casting_the_module_leaves_codes_and_scales_as_they_are(cast):
     other = cast(nn.Sequential(layer))[0].to(torch.float16)
     assert other.SCB.dtype == torch.float32 and torch.equal(other.SCB, SCB)
     assert other.weight.dtype == torch.int8 and torch.equal(other.weight, codes)
-    assert other.bias.dtype == torch.float16 and layer.state_dict()["SCB"] is not None
+    assert other.bias.dtype == torch.float16
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -387,15 +388,36 @@ def test_a_name_that_no_module_has_is_refused(skip):
 
 
 def test_a_model_with_nothing_to_replace_is_refused():
-    for model, skip in (
-        (nn.Sequential(nn.ReLU()), ("lm_head",)),
-        (tiny_llama(), ("model", "lm_head")),
-    ):
+    for model in (nn.Sequential(nn.ReLU()), nn.ModuleDict({"lm_head": some_linear()})):
         with refused(ValueError, type(model).__name__, "no linear layer"):
-            replace_linears(model, skip=skip)
+            replace_linears(model)
 
 
 def test_a_replaced_layer_keeps_the_mode_of_its_model():
     for training in (True, False):
         model = replace_linears(nn.Sequential(some_linear()).train(training))
         assert model[0].training == training
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 17), st.integers(0, 999), st.sampled_from([0.0, 3.0]))
+def test_a_layer_of_one_input_is_its_definition(N, M, seed, threshold):
+    layer = Int8Linear.from_linear(some_linear(1, M, seed=seed), threshold)
+    x = some_input(N, 1, seed=seed)
+    expected = Definition.of(layer, x)
+    assert ((layer(x).double() - expected.exact).abs() <= expected.ours).all()
+
+
+def test_a_layer_that_is_the_model_is_refused_and_a_refusal_replaces_nothing():
+    with pytest.raises(ValueError, match="from_linear"):
+        replace_linears(nn.Linear(4, 3))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data[0, 0] = 1e6
+    with pytest.raises(ValueError, match="1: a weight is 1000000"):
+        replace_linears(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_float64_is_refused():
+    with pytest.raises(TypeError, match="float64"):
+        Int8Linear.from_linear(nn.Linear(4, 3))(torch.zeros(1, 4, dtype=torch.float64))

@@ -3,7 +3,7 @@
 Shapes: N rows of activations (all tokens of a batch), K inputs, M outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -68,7 +68,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., M), in x's dtype; the sum of both parts is rounded once.
 
-        Raises TypeError for another dtype than a floating-point one, ValueError for another last
+        Raises TypeError for another dtype than FP32, FP16 and bf16, ValueError for another last
         dimension, for no rows at all, and for NaN or infinity.
         """
         _check_input(x, self.in_features)
@@ -105,9 +105,9 @@ def replace_linears(
     """
     _check_threshold(threshold)
     linears = linear_layers(model, skip)
+    _check_linears(linears)
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
-        _check_linear(linear, f"{name}: ")
         setattr(model.get_submodule(parent), child, Int8Linear.from_linear(linear, threshold))
     return model
 
@@ -130,9 +130,19 @@ def _check_linear(linear: nn.Linear, name: str = "") -> None:
         )
 
 
+def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
+    """All of them before the first is replaced: a model is quantized whole or left alone."""
+    for name, linear in linears.items():
+        if not name:
+            raise ValueError("the model is a linear layer itself; use Int8Linear.from_linear")
+        _check_linear(linear, f"{name}: ")
+
+
 def _check_input(x: Tensor, features: int) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"the input is {x.dtype}; a floating-point tensor is wanted")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"the input is {x.dtype}; wanted is a floating-point tensor: FP32, FP16 or bf16"
+        )
     if x.dim() == 0 or x.shape[-1] != features or x.numel() == 0:
         raise ValueError(f"the input has shape {tuple(x.shape)}; wanted is (..., {features})")
 

@@ -11,7 +11,9 @@ def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     names = [name for name, _ in model.named_modules()]
     for wanted in skip:
-        if wanted != "lm_head" and not any(_is_part(wanted, name) for name in names):
+        if not wanted or (
+            wanted != "lm_head" and not any(_is_part(wanted, name) for name in names)
+        ):
             raise ValueError(f"skip names {wanted!r}, which is no part of any module's name")
     found = {
         name: module

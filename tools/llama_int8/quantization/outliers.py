@@ -22,6 +22,7 @@ def record_inputs(
     Works on every model whose layers bear these names: Hugging Face's, and our own `Llama`.
     Raises ValueError where there is no such layer.
     """
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     linears = {
         name: module
         for name, module in model.named_modules()
@@ -41,13 +42,16 @@ def record_inputs(
 
 def layer_of(name: str) -> int:
     """The number in a layer's name: "model.layers.12.mlp.down_proj" -> 12."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    if not numbers:
+        raise ValueError(f"{name!r} holds no number of a layer")
+    return numbers[0]
 
 
 def outlier_columns(x: Tensor, threshold: float = THRESHOLD) -> Tensor:
     """Columns of (..., C) that hold a magnitude of at least `threshold`, ascending, int64 (k,)."""
     _check_threshold(threshold)
-    return (x.abs() >= threshold).flatten(0, -2).any(0).nonzero().flatten()
+    return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0).nonzero().flatten()
 
 
 def outlier_features(
@@ -95,7 +99,7 @@ def channel_absmax(
     with watching(linears, update), torch.inference_mode():
         for window in windows:
             model(window[None], use_cache=False, logits_to_keep=1)
-    return largest
+    return {name: x.clone() for name, x in largest.items()}  # no inference tensors outside
 
 
 def _check_threshold(threshold: float) -> None:

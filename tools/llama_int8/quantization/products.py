@@ -29,7 +29,12 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         return _on_cuda(a, b)
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return torch._int_mm(a, b.T)
+        factors = a, b.T
+        if (
+            1 in a.shape
+        ):  # PyTorch 2.13 misreads the strides of a single row or column: set them anew
+            factors = [factor.clone(memory_format=torch.contiguous_format) for factor in factors]
+        return torch._int_mm(*factors)
     return in_exact_pieces(a, b)
 
 

@@ -30,6 +30,10 @@ class Scheme:
     first_token: bool = False  # the activations of each window's first token stay
     smoothing: float | None = None  # SmoothQuant's alpha
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < float("inf"):
+            raise ValueError(f"threshold is {self.threshold}; it must be 0 (none stays) or more")
+
 
 @dataclass
 class Kept:
@@ -124,12 +128,13 @@ def _rounded_input(
     columns = hidden.flatten(0, -2).any(0)  # (C,)
     if scheme.random_columns:
         order = torch.randperm(columns.numel(), generator=generator).to(x.device)
+        order = order[~columns[order]]  # fewer than wanted only if most columns hold outliers
         columns = torch.zeros_like(columns).scatter(0, order[: int(columns.sum())], True)
         hidden = columns.expand_as(x)
     stays = columns.expand_as(x)
     if scheme.first_token:
         first = torch.zeros_like(x, dtype=torch.bool)
-        first[:, 0] = True
+        first[..., 0, :] = True
         hidden, stays = hidden | first, stays | first
     restored = _restored(x.masked_fill(hidden, 0), scheme.activations, scheme.zero_point)
     return torch.where(stays, x, restored), stays

@@ -1,0 +1,72 @@
+"""The ladder: one model, the same tokens, its linear layers rounded in one way after another."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from llama_int8.measurement import quality
+from llama_int8.quantization.layers import linear_layers
+from llama_int8.quantization.simulate import Scheme, simulated
+
+if TYPE_CHECKING:
+    import torch
+
+# Weights and activations of each method of the paper's table 1; True: with zero points.
+METHODS = {
+    "absmax": ("tensor", "tensor", False),
+    "zero point": ("tensor", "tensor", True),
+    "row-wise": ("tensor", "row", False),
+    "vector-wise": ("row", "row", False),
+}
+LLM_INT8 = "vector-wise + decomposition"
+THRESHOLD = 6.0
+OTHER_THRESHOLDS = (2.0, 4.0, 12.0, 48.0)
+
+RUNGS = {
+    "FP32": Scheme(),
+    "weights alone, tensor": Scheme("tensor"),
+    "weights alone, row": Scheme("row"),
+    **{name: Scheme(*method) for name, method in METHODS.items()},
+    **{
+        f"{name} + decomposition": Scheme(*method, threshold=THRESHOLD)
+        for name, method in METHODS.items()
+    },
+}
+THRESHOLDS = {
+    f"threshold {value:g}": Scheme("row", "row", threshold=value) for value in OTHER_THRESHOLDS
+}
+# What else could explain that the decomposition helps? Each keeps something else as it is.
+CONTROLS = {
+    "absmax, random columns": Scheme("tensor", "tensor", threshold=THRESHOLD, random_columns=True),
+    "vector-wise, random columns": Scheme("row", "row", threshold=THRESHOLD, random_columns=True),
+    "absmax, first token": Scheme("tensor", "tensor", first_token=True),
+    "vector-wise, first token": Scheme("row", "row", first_token=True),
+    "absmax, SmoothQuant": Scheme("tensor", "tensor", smoothing=0.5),
+    "vector-wise, SmoothQuant": Scheme("row", "row", smoothing=0.5),
+}
+
+
+def climb(
+    model: "torch.nn.Module",
+    windows: "torch.Tensor",
+    rungs: Mapping[str, Scheme],
+    absmax: Mapping[str, "torch.Tensor"],
+    stage: Callable[[str, Callable[[], Any]], Any] = lambda _, compute: compute(),
+) -> dict[str, dict[str, Any]]:
+    """{rung: {"nll": mean of each window, "kept": share of activations left in high precision}}.
+
+    `windows`: (N, T). `absmax`: of each layer's input channels, from another text. `stage`:
+    `Results.stage`, so that an interrupted session goes on where it was.
+    """
+    linears = linear_layers(model)
+
+    def measure(scheme: Scheme) -> dict[str, Any]:
+        with simulated(linears, scheme, absmax) as kept:
+            nll = quality.token_nll(model, windows).mean(1)
+        return {"nll": nll.tolist(), "kept": kept.share}
+
+    return {
+        name: stage(name, lambda scheme=scheme: measure(scheme))
+        for name, scheme in tqdm(rungs.items(), desc="rungs", leave=False)
+    }
