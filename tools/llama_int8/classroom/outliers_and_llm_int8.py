@@ -28,7 +28,7 @@ def _by_layer(inputs: Mapping[str, Tensor], entrance: str) -> dict[int, Tensor]:
 
 
 def atlas(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
-    """Largest magnitude in each channel, sorted, by layer, for each entrance."""
+    """Largest magnitude in each channel, sorted within each layer, for each entrance."""
     drawn, panels = figure(len(entrances), figsize=(9.6, 3.5), sharey=True)
     grids = {
         kind: np.stack([x.abs().amax(0).sort(descending=True).values.numpy() for x in own.values()])
@@ -37,12 +37,12 @@ def atlas(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
     }
     norm = LogNorm(0.1, 1000)
     for panel, (kind, grid) in zip(panels, grids.items(), strict=True):
-        image = panel.imshow(grid, aspect="auto", cmap="viridis", norm=norm, origin="lower")
-        panel.contour(grid, levels=[THRESHOLD], colors="white", linewidths=1)
-        large = (grid >= THRESHOLD).sum()
-        panel.set_title(f"{kind}: {large:,} above", fontsize=10)
-        panel.set_xlabel(f"{grid.shape[1]} channels, sorted")
-        panel.set_xticks([])
+        ranks, layers = np.arange(1, grid.shape[1] + 1), np.arange(len(grid))
+        image = panel.pcolormesh(ranks, layers, grid, cmap="viridis", norm=norm, shading="nearest")
+        panel.contour(ranks, layers, grid, levels=[THRESHOLD], colors="white", linewidths=1)
+        panel.set_title(f"{kind}: {(grid >= THRESHOLD).sum():,} above", fontsize=10)
+        panel.set_xscale("log")
+        panel.set_xlabel(f"rank of {grid.shape[1]} channels")
         panel.grid(visible=False)
     panels[0].set_ylabel("layer")
     drawn.colorbar(image, ax=panels, label="largest magnitude", extend="both")

@@ -95,7 +95,7 @@ def dequantize(quantized: Quantized) -> Tensor:
 
 
 def quantized_matmul(a: Quantized, b: Quantized) -> Tensor:
-    """a times b transposed from the codes: (M, K) and (N, K) -> (M, N), FP32.
+    """a times b transposed from the codes: (M, K) and (N, K) -> (M, N), in the scales' dtype.
 
     One scale for each row or for the tensor. The integers are exact; with them
     sum (x - p)(y - q) = sum xy - q sum x - p sum y + K p q takes the zero points p and q off
@@ -126,14 +126,17 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_clip(clip: float | None) -> None:
-    if clip is not None and not 0 < clip < float("inf"):
+    if clip is not None and (isinstance(clip, bool | str) or not 0 < clip < float("inf")):
         raise ValueError(f"clip is {clip!r}; it must be a positive number, or None")
 
 
 def _check_values(values: Tensor, granularity: str, group_size: int | None) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
+    wanted_type = isinstance(values, Tensor) and values.is_floating_point()
+    if not wanted_type or values.dtype.itemsize < 2:  # FP8 is no input, either
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values are {kind}; only a floating-point tensor can be quantized")
+        raise TypeError(
+            f"values are {kind}; only a floating-point tensor of 16 bits or more can be quantized"
+        )
     if values.numel() == 0:
         raise ValueError(f"values have shape {tuple(values.shape)}: there is nothing to quantize")
     if granularity not in GRANULARITIES:
@@ -149,6 +152,8 @@ def _check_values(values: Tensor, granularity: str, group_size: int | None) -> N
             f"granularity is {granularity!r}, group_size {group_size!r}; a group size goes with "
             "granularity 'group' alone"
         )
+    if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int)):
+        raise ValueError(f"group_size is {group_size!r}; it must be a whole number")
     if group_size is not None and not (group_size >= 1 and values.shape[-1] % group_size == 0):
         raise ValueError(f"group_size {group_size} does not divide rows of {values.shape[-1]}")
     if not values.isfinite().all():
@@ -169,5 +174,7 @@ def _check_factors(a: Quantized, b: Quantized) -> None:
 def _check_signal(values: Tensor, restored: Tensor) -> None:
     if values.shape != restored.shape:
         raise ValueError(f"shapes are {tuple(values.shape)} and {tuple(restored.shape)}")
+    if not (values.isfinite().all() and restored.isfinite().all()):
+        raise ValueError("the values hold NaN or infinity: they have no mean square")
     if not values.any():
         raise ValueError("all values are zero: there is no signal to compare noise with")

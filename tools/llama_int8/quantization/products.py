@@ -11,7 +11,7 @@ _PIECE = 2**24 // 128**2  # 1,024: so many products stay below 2^24, where FP32 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a times b transposed: int8 (M, K) and int8 (N, K) -> int32 (M, N), exact for every code.
 
-    `torch._int_mm` where it is fast (CUDA, or a CPU with AVX-512), else FP32 products of pieces so
+    `torch._int_mm` where it is fast (CUDA, or a CPU with AVX-512 VNNI), else FP32 products of pieces so
     short that FP32 is exact. Raises TypeError for another dtype, ValueError for shapes that do not
     fit and for an inner dimension above 131,071, from which on int32 can overflow.
     """
@@ -28,13 +28,9 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
         )
     if a.is_cuda:
         return _on_cuda(a, b)
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        factors = a, b.T
-        if (
-            1 in a.shape
-        ):  # PyTorch 2.13 misreads the strides of a single row or column: set them anew
-            factors = [factor.clone(memory_format=torch.contiguous_format) for factor in factors]
-        return torch._int_mm(*factors)
+    # Without VNNI it is a slow loop; at K = 1 PyTorch 2.13 returns what lay in memory.
+    if torch.cpu._is_vnni_supported() and inner > 1:
+        return torch._int_mm(_plain(a), _plain(b).T)
     return in_exact_pieces(a, b)
 
 
@@ -45,6 +41,13 @@ def in_exact_pieces(a: Tensor, b: Tensor) -> Tensor:
         piece = slice(start, start + _PIECE)
         total += (a[:, piece].float() @ b[:, piece].float().T).int()
     return total
+
+
+def _plain(codes: Tensor) -> Tensor:
+    """The codes with a fresh matrix's strides: `_int_mm` on a CPU trusts those of a repeated row, too."""
+    if codes.stride() == (codes.shape[1], 1):
+        return codes
+    return codes.clone(memory_format=torch.contiguous_format)
 
 
 def _on_cuda(a: Tensor, b: Tensor) -> Tensor:
