@@ -44,7 +44,7 @@ def in_exact_pieces(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _plain(codes: Tensor) -> Tensor:
-    """The codes with a fresh matrix's strides: `_int_mm` on a CPU trusts those of a repeated row, too."""
+    """The codes with a fresh matrix's strides; `_int_mm` on a CPU trusts those of a repeated row."""
     if codes.stride() == (codes.shape[1], 1):
         return codes
     return codes.clone(memory_format=torch.contiguous_format)
