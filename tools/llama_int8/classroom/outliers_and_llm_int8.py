@@ -57,15 +57,15 @@ def one_entrance(
     columns = outlier_columns(x, threshold).tolist()
     drawn, axes = figure(figsize=(8, 3.8))
     image = axes.imshow(x.abs().numpy(), aspect="auto", cmap="magma", norm=LogNorm(0.05, 100))
-    axes.plot(columns, np.full(len(columns), -0.02), "v", color=COLOURS["int8"], clip_on=False,
+    axes.plot(columns, np.full(len(columns), -0.02), "^", color=COLOURS["int8"], clip_on=False,
               transform=axes.get_xaxis_transform(), markersize=6)  # fmt: skip
-    axes.set_xlabel("channel (orange: above the threshold)", labelpad=8)
+    axes.set_xlabel("channel (triangles: those that reach the threshold)", labelpad=8)
     axes.set_ylabel("token")
     axes.grid(visible=False)
     drawn.colorbar(image, ax=axes, label="magnitude", extend="both")
     share = len(columns) / x.shape[1]
     axes.set_title(
-        f"{entrance}, layer {layer}: {len(columns)} columns at {threshold:g} ({share:.1%})"
+        f"{entrance}, layer {layer}: outlier columns at {threshold:g}: {len(columns)} ({share:.1%})"
     )
     return drawn
 

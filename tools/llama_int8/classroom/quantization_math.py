@@ -70,7 +70,7 @@ def stored_number(exponent: float, absmax: float) -> Figure:
         _bit(axes, place, -3, bit, COLOURS["int8"])
     stored = code * absmax / 127
     _line(axes, -3, f"int8 ({code})", f"{stored:.8g}", f"error {abs(stored / value - 1):.1e}")
-    for x, text, colour in zip((0, 1, 9), ("sign", "exponent", "mantissa"), colours, strict=True):
+    for x, text, colour in zip((0.2, 1, 9), ("s", "exponent", "mantissa"), colours, strict=True):
         axes.text(x, 0.85, text, color=colour, fontsize=9)
     axes.text(33, 0.85, "stored", fontsize=9)
     axes.text(41, 0.85, "relative", fontsize=9)
@@ -261,12 +261,12 @@ def hardest_layer(weight: Tensor, columns: Tensor, name: str) -> Figure:
     left.set_title(f"{short}: largest {weight.abs().max() / spread:.0f} x RMS")
     heights = columns.cpu().numpy()
     right.plot(heights, ".", color=COLOURS["bf16"], markersize=4)
-    for place, column in enumerate(np.argsort(heights)[-3:]):
+    for place, column in enumerate(np.sort(np.argsort(heights)[-3:])):
         right.plot(column, heights[column], "s", color=COLOURS["int8"])
         right.annotate(
             str(column),
             (column, heights[column]),
-            (5, -3) if place % 2 else (-22, -3),
+            (5, -3) if place % 2 else (-25, -3),
             textcoords="offset points",
             fontsize=9,
         )
