@@ -253,7 +253,7 @@ def test_no_scheme_changes_no_bit_and_every_scheme_leaves_the_weights_as_they_we
 
     plain = model(TOKENS).logits
     assert torch.equal(run(Scheme()), plain)
-    every = replace(VECTORWISE, threshold=3.0, first_token=True, smoothing=0.5, zero_point=True)
+    every = replace(VECTORWISE, threshold=3.0, token=0, smoothing=0.5, zero_point=True)
     for scheme in (Scheme(weights="row"), Scheme(activations="tensor"), VECTORWISE, every):
         assert not torch.equal(run(scheme), plain)
         with pytest.raises(IndexError):
@@ -299,14 +299,14 @@ def test_row_by_row_with_a_threshold_is_llm_int8(threshold):
 def test_the_first_token_of_each_window_stays_bit_by_bit_and_no_other():
     linear, x = layer_and_input()
     for scheme in (VECTORWISE, Scheme(activations="tensor"), replace(VECTORWISE, threshold=6.0)):
-        entered, kept, _ = passed_on(linear, x, replace(scheme, first_token=True))
+        entered, kept, _ = passed_on(linear, x, replace(scheme, token=0))
         changed = entered != x
         assert not changed[:, 0].any() and changed[:, 1:].any(-1).all()
         columns = 2 if scheme.threshold else 0
         assert not columns or not changed[..., [1, 8]].any()
         assert kept.kept == 2 * 16 + columns * (18 - 2)  # the tokens, and the columns of the others
     x[:, 0] *= 1000  # what stays has no part in the scale
-    rounded = passed_on(linear, x, Scheme(activations="tensor", first_token=True))[0]
+    rounded = passed_on(linear, x, Scheme(activations="tensor", token=0))[0]
     assert torch.equal(rounded[:, 1:], passed_on(linear, x[:, 1:], Scheme(activations="tensor"))[0])
 
 
@@ -380,3 +380,38 @@ def test_smoothing_moves_the_outliers_into_the_weights_before_both_are_rounded()
     assert error(replace(one, smoothing=0.5)) < 0.5 * error(one)
     with refused(ValueError, "absmax"), simulated({"layer": linear}, replace(one, smoothing=0.5)):
         pass
+
+
+def test_another_token_can_be_kept_instead():
+    linear, x = nn.Linear(6, 4), torch.randn(2, 5, 6)
+    entered, kept, _ = passed_on(linear, x, replace(VECTORWISE, token=3))
+    assert torch.equal(entered[:, 3], x[:, 3])
+    assert not torch.equal(entered[:, 0], x[:, 0])
+    assert kept.share == 1 / 5
+
+
+def test_columns_are_kept_only_in_the_layers_that_are_named():
+    model = tiny_llama()
+    absolute = {name: [] for name in ("all", "down_proj", "nothing")}
+    for name, decomposed in (("all", None), ("down_proj", ("down_proj",)), ("nothing", ("x",))):
+        scheme = replace(VECTORWISE, threshold=1e-3, decomposed=decomposed)
+        with simulated(linear_layers(model), scheme) as kept:
+            model(TOKENS)
+        absolute[name] = kept.kept
+    assert absolute["all"] > absolute["down_proj"] > absolute["nothing"] == 0
+
+
+def test_with_original_weights_the_kept_columns_are_multiplied_exactly():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(6, 4), torch.randn(3, 5, 6)
+    x[..., 2] += 50
+    scheme = replace(VECTORWISE, threshold=20.0, original_weights=True)
+    with simulated({"it": linear}, scheme) as kept, torch.no_grad():
+        y = linear(x)
+    assert kept.share == 1 / 6
+    rest = x.clone()
+    rest[..., 2] = 0
+    codes = dequantize(absmax_quantize(rest, granularity="row"))
+    weights = dequantize(absmax_quantize(linear.weight.detach(), granularity="row"))
+    expected = codes @ weights.T + x[..., 2:3] @ linear.weight.detach()[:, 2:3].T + linear.bias
+    torch.testing.assert_close(y, expected.detach())

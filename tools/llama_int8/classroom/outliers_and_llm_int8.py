@@ -11,7 +11,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from llama_int8.classroom.plots import COLOURS, figure
-from llama_int8.measurement.ladder import LLM_INT8, OTHER_THRESHOLDS, THRESHOLD
+from llama_int8.measurement.ladder import (
+    CONTROLS,
+    LLM_INT8,
+    RUNGS,
+    THRESHOLD,
+    THRESHOLDS,
+)
 from llama_int8.measurement.statistics import PairedDifference
 from llama_int8.quantization.codes import absmax_quantize, dequantize
 from llama_int8.quantization.int8_linear import vectorwise_quantize
@@ -39,7 +45,9 @@ def atlas(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
     for panel, (kind, grid) in zip(panels, grids.items(), strict=True):
         ranks, layers = np.arange(1, grid.shape[1] + 1), np.arange(len(grid))
         image = panel.pcolormesh(ranks, layers, grid, cmap="viridis", norm=norm, shading="nearest")
-        panel.contour(ranks, layers, grid, levels=[THRESHOLD], colors="white", linewidths=1)
+        counts = (grid >= THRESHOLD).sum(1)
+        edges = np.append(layers, layers[-1] + 1) - 0.5
+        panel.stairs(np.maximum(counts, 0.5) + 0.5, edges, orientation="horizontal", color="white")
         panel.set_title(f"{kind}: {(grid >= THRESHOLD).sum():,} above", fontsize=10)
         panel.set_xscale("log")
         panel.set_xlabel(f"rank of {grid.shape[1]} channels")
@@ -173,23 +181,23 @@ def one_outlier(values: Tensor, size: float, threshold: float) -> Figure:
 
 
 def columns_by_layer(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
-    """Number of outlier columns in each layer, for each entrance."""
+    """Share of outlier columns in each layer, for each entrance."""
     drawn, axes = figure(figsize=(7.8, 3.5))
     total = {}
     for kind, colour, shape in zip(entrances, CURVES, SHAPES, strict=False):
         own = _by_layer(inputs, kind)
         counts = [outlier_columns(x).numel() for x in own.values()]
         total[kind] = sum(counts)
-        axes.plot(list(own), counts, marker=shape, color=colour, markersize=5, label=kind)
-    narrow = min(x.shape[-1] for x in inputs.values())
-    axes.axhline(0.001 * narrow, color="black", linestyle="--", linewidth=1)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
-    ticks = [t for t in (0, 1, 10, 100, 1000, 10_000) if t <= axes.get_ylim()[1]]
-    axes.set_yticks(ticks, [f"{t:,}" for t in ticks])
+        shares = [100 * c / x.shape[1] for c, x in zip(counts, own.values(), strict=True)]
+        axes.plot(list(own), shares, marker=shape, color=colour, markersize=5, label=kind)
+    axes.axhline(0.1, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("symlog", linthresh=0.05)
+    axes.set_ylim(-0.004, 150)
+    axes.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    axes.set_yticks([], minor=True)
     axes.set_xlabel("layer")
-    axes.set_ylabel("outlier columns")
-    axes.legend()
+    axes.set_ylabel("outlier columns (%)")
+    axes.legend(loc="upper left", ncols=2)
     share = total.get("down_proj", 0) / max(1, sum(total.values()))
     axes.set_title(f"{share:.0%} of all outlier columns enter down_proj")
     return drawn
@@ -202,16 +210,26 @@ def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) ->
         2, figsize=(9.6, 0.29 * len(names) + 1.2), sharey=True, width_ratios=(3, 2)
     )
     rows = {name: row for row, name in enumerate(names)}
+    styles = {
+        "operands rounded": (COLOURS["bf16"], "o"),
+        "outlier columns kept": (COLOURS["good"], "s"),
+        "controls": (COLOURS["highlight"], "D"),
+        "real layers": (COLOURS["fp32"], "^"),
+    }
     for name, row in rows.items():
         change = changes[name]
-        decomposed = "decomposition" in name or name.startswith("threshold")
-        control = "," in name and not name.startswith("weights")
-        colour = (
-            COLOURS["good"] if decomposed else COLOURS["highlight"] if control else COLOURS["bf16"]
-        )
-        shape = "s" if decomposed else "D" if control else "o"
+        if name in CONTROLS:
+            group = "controls"
+        elif "decomposition" in name or name in THRESHOLDS:
+            group = "outlier columns kept"
+        else:
+            group = "operands rounded" if name in RUNGS else "real layers"
+        colour, shape = styles.get(group)
         left.plot([change.low, change.high], [row, row], color=colour, linewidth=2)
         left.plot(change.mean, row, shape, color=colour, markersize=6)
+    for group, (colour, shape) in styles.items():
+        left.plot([], [], shape, color=colour, label=group)
+    left.legend(loc="lower right", fontsize=8)
     for panel in (left, right):
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_xscale("symlog", linthresh=0.01)
@@ -220,7 +238,7 @@ def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) ->
         panel.set_xticks([], minor=True)
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
-    left.set_xlabel("change of loss against FP32 (nats a token)")
+    left.set_xlabel("change of loss against FP32\n(nats a token; linear up to 0.01, then log)")
     right.set_xlabel("ln(perplexity / 32-bit perplexity)")
     full = np.array(paper["rows"]["32-bit"], float)
     for place, (size, colour, shape) in enumerate(
@@ -232,7 +250,7 @@ def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) ->
             if name in rows
         ]
         right.plot(*zip(*points, strict=True), shape, color=colour, label=size, alpha=0.85)
-    right.legend(loc="lower right", fontsize=8)
+    right.legend(loc="lower center", fontsize=8)
     best = changes[LLM_INT8].mean
     worst = changes["absmax"].mean
     left.set_title(f"From {worst:+.2f} (absmax) to {best:+.3f} (LLM.int8())", fontsize=10)
@@ -241,29 +259,37 @@ def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) ->
 
 
 def quality_against_share(
-    changes: Mapping[str, PairedDifference], kept: Mapping[str, float]
+    changes: Mapping[str, PairedDifference], kept: Mapping[str, float | None]
 ) -> Figure:
     """Change of loss against the share kept, for both bases: one scale a tensor, and vector-wise."""
-    drawn, panels = figure(2, figsize=(9.4, 3.8))
-    controls = (
-        ("random columns", "X", COLOURS["predicted"]),
-        ("first token", "D", COLOURS["highlight"]),
-        ("SmoothQuant", "^", COLOURS["good"]),
-    )
+    drawn, panels = figure(2, figsize=(9.4, 4.2))
+    looks = {
+        "random columns": ("X", COLOURS["predicted"]),
+        "first token": ("D", COLOURS["highlight"]),
+        "another token": ("d", COLOURS["predicted"]),
+        "first token + columns": ("P", COLOURS["highlight"]),
+        "columns of down_proj": ("<", "#56B4E9"),
+        "columns of the others": (">", COLOURS["bf16"]),
+        "SmoothQuant": ("^", COLOURS["good"]),
+    }
     for panel, base in zip(panels, ("absmax", "vector-wise"), strict=True):
         marks = [(base, "nothing kept", "o", "#000000")]
-        marks += [(f"{base}, {control}", control, shape, c) for control, shape, c in controls]
+        marks += [
+            (f"{base}, {control}", control, *look)
+            for control, look in looks.items()
+            if f"{base}, {control}" in changes
+        ]
         marks += [(f"{base} + decomposition", "outlier columns, 6.0", "s", COLOURS["int8"])]
         for name, label, shape, colour in marks:
-            _with_interval(panel, changes[name], kept[name], label, shape, colour)
+            _with_interval(panel, changes[name], kept[name] or 0.0, label, shape, colour)
         if base == "vector-wise":
-            line = [(THRESHOLD, LLM_INT8)] + [(t, f"threshold {t:g}") for t in OTHER_THRESHOLDS]
-            line = [(t, kept[n], changes[n]) for t, n in sorted(line, reverse=True)]
+            line = {THRESHOLD: LLM_INT8} | {s.threshold: n for n, s in THRESHOLDS.items()}
+            points = [(t, kept[line[t]] or 0.0, changes[line[t]]) for t in sorted(line)]
             panel.plot(
-                [100 * share for _, share, _ in line], [c.mean for *_, c in line], "--",
+                [100 * share for _, share, _ in points], [c.mean for *_, c in points], "--",
                 color=COLOURS["int8"], linewidth=1,
             )  # fmt: skip
-            for threshold, share, change in line:
+            for threshold, share, change in points:
                 if threshold != THRESHOLD:
                     _with_interval(panel, change, share, None, ".", COLOURS["int8"])
                 panel.annotate(
@@ -271,14 +297,18 @@ def quality_against_share(
                     textcoords="offset points", fontsize=8, color=COLOURS["int8"],
                 )  # fmt: skip
         panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_xscale("symlog", linthresh=0.01)
-        panel.set_xlim(left=-0.002)
-        panel.set_xticks([0, 0.01, 0.1, 1, 10], ["0", "0.01", "0.1", "1", "10"])
+        panel.set_xscale("symlog", linthresh=0.1)
+        panel.set_xlim(-0.02, 25)
+        panel.set_xticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
         panel.set_xticks([], minor=True)
         panel.set_xlabel("% of activations in high precision")
-        panel.set_title(f"On top of {base}", fontsize=10)
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     panels[0].set_ylabel("change of loss (nats a token)")
-    panels[0].legend(fontsize=8)
+    token = 1 - changes["absmax, first token"].mean / changes["absmax"].mean
+    columns = 1 - changes["absmax + decomposition"].mean / changes["absmax"].mean
+    panels[0].set_title(f"absmax: columns repair {columns:.0%}, one token {token:.0%}", fontsize=10)
+    base, best = changes["vector-wise"].mean, changes[LLM_INT8].mean
+    panels[1].set_title(f"vector-wise: columns repair {1 - best / base:.0%}", fontsize=10)
     return drawn
 
 
@@ -290,27 +320,46 @@ def _with_interval(
     panel.plot(x, change.mean, shape, color=colour, markersize=7, label=label)
 
 
-def neighbours(moved: Mapping[float, Sequence[float]], flipped: Mapping[float, int]) -> Figure:
-    """Relative change of the logits by threshold, one dot a pair, with the number of flips."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
-    floor = 1e-8
-    for place, (threshold, shifts) in enumerate(moved.items()):
-        seen = np.maximum(shifts, floor)
-        spread = np.linspace(-0.2, 0.2, len(seen))
-        axes.plot(place + spread, seen, "o", color=COLOURS["bf16"], alpha=0.5, markersize=4)
-        axes.plot(
-            [place - 0.3, place + 0.3], [np.median(seen)] * 2, color=COLOURS["int8"], linewidth=2
-        )
-        axes.annotate(
-            f"{flipped[threshold]} of {len(seen)} flip", (place, 1), (0, -12), ha="center",
-            textcoords="offset points", fontsize=9, xycoords=("data", "axes fraction"),
-        )  # fmt: skip
+def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Relative change of the logits by threshold: one dot a prompt, with the number of flips.
+
+    `effects`: for each threshold and prompt `neighbour`, `continuation` (each with ` flips`) and
+    `error`, the distance from the unquantized model.
+    """
+    drawn, axes = figure(figsize=(8, 3.8))
+    smallest = 1e-8
+    kinds = (
+        ("neighbour", COLOURS["bf16"], "o", -0.25),
+        ("continuation", COLOURS["good"], "s", 0.0),
+    )
+    for kind, colour, shape, offset in (*kinds, ("error", COLOURS["predicted"], "D", 0.25)):
+        for place, entries in enumerate(effects.values()):
+            seen = np.maximum([entry[kind] for entry in entries], smallest)
+            spread = place + offset + np.linspace(-0.09, 0.09, len(seen))
+            label = {"error": "rounding error"}.get(kind, kind) if place == 0 else None
+            axes.plot(spread, seen, shape, color=colour, alpha=0.45, markersize=3, label=label)
+            ends = [place + offset - 0.11, place + offset + 0.11]
+            axes.plot(ends, [np.median(seen)] * 2, color=colour, linewidth=2.5)
+            if kind != "error":
+                flips = sum(entry[f"{kind} flips"] for entry in entries)
+                axes.annotate(
+                    f"{flips}", (place + offset, 1), (0, -12), ha="center", color=colour,
+                    textcoords="offset points", fontsize=9, xycoords=("data", "axes fraction"),
+                )  # fmt: skip
+    count = len(next(iter(effects.values())))
+    axes.annotate(f"flips of {count}:", (-0.4, 1), (0, -12), ha="right", fontsize=9,
+                  textcoords="offset points", xycoords=("data", "axes fraction"))  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(floor / 2, 5)
-    axes.set_xticks(range(len(moved)), [f"{threshold:g}" for threshold in moved])
+    axes.set_ylim(smallest / 2, 5)
+    axes.set_xlim(-1.15, len(effects) - 0.5)
+    axes.set_xticks(range(len(effects)), [f"{threshold:g}" for threshold in effects])
     axes.set_xlabel("outlier threshold (0: no decomposition)")
     axes.set_ylabel("change of the logits\n(relative)")
     axes.grid(axis="x", visible=False)
-    known = [np.median(shifts) for threshold, shifts in moved.items() if threshold > 0]
-    axes.set_title(f"A neighbour moves my logits by up to {max(known):.1%} (median)")
+    axes.legend(loc="lower right", fontsize=9)
+    medians = {t: np.median([e["neighbour"] for e in entries]) for t, entries in effects.items()}
+    worst = max(medians, key=medians.get)
+    axes.set_title(
+        f"A neighbour moves the logits by {medians[worst]:.0%} at threshold {worst:g} (median)"
+    )
     return drawn

@@ -25,11 +25,12 @@ def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     """Distance between neighbours against the number; `spacing(x, mantissa_bits)` for floats."""
     drawn, axes = figure(figsize=(7.5, 3.8))
     x = np.geomspace(1e-4, 10, 800)
-    colours = (COLOURS["bf16"], COLOURS["good"], COLOURS["fp32"])
-    for (name, bits), colour in zip(
-        (("bf16", 7), ("FP16", 10), ("FP32", 23)), colours, strict=True
-    ):
-        axes.plot(x, [spacing(v, bits) for v in x], color=colour, label=name)
+    colours = (COLOURS["highlight"], COLOURS["bf16"], COLOURS["good"], COLOURS["fp32"])
+    floats = (("FP8 (E4M3)", 3, 2**-9), ("bf16", 7, 0), ("FP16", 10, 0), ("FP32", 23, 0))
+    for (name, bits, smallest), colour in zip(floats, colours, strict=True):
+        steps = np.maximum([spacing(v, bits) for v in x], smallest)  # smallest: subnormal numbers
+        axes.plot(x, steps, color=colour)
+        axes.annotate(name, (x[-1], steps[-1]), (4, -3), textcoords="offset points", color=colour)
     inside = x[x <= absmax]
     axes.plot(inside, np.full_like(inside, absmax / 127), "--", color=COLOURS["int8"], linewidth=2)
     axes.annotate(
@@ -45,8 +46,8 @@ def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("number")
     axes.set_ylabel("distance to the next one")
-    axes.legend(loc="lower right")
-    axes.set_ylim(top=1)
+    axes.set_xlim(right=60)
+    axes.set_ylim(top=2)
     axes.set_title("Floating point keeps the relative distance, int8 the absolute one")
     return drawn
 
@@ -111,7 +112,7 @@ def floor_bias(inners: Sequence[int], errors: Mapping[str, Sequence[float]]) -> 
 
 def granularities(found: Mapping[tuple[str, int], tuple[float, float]], group: int) -> Figure:
     """A small matrix with the blocks that share a scale shaded; below, dB and bits a weight."""
-    drawn, panels = figure(4, figsize=(9, 2.5))
+    drawn, panels = figure(4, figsize=(9, 3.0))
     rows, columns, size = 6, 8, 4
     r, c = np.mgrid[:rows, :columns]
     shades = {
@@ -120,7 +121,9 @@ def granularities(found: Mapping[tuple[str, int], tuple[float, float]], group: i
         "row": r % 2,
         "group": (r + c // size) % 2,
     }
-    best = max(found, key=lambda key: (key[1], found[key][0]))[0]
+    top = max(bits for _, bits in found)
+    gain = found["row", top][0] - found["tensor", top][0]
+    cost = found["row", top][1] - found["tensor", top][1]
     for panel, (way, shade) in zip(panels, shades.items(), strict=True):
         for (row, column), dark in np.ndenumerate(shade):
             face = "#56B4E9" if dark else "#E8F3FA"
@@ -133,17 +136,18 @@ def granularities(found: Mapping[tuple[str, int], tuple[float, float]], group: i
         panel.set_yticks([])
         for spine in panel.spines.values():
             spine.set_visible(False)
-        lines = [
-            f"{bits} bits: {found[way, bits][0]:.1f} dB, {found[way, bits][1]:.2f} bits"
-            for bits in sorted({bits for _, bits in found}, reverse=True)
-        ]
+        lines = []
+        for bits in sorted({bits for _, bits in found}, reverse=True):
+            decibels, cost_of_all = found[way, bits]
+            lines += [
+                f"{bits}-bit codes: {decibels:.1f} dB",
+                f"for {cost_of_all:.2f} bits a weight",
+            ]
         panel.set_xlabel("\n".join(lines), fontsize=9)
         name = f"group of {group}" if way == "group" else way
         panel.set_title(f"one scale a {name}" if way != "tensor" else "one scale", fontsize=10)
-    drawn.suptitle(
-        f"Smaller blocks, finer steps: the {best} is best", x=0.01, ha="left", fontweight="bold",
-        fontsize=11,
-    )  # fmt: skip
+    title = f"A scale for each row: {gain:+.0f} dB for {cost:.2f} bits a weight"
+    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return drawn
 
 
@@ -200,7 +204,7 @@ def clipping(cuts: Sequence[float], curves: Mapping[int, Sequence[float]]) -> Fi
         gains[bits] = curve[best] - curve[-1]
         axes.plot(cuts, curve, color=colour, label=f"{bits} bits")
         axes.plot(cuts[best], curve[best], shape, color=colour, markersize=8)
-    axes.set_xlabel("cut at this many root mean squares (right end: next to nothing is cut)")
+    axes.set_xlabel("cut at this many root mean squares (right end: nothing is cut)")
     axes.set_ylabel("SNR (dB)")
     axes.legend(ncols=2)
     low, high = min(gains), max(gains)
@@ -249,7 +253,7 @@ def layer_survey(survey: Sequence[Mapping[str, Any]]) -> Figure:
     return drawn
 
 
-def hardest_layer(weight: Tensor, columns: Tensor, name: str) -> Figure:
+def hardest_layer(weight: Tensor, name: str) -> Figure:
     """Histogram of a layer's weights, and the largest magnitude of each of its columns."""
     drawn, (left, right) = figure(2, figsize=(9, 3.4))
     left.hist(weight.flatten().cpu().numpy(), bins=120, color=COLOURS["bf16"])
@@ -259,17 +263,16 @@ def hardest_layer(weight: Tensor, columns: Tensor, name: str) -> Figure:
     spread = weight.square().mean().sqrt().item()
     short = ".".join(name.split(".")[-4:])
     left.set_title(f"{short}: largest {weight.abs().max() / spread:.0f} x RMS")
-    heights = columns.cpu().numpy()
+    heights = weight.abs().amax(0).cpu().numpy()
     right.plot(heights, ".", color=COLOURS["bf16"], markersize=4)
-    for place, column in enumerate(np.sort(np.argsort(heights)[-3:])):
+    marked = np.argsort(heights)[-4:]
+    for column in marked:
         right.plot(column, heights[column], "s", color=COLOURS["int8"])
+        crowded = ((marked > column) & (marked < column + 60)).any()
         right.annotate(
-            str(column),
-            (column, heights[column]),
-            (5, -3) if place % 2 else (-25, -3),
-            textcoords="offset points",
-            fontsize=9,
-        )
+            str(column), (column, heights[column]), (-25, -3) if crowded else (5, -3),
+            textcoords="offset points", fontsize=9,
+        )  # fmt: skip
     right.set_xlabel("column (input channel)")
     right.set_ylabel("largest magnitude")
     far = int((heights > 5 * np.median(heights)).sum())
@@ -282,11 +285,16 @@ def two_histograms(weight: Tensor, codes: Tensor) -> Figure:
     drawn, (left, right) = figure(2, figsize=(8.6, 3.0))
     left.hist(weight.flatten().cpu().numpy(), bins=80, color=COLOURS["bf16"])
     left.set_xlabel("weights")
-    right.hist(codes.flatten().cpu().numpy(), bins=80, color=COLOURS["int8"], hatch=HATCHES["int8"])
+    right.hist(
+        codes.flatten().cpu().numpy(),
+        bins=np.arange(-127.5, 129, 3),
+        color=COLOURS["int8"],
+        hatch=HATCHES["int8"],
+    )
     right.set_xlabel('"dequantized" weights')
     left.set_ylabel("count")
-    left.set_title("Before")
-    right.set_title("After, it is said")
+    left.set_title(f"Before: up to {weight.abs().max():.1f}")
+    right.set_title(f"After, it is said: up to {codes.abs().max():.0f}")
     return drawn
 
 
@@ -315,7 +323,7 @@ def memory_parts(configs: Mapping[str, LlamaConfig]) -> Figure:
     axes.set_yticks(range(len(configs)), list(configs))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1.55)
+    axes.set_xlim(0, 1.45)
     axes.set_xlabel("bytes, FP32 = 1 (dotted: a quarter)")
     axes.legend(loc="lower right", fontsize=9)
     shares = {

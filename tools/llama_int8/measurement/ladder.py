@@ -21,7 +21,9 @@ METHODS = {
 }
 LLM_INT8 = "vector-wise + decomposition"
 THRESHOLD = 6.0
-OTHER_THRESHOLDS = (2.0, 4.0, 12.0, 48.0)
+OTHER_THRESHOLDS = (2.0, 4.0, 12.0)
+BEFORE_DOWN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+ANOTHER_TOKEN = 8  # some position that is not the first
 
 RUNGS = {
     "FP32": Scheme(),
@@ -36,13 +38,23 @@ RUNGS = {
 THRESHOLDS = {
     f"threshold {value:g}": Scheme("row", "row", threshold=value) for value in OTHER_THRESHOLDS
 }
-# What else could explain that the decomposition helps? Each keeps something else as it is.
+# What else could explain that the decomposition helps? Each keeps something else, or less.
 CONTROLS = {
     "absmax, random columns": Scheme("tensor", "tensor", threshold=THRESHOLD, random_columns=True),
     "vector-wise, random columns": Scheme("row", "row", threshold=THRESHOLD, random_columns=True),
-    "absmax, first token": Scheme("tensor", "tensor", first_token=True),
-    "vector-wise, first token": Scheme("row", "row", first_token=True),
-    "absmax, SmoothQuant": Scheme("tensor", "tensor", smoothing=0.5),
+    "absmax, first token": Scheme("tensor", "tensor", token=0),
+    "absmax, another token": Scheme("tensor", "tensor", token=ANOTHER_TOKEN),
+    "absmax, first token + columns": Scheme("tensor", "tensor", threshold=THRESHOLD, token=0),
+    "vector-wise, first token": Scheme("row", "row", token=0),
+    "vector-wise, columns of down_proj": Scheme(
+        "row", "row", threshold=THRESHOLD, decomposed=("down_proj",)
+    ),
+    "vector-wise, columns of the others": Scheme(
+        "row", "row", threshold=THRESHOLD, decomposed=BEFORE_DOWN
+    ),
+    "vector-wise, original weights": Scheme(
+        "row", "row", threshold=THRESHOLD, original_weights=True
+    ),
     "vector-wise, SmoothQuant": Scheme("row", "row", smoothing=0.5),
 }
 
@@ -56,15 +68,16 @@ def climb(
 ) -> dict[str, dict[str, Any]]:
     """{rung: {"nll": mean of each window, "kept": share of activations left in high precision}}.
 
-    `windows`: (N, T). `absmax`: of each layer's input channels, from another text. `stage`:
-    `Results.stage`, so that an interrupted session goes on where it was.
+    "kept" is None where no activation is rounded. `windows`: (N, T). `absmax`: of each layer's
+    input channels, from another text. `stage`: `Results.stage`, so that an interrupted session goes
+    on where it was.
     """
     linears = linear_layers(model)
 
     def measure(scheme: Scheme) -> dict[str, Any]:
         with simulated(linears, scheme, absmax) as kept:
             nll = quality.token_nll(model, windows).mean(1)
-        return {"nll": nll.tolist(), "kept": kept.share}
+        return {"nll": nll.tolist(), "kept": kept.share if scheme.activations else None}
 
     return {
         name: stage(name, lambda scheme=scheme: measure(scheme))

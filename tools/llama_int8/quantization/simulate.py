@@ -7,11 +7,12 @@ tried on the same model with the same tokens.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as linear_map
 
 from llama_int8.quantization.codes import absmax_quantize, dequantize, zeropoint_quantize
 
@@ -27,7 +28,11 @@ class Scheme:
     zero_point: bool = False
     threshold: float = 0.0  # columns of activations with such a magnitude stay; 0: none
     random_columns: bool = False  # instead of these columns, as many others, drawn at random
-    first_token: bool = False  # the activations of each window's first token stay
+    decomposed: tuple[str, ...] | None = None  # layers whose columns stay: "down_proj"; None: all
+    original_weights: bool = (
+        False  # the columns that stay meet the weights as they were (the paper)
+    )
+    token: int | None = None  # the activations at this position of each window stay
     smoothing: float | None = None  # SmoothQuant's alpha
 
     def __post_init__(self) -> None:
@@ -80,15 +85,24 @@ def simulated(
 
     last: dict[str, Any] = {}  # q, k and v get one tensor: it is rounded once
 
-    def hook(factors: Tensor | None):
+    def before(own: Scheme, factors: Tensor | None):
         def change(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             x = inputs[0] if factors is None else inputs[0] / factors
             if last.get("input") is not x:
-                rounded, stays = _rounded_input(x, scheme, generator)
+                rounded, stays = _rounded_input(x, own, generator)
                 last.update(input=x, rounded=rounded, stays=stays)
             kept.values += x.numel()
             kept.kept += 0 if last["stays"] is None else int(last["stays"].sum())
             return (last["rounded"],)
+
+        return change
+
+    def after(lost: Tensor):
+        def change(_module: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            if last["stays"] is None:
+                return y
+            columns = last["stays"].flatten(0, -2).all(0).nonzero().flatten()
+            return y + linear_map(last["input"][..., columns], lost[:, columns])
 
         return change
 
@@ -99,8 +113,13 @@ def simulated(
                 factors = smoothing_factors(weight, absmax[name], scheme.smoothing)
                 weight = weight * factors
             linear.weight.data = _restored(weight, scheme.weights, scheme.zero_point)
-            if scheme.activations is not None or scheme.smoothing is not None:
-                hooks.append(linear.register_forward_pre_hook(hook(factors)))
+            if scheme.activations is None and scheme.smoothing is None:
+                continue
+            chosen = scheme.decomposed is None or name.rpartition(".")[2] in scheme.decomposed
+            own = scheme if chosen else replace(scheme, threshold=0.0)
+            hooks.append(linear.register_forward_pre_hook(before(own, factors)))
+            if scheme.original_weights:
+                hooks.append(linear.register_forward_hook(after(weight - linear.weight.data)))
         yield kept
     finally:
         for registered in hooks:
@@ -120,7 +139,7 @@ def _rounded_input(
     x: Tensor, scheme: Scheme, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
     """(B, T, C) -> the same rounded but for what the scheme protects; and a mask of that, or None."""
-    if not (scheme.threshold or scheme.first_token):
+    if not scheme.threshold and scheme.token is None:
         return _restored(x, scheme.activations, scheme.zero_point), None
     hidden = torch.zeros_like(x, dtype=torch.bool)  # left out of the scale
     if scheme.threshold:
@@ -132,9 +151,9 @@ def _rounded_input(
         columns = torch.zeros_like(columns).scatter(0, order[: int(columns.sum())], True)
         hidden = columns.expand_as(x)
     stays = columns.expand_as(x)
-    if scheme.first_token:
-        first = torch.zeros_like(x, dtype=torch.bool)
-        first[..., 0, :] = True
-        hidden, stays = hidden | first, stays | first
+    if scheme.token is not None:
+        place = torch.zeros_like(x, dtype=torch.bool)
+        place[..., scheme.token, :] = True
+        hidden, stays = hidden | place, stays | place
     restored = _restored(x.masked_fill(hidden, 0), scheme.activations, scheme.zero_point)
     return torch.where(stays, x, restored), stays
