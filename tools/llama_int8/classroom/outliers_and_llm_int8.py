@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from llama_int8.classroom.plots import COLOURS, figure
+from llama_int8.classroom.plots import COLOURS, CURVES, SHAPES, figure
 from llama_int8.measurement.ladder import (
     CONTROLS,
     LLM_INT8,
@@ -21,10 +21,7 @@ from llama_int8.measurement.ladder import (
 from llama_int8.measurement.statistics import PairedDifference
 from llama_int8.quantization.codes import absmax_quantize, dequantize
 from llama_int8.quantization.int8_linear import vectorwise_quantize
-from llama_int8.quantization.outliers import layer_of, outlier_columns
-
-CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+from llama_int8.quantization.outliers import layer_of, outlier_columns, outlier_shares
 
 
 def _by_layer(inputs: Mapping[str, Tensor], entrance: str) -> dict[int, Tensor]:
@@ -97,13 +94,8 @@ def landscape(
     tallest = int(heights.mean(0).argmax())
     short = ".".join(name.split(".")[-3:])
     left.set_title(f"{short}: a wall at channel {tallest}", fontsize=10)
-    by_layer: dict[int, Tensor] = {}
-    for kind in entrances:
-        for layer, own in _by_layer(inputs, kind).items():
-            large = own.abs() >= THRESHOLD  # (B T, C)
-            by_layer[layer] = by_layer[layer] | large if layer in by_layer else large
-    stacked = torch.stack(list(by_layer.values())).float()  # (layers, B T, C)
-    layers, positions = stacked.amax(1).mean(0).numpy(), stacked.mean((0, 1)).numpy()
+    chosen = {name: x for name, x in inputs.items() if name.rpartition(".")[2] in entrances}
+    layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))
     right.plot(100 * layers[ever], 100 * positions[ever], "o", color=COLOURS["bf16"])
@@ -229,7 +221,7 @@ def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) ->
         left.plot(change.mean, row, shape, color=colour, markersize=6)
     for group, (colour, shape) in styles.items():
         left.plot([], [], shape, color=colour, label=group)
-    left.legend(loc="lower right", fontsize=8)
+    left.legend(loc="lower left", fontsize=8)
     for panel in (left, right):
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_xscale("symlog", linthresh=0.01)
@@ -356,7 +348,7 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     axes.set_xlabel("outlier threshold (0: no decomposition)")
     axes.set_ylabel("change of the logits\n(relative)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="lower center", fontsize=9)
     medians = {t: np.median([e["neighbour"] for e in entries]) for t, entries in effects.items()}
     worst = max(medians, key=medians.get)
     axes.set_title(

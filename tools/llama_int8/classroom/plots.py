@@ -25,6 +25,9 @@ COLOURS = {
 }
 HATCHES = {"int8": "///", "predicted": "..."}
 MARKERS = {"fp32": "D", "bf16": "o", "fp16": "o", "int8": "s", "predicted": "_"}
+# For curves without a meaning of their own, in this order, with a marker for each.
+CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 INLINE_DPI, FILE_DPI = 110, 150
 STYLE = {
     "figure.figsize": (7.5, 3.6),

@@ -9,16 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from llama_int8.classroom.plots import COLOURS, HATCHES, figure
+from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, SHAPES, figure
 from llama_int8.measurement.cost import weight_bytes
 from llama_int8.quantization.codes import signal_to_noise
 from llama_int8.quantization.formats import bit_fields
 from llama_int8.transformer.config import LlamaConfig
 
 FORMATS = {"FP32": torch.float32, "FP16": torch.float16, "bf16": torch.bfloat16}
-# Okabe and Ito's colours in the order in which curves take them, with a marker for each.
-CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:

@@ -54,18 +54,14 @@ def outlier_columns(x: Tensor, threshold: float = THRESHOLD) -> Tensor:
     return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0).nonzero().flatten()
 
 
-def outlier_features(
-    inputs: Mapping[str, Tensor],
-    threshold: float = THRESHOLD,
-    layers: float = 0.25,
-    positions: float = 0.06,
-) -> dict[int, tuple[float, float]]:
-    """Outlier features by the paper's criterion: {channel: (share of layers, share of positions)}.
+def outlier_shares(
+    inputs: Mapping[str, Tensor], threshold: float = THRESHOLD
+) -> tuple[Tensor, Tensor]:
+    """Share of layers, and of positions, in which each channel reaches `threshold`: (C,) and (C,).
 
-    A channel counts if a magnitude of at least `threshold` stands in it in at least `layers` of the
-    transformer layers and at `positions` of all positions (arXiv:2208.07339, section 4). `inputs`:
-    (B, T, C) by name, all of one width C; a layer or position counts if any of its inputs does, a
-    position by its mean over the layers. Raises ValueError for widths that differ.
+    `inputs`: (B, T, C) by name, all of one width C. A layer counts if any of its inputs does, at any
+    position; positions are counted in every layer, so their share is a mean over the layers.
+    Raises ValueError for widths that differ.
     """
     _check_threshold(threshold)
     widths = {x.shape[-1] for x in inputs.values()}
@@ -77,8 +73,22 @@ def outlier_features(
         layer = layer_of(name)
         found[layer] = found[layer] | large if layer in found else large
     stacked = torch.stack(list(found.values())).flatten(1, -2).float()  # (layers, B T, C)
-    by_layer = stacked.amax(1).mean(0)  # (C,)
-    by_position = stacked.mean((0, 1))
+    return stacked.amax(1).mean(0), stacked.mean((0, 1))
+
+
+def outlier_features(
+    inputs: Mapping[str, Tensor],
+    threshold: float = THRESHOLD,
+    layers: float = 0.25,
+    positions: float = 0.06,
+) -> dict[int, tuple[float, float]]:
+    """Outlier features by the paper's criterion: {channel: (share of layers, share of positions)}.
+
+    A channel counts if a magnitude of at least `threshold` stands in it in at least `layers` of the
+    transformer layers and at `positions` of all positions (arXiv:2208.07339, section 4), counted as
+    in `outlier_shares`, which also says what `inputs` are and what is raised.
+    """
+    by_layer, by_position = outlier_shares(inputs, threshold)
     chosen = (by_layer >= layers) & (by_position >= positions)
     return {
         channel: (by_layer[channel].item(), by_position[channel].item())
