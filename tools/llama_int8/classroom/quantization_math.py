@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, SHAPES, figure
 from llama_int8.measurement.cost import weight_bytes
@@ -208,6 +208,35 @@ def clipping(cuts: Sequence[float], curves: Mapping[int, Sequence[float]]) -> Fi
     axes.set_title(
         f"The best cut gains {gains[low]:.0f} dB at {low} bits, {gains[high]:.0f} dB at {high}"
     )
+    return drawn
+
+
+def weight_histograms(linears: Mapping[str, nn.Linear]) -> Figure:
+    """Histograms of all weights by kind of layer, each in units of its layer's root mean square."""
+    drawn, axes = figure(figsize=(7.8, 3.8))
+    bins, reach = 240, 60.0
+    centres = (np.arange(bins) + 0.5) * 2 * reach / bins - reach
+    counts: dict[str, Tensor] = {}
+    largest = 0.0
+    for name, linear in linears.items():
+        weight = linear.weight.data.float()
+        scaled = weight / weight.square().mean().sqrt()
+        largest = max(largest, scaled.abs().max().item())
+        kind = name.rpartition(".")[2]
+        found = scaled.clamp(-reach, reach).histc(bins, -reach, reach).cpu()
+        counts[kind] = counts.get(kind, torch.zeros(bins)) + found
+    for (kind, found), colour, shape in zip(counts.items(), CURVES, SHAPES, strict=False):
+        share = (found / found.sum()).numpy()
+        seen = share > 0
+        axes.plot(centres[seen], share[seen], shape, color=colour, markersize=3, label=kind)
+    normal = 2 * reach / bins * np.exp(-(centres**2) / 2) / np.sqrt(2 * np.pi)
+    axes.plot(centres, np.maximum(normal, 1e-300), ":", color="black", label="normal")
+    axes.set_yscale("log")
+    axes.set_ylim(1e-8, 1)
+    axes.set_xlabel("weight / root mean square of its layer")
+    axes.set_ylabel("share of weights (log)")
+    axes.legend(fontsize=8)
+    axes.set_title(f"A normal middle, and tails up to {largest:.0f} root mean squares")
     return drawn
 
 
