@@ -11,17 +11,16 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from llama_int8.classroom.plots import COLOURS, CURVES, SHAPES, figure
-from llama_int8.measurement.ladder import (
-    CONTROLS,
-    LLM_INT8,
-    RUNGS,
-    THRESHOLD,
-    THRESHOLDS,
-)
+from llama_int8.measurement.ladder import CONTROLS, LLM_INT8, RUNGS, THRESHOLDS
 from llama_int8.measurement.statistics import PairedDifference
 from llama_int8.quantization.codes import absmax_quantize, dequantize
 from llama_int8.quantization.int8_linear import vectorwise_quantize
-from llama_int8.quantization.outliers import layer_of, outlier_columns, outlier_shares
+from llama_int8.quantization.outliers import (
+    THRESHOLD,
+    layer_of,
+    outlier_columns,
+    outlier_shares,
+)
 
 
 def _by_layer(inputs: Mapping[str, Tensor], entrance: str) -> dict[int, Tensor]:

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 from llama_int8.measurement import quality
 from llama_int8.quantization.layers import linear_layers
+from llama_int8.quantization.outliers import THRESHOLD
 from llama_int8.quantization.simulate import Scheme, simulated
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ METHODS = {
     "vector-wise": ("row", "row", False),
 }
 LLM_INT8 = "vector-wise + decomposition"
-THRESHOLD = 6.0
 OTHER_THRESHOLDS = (2.0, 4.0, 12.0)
 BEFORE_DOWN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
 ANOTHER_TOKEN = 8  # some position that is not the first

@@ -1,4 +1,4 @@
-"""The product of two int8 matrices, exact in int32, by the fastest way that the machine has."""
+"""The product of two int8 matrices, exact in int32, by a way that is fast on the machine."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ _PIECE = 2**24 // 128**2  # 1,024: so many products stay below 2^24, where FP32 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a times b transposed: int8 (M, K) and int8 (N, K) -> int32 (M, N), exact for every code.
 
-    `torch._int_mm` where it is fast (CUDA, or a CPU with AVX-512 VNNI), else FP32 products of pieces so
-    short that FP32 is exact. Raises TypeError for another dtype, ValueError for shapes that do not
-    fit and for an inner dimension above 131,071, from which on int32 can overflow.
+    `torch._int_mm` where it is fast (CUDA, or a CPU with AVX-512 VNNI), else FP32 products of
+    pieces so short that FP32 is exact. Raises TypeError for another dtype, ValueError for shapes
+    that do not fit and for an inner dimension above 131,071, from which on int32 can overflow.
     """
     if a.dtype != torch.int8 or b.dtype != torch.int8:
         raise TypeError(f"the codes are {a.dtype} and {b.dtype}; both must be torch.int8")

@@ -29,9 +29,7 @@ class Scheme:
     threshold: float = 0.0  # columns of activations with such a magnitude stay; 0: none
     random_columns: bool = False  # instead of these columns, as many others, drawn at random
     decomposed: tuple[str, ...] | None = None  # layers whose columns stay: "down_proj"; None: all
-    original_weights: bool = (
-        False  # the columns that stay meet the weights as they were (the paper)
-    )
+    original_weights: bool = False  # columns that stay meet the weights as they were (the paper)
     token: int | None = None  # the activations at this position of each window stay
     smoothing: float | None = None  # SmoothQuant's alpha
 
@@ -74,8 +72,9 @@ def simulated(
     """Within the block, `linears` compute with operands rounded as `scheme` says; yields the count.
 
     `absmax`: of each layer's input channels, (C,), for smoothing. Outliers are treated as in
-    bitsandbytes: their columns stay as they are and meet the rounded weights. The weights are put
-    back at the end of the block, after an error, too. Raises ValueError for smoothing without absmax.
+    bitsandbytes: their columns stay as they are and meet the rounded weights, unless the scheme says
+    otherwise. The weights are put back at the end of the block, after an error, too. Raises
+    ValueError for smoothing without absmax.
     """
     if scheme.smoothing is not None and absmax is None:
         raise ValueError("smoothing needs the absmax of every layer's input channels")
