@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ EXAMPLES = """examples:
   python3 tools/course.py run --only 00 --param new_tokens=96 --out /tmp/longer
   python3 tools/course.py test --fast               lint and the quick tests
   python3 tools/course.py compare results/a results/b
+  python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
+  python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
   python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
 
 To use an environment of your own instead of .venv, name its interpreter in COURSE_PYTHON.
@@ -84,6 +87,50 @@ def parse(argv: list[str]) -> argparse.Namespace:
     sync_.add_argument("--repository", metavar="OWNER/NAME", help="the repository's new address")
 
     commands.add_parser("models", help="list the registered models")
+
+    evaluate_ = commands.add_parser(
+        "evaluate", help="perplexity and accuracy of a model in several precisions"
+    )
+    evaluate_.add_argument("--model", metavar="NAME", default="smollm2-135m", help="or a folder")
+    evaluate_.add_argument(
+        "--precision", metavar="fp16,int8", help="default: the device's 16-bit format and int8"
+    )
+    evaluate_.add_argument(
+        "--task",
+        metavar="NAME,NAME",
+        default="piqa,wikitext2",
+        help="piqa, hellaswag, wikitext2, or the package's own everyday-physics, course-text",
+    )
+    evaluate_.add_argument(
+        "--data",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a local file instead of the hub; with several tasks TASK=FILE, once for each",
+    )
+    evaluate_.add_argument("--limit", metavar="N", type=int, help="items or windows at most")
+    evaluate_.add_argument("--device", help="cpu, cuda, or auto: over all GPUs")
+    evaluate_.add_argument("--out", metavar="FOLDER", help="where the results go")
+    evaluate_.add_argument(
+        "--wrong-rules", action="store_true", help="also by three wrong rules of scoring"
+    )
+
+    generate_ = commands.add_parser("generate", help="answers of several precisions side by side")
+    generate_.add_argument(
+        "--model", metavar="NAME", default="smollm2-135m", help="or a folder, Meta's format too"
+    )
+    generate_.add_argument(
+        "--precision", metavar="fp16,int8", help="default: the device's 16-bit format and int8"
+    )
+    generate_.add_argument("--prompt", metavar="TEXT", required=True)
+    generate_.add_argument(
+        "--new-tokens", metavar="N", type=int, default=128, help="at most (default: 128)"
+    )
+    generate_.add_argument("--seed", metavar="N", type=int, help="draw tokens; default: greedy")
+    generate_.add_argument(
+        "--temperature", metavar="T", type=float, help="with a seed (default: 0.7)"
+    )
+    generate_.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if any")
 
     compare = commands.add_parser("compare", help="compare two results folders")
     compare.add_argument("first", metavar="FOLDER")
@@ -163,6 +210,60 @@ def models(_options: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    from llama_int8.errors import DataError, ModelError
+    from llama_int8.measurement.evaluation import Evaluation
+    from llama_int8.measurement.tasks import check_task
+
+    tasks = options.task.split(",")
+    files = data_files(options.data, tasks)
+    # A part of a data set is a trial, and must not stand in the report as the whole.
+    usual = ROOT / ".course" / "evaluate" if options.limit else ROOT
+    out = Path(options.out).expanduser() if options.out else usual
+    precisions = options.precision.split(",") if options.precision else None
+    try:
+        for task in tasks:  # before hours go into the first one
+            check_task(task)
+        work = Evaluation(
+            options.model, precisions, options.device, out, options.limit, options.wrong_rules
+        )
+        for task in tasks:
+            results = work.run(task, files.get(task))
+            if results:
+                print("\n".join(results.lines()), f"\n{os.path.relpath(results.path)}", flush=True)
+    except (ModelError, DataError, ValueError, OSError) as error:
+        raise CourseError(str(error)) from None
+    return 0
+
+
+def data_files(given: list[str], tasks: list[str]) -> dict[str, str]:
+    """Local file by task, from FILE (where there is one task) or TASK=FILE. Raises CourseError."""
+    files = {}
+    for text in given:
+        task, equals, file = text.partition("=")
+        if not equals and len(tasks) == 1:
+            task, file = tasks[0], text
+        if task not in tasks or not file:
+            raise CourseError(f"--data is {text!r}; with tasks {', '.join(tasks)} write TASK=FILE")
+        files[task] = file
+    return files
+
+
+def generate(options: argparse.Namespace) -> int:
+    from llama_int8.errors import ModelError
+    from llama_int8.measurement.side_by_side import report, side_by_side
+
+    precisions = options.precision.split(",") if options.precision is not None else None
+    how = (options.new_tokens, options.seed, options.temperature)
+    try:
+        found = side_by_side(options.model, options.prompt, precisions, options.device, *how)
+    except (ModelError, ValueError) as error:
+        raise CourseError(str(error)) from None
+    sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot
+    print("\n".join(report(found, shutil.get_terminal_size().columns)))
+    return 0
+
+
 def compare(options: argparse.Namespace) -> int:
     from llama_int8.measurement.compare import compare_folders
 
@@ -177,7 +278,15 @@ def compare(options: argparse.Namespace) -> int:
     return int(different)
 
 
-COMMANDS = {"run": run, "test": test, "report": report, "models": models, "compare": compare}
+COMMANDS = {
+    "run": run,
+    "test": test,
+    "report": report,
+    "models": models,
+    "compare": compare,
+    "evaluate": evaluate,
+    "generate": generate,
+}
 
 
 def tool(name: str, *arguments: str) -> int:

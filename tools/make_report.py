@@ -136,12 +136,18 @@ class Report:
 
         `{half}` in a name stands for the machine's 16-bit baseline, bf16 or fp16.
         """
-        runs = [run for run in self.runs if run["notebook"].startswith(notebook)]
 
         def find(run: dict[str, Any], name: str) -> dict[str, Any] | None:
             half = "fp16" if "GPU" in run["environment"] else "bf16"
             return run["measurements"].get(name.format(half=half))
 
+        # A model without a tokenizer has no quality: no column of its own in such a table.
+        runs = [
+            run
+            for run in self.runs
+            if run["notebook"].startswith(notebook)
+            and any(find(run, name) for name in rows.values())
+        ]
         for name in rows.values():
             if not any(find(run, name) for run in runs):
                 raise CourseError(f"the report needs {notebook}: {name}, and no machine has it")
@@ -229,7 +235,8 @@ class Report:
 
     def _run(self, machine: str, notebook: str) -> dict[str, Any]:
         for run in self.runs:
-            same = run["notebook"][:2] == notebook[:2] and run["profile"] == "cpu"
+            same = run["notebook"].startswith(notebook[:2] if notebook[:2].isdigit() else notebook)
+            same = same and run["profile"] in ("cpu", "evaluate")
             if same and run["environment"]["machine"] == machine and run["model"] == DEFAULT_MODEL:
                 return run
         raise CourseError(f"the report needs notebook {notebook} of {machine}, which has not run")

@@ -27,3 +27,7 @@ class PrecisionError(ModelError):
 
 class NotEnoughMemoryError(ModelError):
     """The weights do not fit into what is free."""
+
+
+class DataError(RuntimeError):
+    """A data set cannot be had or read; the message says what, where, and what to do."""

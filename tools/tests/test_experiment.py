@@ -1,23 +1,32 @@
 """Answers and where they part, tables, and the measurement of one model in several precisions."""
 
+import gc
 import json
+import weakref
+from types import SimpleNamespace
 
+import bitsandbytes as bnb
+import numpy as np
 import pytest
 import torch
+from byte_tokenizer import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_llama import tiny_llama
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 from llama_int8.classroom.tables import markdown_table
-from llama_int8.measurement import answers, experiment, quality
+from llama_int8.measurement import answers, choices, cost, experiment, latency, quality
 from llama_int8.measurement.cost import weight_bytes
+from llama_int8.measurement.tasks import Item
 from llama_int8.models import config_of, load_model, load_tokenizer
+from llama_int8.profiles import resolve
 
 TINY = {
     "vocab_size": 64,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 160,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -88,37 +97,297 @@ def test_a_prompt_takes_the_chat_form_where_the_model_has_one():
     assert tokenizer.decode(answers.prompt_tokens(tokenizer, "Hello")[0]) == "Hello"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_one_stage_measures_bytes_quality_and_text_and_is_plain_json(folder, precision):
-    windows = torch.arange(48).view(3, 16)
-    run = experiment.memory_quality_and_text(folder, precision, "cpu", windows, PROMPT, 6)
-    assert json.loads(json.dumps(run)) == run
-    assert run["weight bytes"] == weight_bytes(config_of(folder), precision).total
-    alone = load_model(folder, precision, "cpu")
-    assert run["nll"] == quality.token_nll(alone, windows).tolist()
-    assert run["answer"] == answers.greedy_answer(alone, PROMPT, 6)
+# --- answers with their candidates --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("free", "together"), [(10**9, True), (20_000, False)])
-def test_precisions_take_turns_where_they_fit_together_and_the_result_says_so(
-    folder, monkeypatch, free, together
-):
-    monkeypatch.setattr(experiment.models, "free_memory", lambda device: free)
-    held, most = [], []
+def answer(model, **how):
+    return answers.answer_with_candidates(model, PROMPT, 10, **how)
 
-    def load(name, precision, device):
-        held.append(precision)
-        most.append(len(held))
-        return load_model(name, precision, device)
+
+def test_a_greedy_answer_with_candidates_is_the_greedy_answer_and_each_token_the_likeliest(model):
+    found = answer(model)
+    assert found["tokens"] == answers.greedy_answer(model, PROMPT, 10)
+    assert found["tokens"] == [ids[0] for ids in found["likeliest"]]
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("how", [{}, {"seed": 3}, {"seed": 3, "temperature": 0.3}])
+def test_the_candidates_have_the_probabilities_before_any_temperature(model, how):
+    found = answer(model, **how, candidates=7)
+    expected = answers.next_token_probabilities(model, PROMPT, found["tokens"])
+    for step, (ids, p) in enumerate(zip(found["likeliest"], found["p"], strict=True)):
+        best = expected[step].topk(7)
+        assert ids == best.indices.tolist()
+        torch.testing.assert_close(torch.tensor(p), best.values, rtol=1e-4, atol=1e-7)
+    assert len(found["p"]) == len(found["tokens"])
+
+
+def test_a_seed_repeats_an_answer_and_another_gives_another():
+    undecided = tiny_llama()  # its small random weights hold every token possible
+    found = [answer(undecided, seed=seed)["tokens"] for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert answer(undecided)["tokens"] != found[0]
+
+
+def test_a_cold_sample_is_the_greedy_answer(model):
+    assert answer(model, seed=5, temperature=1e-3)["tokens"] == answer(model)["tokens"]
+
+
+def test_a_sample_may_take_a_token_that_is_no_candidate():
+    found = answers.answer_with_candidates(tiny_llama(), PROMPT, 40, seed=0, candidates=50)
+    p = [answers.probability_at(found, step, token) for step, token in enumerate(found["tokens"])]
+    # 47 of 97 tokens, all about equally likely, are none of the 50 likeliest.
+    assert 5 < p.count(None) < 35
+
+
+def test_probability_at_a_step_is_that_of_the_token_or_none():
+    found = {"tokens": [4, 2], "likeliest": [[4, 9], [7, 2]], "p": [[0.5, 0.25], [0.6, 0.3]]}
+    assert answers.probability_at(found, 0, 9) == 0.25
+    assert answers.probability_at(found, 1, 2) == 0.3
+    assert answers.probability_at(found, 1, 9) is None
+
+
+@pytest.fixture
+def one_thread():
+    """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- the measurement ----------------------------------------------------------------------------
+
+WINDOWS = quality.StridedText(torch.arange(48).view(3, 16), 8, np.array([8, 9, 10]))
+ROWS = [
+    choices.Packed(0, [1, 2, 3], [[4, 5], [6, 7, 8]], 3),
+    choices.Packed(1, [9, 10], [[11], [12]], 2),
+]
+WORK = experiment.Workload(
+    text=WINDOWS,
+    compared_windows=2,
+    items=ROWS,
+    slips={"a wrong rule": ROWS[:1]},
+    prompts={"plan": PROMPT},
+    text_tokens=6,
+    seed=1,
+    points=[(1, 16), (4, 32)],
+)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """How many models are alive whenever one more has been loaded, by what was asked for."""
+    counts, alive = [], weakref.WeakSet()
+
+    def load(name, precision, device, **options):
+        gc.collect()
+        before = len(alive)
+        one = load_model(name, precision, device, **options)
+        alive.add(one)
+        counts.append((precision, options.get("threshold"), before + 1))
+        return one
 
     monkeypatch.setattr(experiment.models, "load_model", load)
-    monkeypatch.setattr(experiment.memory, "release", held.clear)
-    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", PROMPT, 3, rounds=2)
+    counts_of = SimpleNamespace(loads=counts, alive=alive)
+    yield counts_of
+    gc.collect()
+    assert not alive  # every stage frees what it loaded
+
+
+def little_is_free(monkeypatch, free):
+    monkeypatch.setattr(experiment.models, "free_memory", lambda device: free)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_one_stage_measures_bytes_quality_and_text_and_is_plain_json(folder, precision, held):
+    run = experiment.memory_quality_and_text(folder, precision, "cpu", WORK)
+    assert held.loads == [(precision, None, 1)]
+    assert json.loads(json.dumps(run)) == run
+    assert run["weight bytes"] == weight_bytes(config_of(folder), precision).total
+    assert set(run["before"]) == set(run["loaded"]) == {"process"}
+    alone = load_model(folder, precision, "cpu")
+    assert run["windows"] == quality.window_scores(alone, WINDOWS, 2)
+    assert run["choices"] == choices.choice_scores(alone, ROWS)
+    assert run["slips"] == {"a wrong rule": choices.choice_scores(alone, ROWS[:1])}
+    greedy, sampled = (
+        answers.answer_with_candidates(alone, PROMPT, 6, seed=seed) for seed in (None, 1)
+    )
+    assert run["answers"] == {"plan": {"greedy": greedy, "sampled": sampled}}
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 0.02), ("bf16", 0.02), ("int8", 0.1)])
+def test_the_peaks_of_a_stage_are_those_that_the_shapes_predict(
+    folder, precision, within, one_thread
+):
+    points = [(4, 96), (2, 128)]
+    work = experiment.Workload(points=points)
+    run = experiment.memory_quality_and_text(folder, precision, "cpu", work)
+    assert list(run["peaks"]) == ["4 x 96", "2 x 128"]
+    assert "windows" not in run and "choices" not in run and "answers" not in run
+    for (batch, context), found in zip(points, run["peaks"].values(), strict=True):
+        parts = cost.peak_bytes(config_of(folder), precision, context, batch, "cpu")
+        assert sum(parts.values()) - parts["weights"] == pytest.approx(found["peak"], rel=within)
+
+
+def test_the_second_precision_is_compared_with_the_firsts_windows(folder):
+    first = experiment.memory_quality_and_text(folder, "fp32", "cpu", WORK)["windows"]
+    second = experiment.memory_quality_and_text(folder, "bf16", "cpu", WORK, first)["windows"]
+    assert ["kl" in one for one in second] == [True, True, False]
+    assert 0 < second[0]["kl"] < 0.01 < 0.5 < second[0]["agreement"]
+
+
+@pytest.mark.parametrize(("free", "together"), [(10**9, True), (120_000, False)])
+def test_precisions_take_turns_where_they_fit_together_and_the_result_says_so(
+    folder, monkeypatch, held, free, together
+):
+    little_is_free(monkeypatch, free)
+    precisions, points = ["fp32", "bf16", "int8"], [(1, 8), (2, 16)]
+    timed = experiment.speed(folder, precisions, "cpu", points, 3, rounds=2, items=ROWS)
     assert timed["interleaved"] is together
-    assert max(most) == (2 if together else 1)
-    assert timed["seconds"].keys() == {"fp32", "bf16"}
-    for phases in timed["seconds"].values():
-        assert {phase: len(all_) for phase, all_ in phases.items()} == {"prefill": 2, "decode": 2}
+    assert [count for _, _, count in held.loads] == ([1, 2, 3] if together else [1, 1, 1])
+    assert list(timed["seconds"]) == ["1 x 8", "2 x 16"]
+    for at_point in timed["seconds"].values():
+        assert list(at_point) == precisions
+        for phases in at_point.values():
+            assert {phase: len(all_) for phase, all_ in phases.items()} == {
+                "prefill": 2,
+                "decode": 2,
+            }
+    assert {p: len(taken) for p, taken in timed["items"].items()} == dict.fromkeys(precisions, 2)
+    assert json.loads(json.dumps(timed)) == timed
+
+
+def test_every_precision_and_round_is_given_the_same_tokens_at_a_point(folder, monkeypatch, held):
+    given = []
+
+    def timed(model, tokens, decode_tokens):
+        given.append((tuple(tokens.shape), tokens.sum().item(), decode_tokens))
+        return {"prefill": 1.0, "decode": 1.0}
+
+    monkeypatch.setattr(experiment.latency, "prefill_and_decode", timed)
+    experiment.speed(folder, ["fp32", "bf16"], "cpu", [(2, 9)], 5, rounds=3)
+    assert len(given) == 2 * (1 + 3) and len(set(given)) == 1  # a warm-up, and three rounds
+    assert (given[0][0], given[0][2]) == ((2, 9), 5)
+
+
+def test_where_the_time_goes_holds_one_model_at_a_time_and_threshold_0_is_another_load(
+    folder, held
+):
+    kinds = ["bf16", "int8", experiment.NO_DECOMPOSITION]
+    found = experiment.where_the_time_goes(folder, kinds, "cpu", [(1, 16)])
+    assert held.loads == [("bf16", None, 1), ("int8", None, 1), ("int8", 0.0, 1)]
+    assert json.loads(json.dumps(found)) == found
+    phases = found["1 x 16"]
+    assert list(phases) == kinds
+    for precision, by_phase in phases.items():
+        assert list(by_phase) == ["prefill", "decode"]
+        for by_kind in by_phase.values():
+            assert (by_kind["int8 products"]["operations"] > 0) is (precision != "bf16")
+    # Without outliers to look for there is less to do around the products.
+    around = [phases[p]["decode"]["quantizing, outliers, scaling"]["operations"] for p in kinds]
+    assert around[0] == 0 < around[2] < around[1]
+
+
+def test_a_profiled_decode_is_one_token_after_the_whole_context(folder, monkeypatch, held):
+    seen = []
+
+    def prefill(model, tokens, cache=None):
+        seen.append((tuple(tokens.shape), cache and cache.get_seq_length()))
+        return latency.prefill(model, tokens, cache)
+
+    monkeypatch.setattr(experiment, "latency", SimpleNamespace(prefill=prefill))
+    experiment.where_the_time_goes(folder, ["fp32"], "cpu", [(2, 7)])
+    assert seen == [((2, 7), None), ((2, 7), None), ((2, 1), 7)]
+
+
+@pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("no decomposition", 0.0)])
+def test_no_decomposition_is_int8_with_threshold_0(folder, precision, threshold):
+    name = experiment.NO_DECOMPOSITION if precision == "no decomposition" else precision
+    one = experiment.load(folder, name, "cpu")
+    layers = [module for module in one.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
+    assert len(layers) == 2 * 7
+    assert {layer.state.threshold for layer in layers} == {threshold}
+
+
+def test_a_point_fits_where_its_cache_activations_and_logits_are_free(folder, monkeypatch, model):
+    for precision, stored in (("fp32", "fp32"), (experiment.NO_DECOMPOSITION, "int8")):
+        parts = cost.peak_bytes(config_of(folder), stored, 32, 4, "cpu")
+        needed = parts["KV cache"] + parts["activations"] + parts["logits"]
+        for free, expected in ((needed, True), (needed - 1, False)):
+            little_is_free(monkeypatch, free)
+            assert experiment.fits(model.config, precision, "cpu", (4, 32)) is expected
+
+
+def test_a_point_that_does_not_fit_is_left_out_of_every_stage(folder, monkeypatch, held):
+    monkeypatch.setattr(
+        experiment, "fits", lambda config, precision, device, point: point != (4, 32)
+    )
+    points = [(1, 16), (4, 32)]
+    work = experiment.Workload(points=points)
+    run = experiment.memory_quality_and_text(folder, "fp32", "cpu", work)
+    assert list(run["peaks"]) == ["1 x 16"]
+    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", points, 2, rounds=1)
+    assert list(timed["seconds"]["1 x 16"]) == ["fp32", "bf16"]
+    assert timed["seconds"]["4 x 32"] == {} and timed["items"] == {}
+    profiled = experiment.where_the_time_goes(folder, ["fp32"], "cpu", points)
+    assert list(profiled["1 x 16"]) == ["fp32"] and profiled["4 x 32"] == {}
+
+
+def test_a_point_may_fit_in_one_precision_alone(folder, monkeypatch, held):
+    monkeypatch.setattr(experiment, "fits", lambda config, precision, *_: precision == "bf16")
+    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", [(1, 8)], 2, rounds=1)
+    assert list(timed["seconds"]["1 x 8"]) == ["bf16"]
+
+
+def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
+    one, other = (experiment.some_tokens(model, (3, 200)) for _ in range(2))
+    assert one.shape == (3, 200) and torch.equal(one, other)
+    assert one.min() >= 0 and 55 < one.max() < 64
+
+
+# --- one more model -----------------------------------------------------------------------------
+
+
+def smoke_settings(**changes):
+    return resolve("06_fp16_vs_int8", "smoke", **changes)
+
+
+def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
+    one = tmp_path / "a-folder" / "my-model"
+    tiny_llama(vocab_size=258, intermediate_size=96).save_pretrained(one)
+    byte_tokenizer(start=True).save_pretrained(one)
+    items = [Item("a b c", ("d e", "f"), 0), Item("g h", ("i", "j k l"), 1)]
+    settings = smoke_settings(points=[[1, 20], [2, 10]], window=16, stride=8)
+    arguments = (str(one), settings, "All letters of a text. " * 6, items, str(tmp_path))
+    found = experiment.another_model(*arguments)
+    assert found.results.path.name == "06_fp16_vs_int8@my-model.json"
+    kept = json.loads(found.results.path.read_text())["measurements"]
+    for precision in ("bf16", "int8"):
+        for name in ("perplexity", "acc", "acc_norm", "prefill", "decode", "item_seconds"):
+            assert f"{name}.{precision}" in kept
+        assert kept[f"weights.{precision}.measured"]["value"] == pytest.approx(
+            kept[f"weights.{precision}.predicted"]["value"]
+        )
+        assert f"peak.{precision}.2 x 10.measured" in kept
+        assert list(found.speeds["prefill"][precision]) == [(1, 20), (2, 10)]
+    assert {"kl.int8", "agreement.int8", "nll_difference.int8", "acc_norm_lost.int8"} <= set(kept)
+    assert kept["kl.int8"]["n"] == settings.compared_windows * 8
+    # A second run finds its stages: not even the seconds are measured again.
+    again = experiment.another_model(*arguments)
+    assert json.loads(again.results.path.read_text())["measurements"] == kept
+    stages = [path.name for path in (tmp_path / "stages").rglob("*.json")]
+    assert len(stages) == 3 and not any("folder" in name for name in stages)
+
+
+@pytest.mark.slow
+def test_a_synthetic_model_is_compared_in_memory_and_speed_alone(tmp_path):
+    settings = smoke_settings(points=[[1, 8]], decode_tokens=1, rounds=1)
+    found = experiment.another_model("synthetic:smollm2-135m", settings, "", [], str(tmp_path))
+    kept = json.loads(found.results.path.read_text())["measurements"]
+    assert found.results.path.name == "06_fp16_vs_int8@synthetic-smollm2-135m.json"
+    assert {"weights.int8.measured", "peak.bf16.1 x 8.measured", "decode.int8.ratio"} <= set(kept)
+    assert not [name for name in kept if name.startswith(("perplexity", "acc", "item_seconds"))]
 
 
 def test_a_cell_cannot_break_its_table():

@@ -5,15 +5,18 @@ from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_llama import tiny_config, tiny_llama
+from tiny_llama import in_int8, tiny_config, tiny_llama
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, LlamaForCausalLM
 
 from llama_int8.classroom.papers import llama_papers
+from llama_int8.measurement import cost, latency, memory
 from llama_int8.measurement.cost import (
     GIB,
     count_parameters,
@@ -27,6 +30,8 @@ from llama_int8.measurement.cost import (
 )
 from llama_int8.measurement.latency import (
     interleaved,
+    matrix_throughput,
+    prefill,
     prefill_and_decode,
     read_bandwidth,
     repeated,
@@ -200,6 +205,146 @@ def test_the_int8_prediction_is_what_bitsandbytes_holds(tmp_path):
     assert weight_memory(model) == predicted.total
 
 
+# --- cost: activations, operations, bytes moved -------------------------------------------------
+
+SHAPES = {
+    "GQA": {"hidden_size": 64, "intermediate_size": 192, "head_dim": 8, "num_attention_heads": 8},
+    "MHA": {
+        "hidden_size": 96,
+        "intermediate_size": 258,  # LLaMA's 2.69 times the width; no multiple of 64
+        "head_dim": 16,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+    },
+    "wide": {
+        "hidden_size": 128,
+        "intermediate_size": 520,
+        "head_dim": 32,
+        "num_attention_heads": 4,
+    },
+    "narrow heads": {"hidden_size": 120, "intermediate_size": 330, "head_dim": 4},
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture
+def one_thread():
+    """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def shaped(shape, precision):
+    """A random model of one of the shapes, in this precision."""
+    model = tiny_llama(max_position_embeddings=1024, **SHAPES[shape])
+    return in_int8(model) if precision == "int8" else model.to(DTYPES[precision])
+
+
+def measured_and_predicted(shape, precision, batch, length):
+    """Peak bytes of one prefill beyond the weights: seen by the profiler, and from the shapes."""
+    model = shaped(shape, precision)
+    tokens = torch.randint(97, (batch, length), generator=torch.Generator().manual_seed(0))
+    prefill(model, tokens[:, :2])  # bitsandbytes moves its scales in the first pass
+    measured = memory.peak_bytes(lambda: prefill(model, tokens), "cpu")["peak"]
+    parts = cost.peak_bytes(course_config(model.config), precision, length, batch, "cpu")
+    return measured, sum(parts.values()) - parts["weights"]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("batch", "length"), [(1, 64), (4, 64), (1, 500), (4, 200)])
+def test_a_prefills_peak_is_predicted_within_1_percent(shape, precision, batch, length):
+    measured, predicted = measured_and_predicted(shape, precision, batch, length)
+    assert predicted == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("batch", "length"), [(1, 64), (4, 64), (1, 500), (4, 200)])
+def test_a_prefills_peak_in_int8_is_predicted_within_10_percent(shape, batch, length):
+    measured, predicted = measured_and_predicted(shape, "int8", batch, length)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_the_peak_by_part_is_the_sum_of_what_each_function_says():
+    config = config_of("tinyllama-1.1b")
+    for precision, size in (("fp32", 4), ("fp16", 2), ("int8", 2)):
+        for device in ("cpu", "cuda"):
+            assert cost.peak_bytes(config, precision, 300, 4, device) == {
+                "weights": weight_bytes(config, precision).total,
+                "KV cache": kv_cache_bytes(config, 300, 4, size),
+                "activations": cost.activation_bytes(config, 300, 4, precision, device),
+                "logits": 4 * config.vocab_size * size,
+            }
+
+
+def test_activations_of_int8_by_hand():
+    config = course_config(tiny_config(hidden_size=12, intermediate_size=100, head_dim=8))
+    positions = 8 + 2 * 8 * 2  # an index, and cosines and sines in 16 bit
+    # 4 rows of 12 in 16 bit, their codes, a row of 100 in 16 bit and the int32 product; then FP32
+    # three times on a CPU, 16 bit once on a GPU.
+    for device, scaled in (("cpu", 12), ("cuda", 2)):
+        row = 4 * 12 * 2 + 12 + 100 * 2 + 100 * 4 + 100 * scaled
+        found = cost.activation_bytes(config, 7, 3, "int8", device)
+        assert found == 3 * 7 * row + 7 * positions
+
+
+def test_logits_are_a_score_for_every_token_at_every_place():
+    config = config_of("llama-3.2-1b")
+    assert cost.logits_bytes(config, 512, 4) == 4 * 512 * 128256 * 2
+    assert cost.logits_bytes(config, 1, bytes_per_value=4) == 128256 * 4
+
+
+def counted_flops(model, new, past, batch):
+    """PyTorch's count of one pass over (batch, new) tokens after `past` ones."""
+    tokens = torch.ones(batch, past + new, dtype=torch.long)
+    cache = prefill(model, tokens[:, :past]) if past else DynamicCache()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(tokens[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("new", "past", "batch"), [(1, 0, 1), (1, 30, 1), (1, 9, 3)])
+def test_operations_of_a_decode_step_are_those_that_pytorch_counts(new, past, batch):
+    model = tiny_llama(attn_implementation="eager")
+    expected = counted_flops(model, new, past, batch)
+    assert cost.forward_flops(course_config(model.config), new, past, batch) == expected
+
+
+@pytest.mark.parametrize(("new", "past", "batch"), [(2, 0, 1), (20, 0, 3), (7, 12, 2)])
+def test_operations_of_a_prefill_are_pytorchs_without_those_that_the_mask_hides(new, past, batch):
+    # Eager attention computes all T x T scores; a kernel that knows the mask leaves half of them.
+    model = tiny_llama(attn_implementation="eager")
+    config = course_config(model.config)
+    hidden = new * (new - 1) // 2  # pairs of a query and a later key
+    width = config.num_attention_heads * config.head_dim
+    unmasked = 4 * config.num_hidden_layers * batch * width * hidden
+    expected = counted_flops(model, new, past, batch) - unmasked
+    assert cost.forward_flops(config, new, past, batch) == expected
+
+
+def test_a_pass_moves_every_weight_and_the_cache_once():
+    config = config_of("llama-3.1-8b")  # two tables, of which a pass reads one and a row
+    cache = 2 * 32 * 8 * 128 * (100 + 5) * 3 * 2  # 16 bit, 3 rows of 105 positions
+    for precision in ("fp16", "int8"):
+        read = weight_bytes(config, precision).read_per_token
+        assert cost.forward_bytes(config, precision, 5, 100, 3) == read + cache
+    assert cost.forward_bytes(config, "fp32", 1) == (
+        weight_bytes(config, "fp32").read_per_token + 2 * 32 * 8 * 128 * 4
+    )
+
+
+def test_the_roof_slopes_up_to_the_ridge_and_is_flat_behind_it():
+    bandwidth, throughput = 300e9, 60e12  # the ridge is at 200 operations a byte
+    assert cost.roofline(1, bandwidth, throughput) == 300e9
+    assert cost.roofline(100, bandwidth, throughput) == 30e12
+    assert cost.roofline(200, bandwidth, throughput) == throughput
+    assert cost.roofline(5000, bandwidth, throughput) == throughput
+
+
 # --- memory -----------------------------------------------------------------------------------
 
 
@@ -236,6 +381,48 @@ def test_weights_kept_as_buffers_are_counted_and_scratch_buffers_are_not():
 
 def test_a_model_without_weights_takes_nothing():
     assert weight_memory(nn.ReLU()) == 0
+
+
+def test_the_peak_of_a_run_is_that_of_its_allocations():
+    def run():
+        first = torch.empty(1000)
+        second = torch.empty(3000)
+        del first
+        third = torch.empty(500)
+        del second, third
+
+    assert memory.peak_bytes(run, "cpu")["peak"] == 4 * (1000 + 3000)
+
+
+def test_what_is_freed_again_makes_room_below_the_peak():
+    kept = []
+
+    def run():
+        for size in (100, 700, 300):
+            torch.empty(size)  # freed at once
+        kept.append(torch.empty(650))
+
+    found = memory.peak_bytes(run, "cpu")
+    assert found["peak"] == 4 * 700
+
+
+def test_what_was_held_before_the_run_does_not_count():
+    before = torch.empty(10_000)
+    assert memory.peak_bytes(before.neg_, "cpu")["peak"] == 0
+    assert memory.peak_bytes(lambda: before[:500].clone(), "cpu")["peak"] == 2000
+    assert memory.peak_bytes(lambda: None, "cpu")["peak"] == 0
+
+
+def test_a_matrix_products_peak_is_its_result():
+    a, b = torch.randn(30, 40), torch.randn(40, 50)
+    assert memory.peak_bytes(lambda: a @ b, "cpu")["peak"] == 30 * 50 * 4
+
+
+def test_a_snapshot_on_a_cpu_is_the_process_alone():
+    found = memory.snapshot("cpu")
+    assert set(found) == {"process"}
+    assert found["process"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    assert memory.peak_bytes(lambda: None, "cpu").keys() == {"peak", "process"}
 
 
 # --- latency ----------------------------------------------------------------------------------
@@ -299,6 +486,44 @@ def test_prefill_and_decode_are_timed_apart(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     assert prefill_and_decode(model, torch.zeros(1, 7), 3) == {"prefill": 7.0, "decode": 3.0}
+
+
+def test_a_prefill_fills_a_cache_that_a_second_one_continues(tiny):
+    tokens = torch.arange(2 * 9).view(2, 9)
+    whole, parts = prefill(tiny, tokens), prefill(tiny, tokens[:, :5])
+    assert parts.get_seq_length() == 5
+    assert prefill(tiny, tokens[:, 5:], parts) is parts
+    assert whole.get_seq_length() == parts.get_seq_length() == 9
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        torch.testing.assert_close(one.values, other.values)
+
+
+def test_a_prefill_computes_the_scores_of_the_last_place_alone(tiny):
+    shapes = []
+    tiny.lm_head.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape)))
+    prefill(tiny, torch.arange(2 * 9).view(2, 9))
+    assert shapes == [(2, 1, 97)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_a_matrix_product_has_a_speed_in_every_precision(precision):
+    assert 1e6 < matrix_throughput("cpu", precision, size=64, repeats=1) < 1e15
+
+
+def test_throughput_is_two_operations_a_product_in_the_best_run(monkeypatch):
+    taken = iter([0.5, 0.002, 0.004])
+    works = []
+
+    def repeated(work, calls, device):
+        works.append((work(), calls, device))
+        return lambda: {"call": next(taken)}
+
+    monkeypatch.setattr(latency, "repeated", repeated)
+    assert matrix_throughput("cpu", "int8", size=10, repeats=2) == 2 * 10**3 / 0.002
+    product, calls, device = works[0]
+    assert product.dtype == torch.int32 and product.shape == (10, 10)
+    assert (calls, device) == (1, "cpu")
 
 
 def test_read_bandwidth_is_that_of_a_memory():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import llama_int8
 from llama_int8.measurement import results as results_module
 from llama_int8.measurement.results import KIND_OF_UNIT, KINDS, Results, write_json
-from llama_int8.profiles import resolve
+from llama_int8.profiles import Settings, resolve
 
 NOTEBOOK = "00_start_here"
 
@@ -168,6 +168,22 @@ def test_figures_and_claims_are_kept_beside_the_numbers(results, tmp_path):
     assert found["claims"]["int8-halves-memory"]["verdict"] == "holds"
 
 
+def test_lines_show_every_number_with_its_ends_unit_and_sample_size(results):
+    assert results.lines() == []
+    results.record("acc.int8", 1234.5678, "%", low=1000.123456, high=2000.0, n=12345)
+    results.record("seconds", 2 / 3, "s")
+    results.record("count", 7, "count", n=0)
+    results.record("answer", "Paris", "text")
+    lines = results.lines()
+    assert [line.split()[0] for line in lines] == ["acc.int8", "seconds", "count", "answer"]
+    assert [line[36:].strip() for line in lines] == [
+        "1234.57 [1000.1, 2000] %, n = 12,345",
+        "0.666667 s",
+        "7 count, n = 0",
+        "Paris text",
+    ]
+
+
 # --- the file ---------------------------------------------------------------------------------
 
 
@@ -225,6 +241,16 @@ def test_the_profiles_own_model_needs_no_suffix(results, tmp_path):
 )
 def test_another_models_file_carries_its_name(tmp_path, model, suffix):
     assert with_model(tmp_path, model).path.name == f"{NOTEBOOK}{suffix}.json"
+
+
+def test_a_task_of_evaluate_is_no_notebook_so_its_file_always_carries_the_model(tmp_path):
+    chosen = Settings(model="smollm2-135m", profile="evaluate", device="cpu")
+    results = Results("piqa", chosen, str(tmp_path))
+    assert results.path == tmp_path / "results" / "a-cpu" / "piqa@smollm2-135m.json"
+    results.use_model("llama-7b", "abc")
+    results.record("acc.int8", 70.0, "%")
+    assert results.path.name == "piqa@llama-7b.json"
+    assert on_disk(results)["profile"] == "evaluate"
 
 
 def test_a_folder_named_by_a_dot_is_called_by_its_name(tmp_path, monkeypatch):
@@ -338,6 +364,16 @@ def test_folders_of_the_same_name_do_not_share_stages(tmp_path, stated):
         assert results.stage("score", lambda folder=folder: folder) == folder
 
 
+def test_identity_is_what_a_result_follows_from(results):
+    settings = resolve(NOTEBOOK, "cpu")
+    machine = {"machine": "a-cpu"}
+    assert results.identity == [NOTEBOOK, ["smollm2-135m", None], settings, machine]
+    results.use_model("llama-7b", "abc")
+    assert results.identity == [NOTEBOOK, ["llama-7b", "abc"], settings, machine]
+    results.record("speed", 1.0, "s")  # numbers do not change it
+    assert results.identity == json.loads(json.dumps(results.identity))
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_stage_gives_plain_json_data_with_and_without_a_folder(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
@@ -359,7 +395,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 RUN = """
 import os, sys
 from llama_int8.measurement import results
-from llama_int8.profiles import resolve
+from llama_int8.profiles import Settings, resolve
 results.environment = lambda device: {"machine": "a-cpu"}
 run = results.Results("00_start_here", resolve("00_start_here", "cpu"), sys.argv[1])
 def stage(name):

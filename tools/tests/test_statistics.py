@@ -1,5 +1,7 @@
 """Intervals for paired differences: against simulation, normal theory and NumPy."""
 
+import itertools
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
@@ -9,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llama_int8.measurement.statistics import (
+    mcnemar_exact,
     mean_interval,
     paired_bootstrap,
     proportion_interval,
+    smallest_detectable_change,
     spread,
     student_quantile,
 )
@@ -293,3 +297,113 @@ def test_an_interval_by_student_is_centred_on_the_mean():
 def test_an_interval_needs_two_values(values):
     with pytest.raises(ValueError, match="n >= 2"):
         mean_interval(values)
+
+
+# --- two tests on the same items ----------------------------------------------------------------
+
+
+def as_one_sided_or_more(only_first, only_second):
+    """Share of all ways in which fair coins fall that lie as far from even as these did."""
+    n, distance = only_first + only_second, abs(only_first - only_second)
+    ways = [abs(2 * sum(coins) - n) >= distance for coins in itertools.product((0, 1), repeat=n)]
+    return Fraction(sum(ways), len(ways))
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_mcnemars_p_value_counts_the_ways_in_which_fair_coins_fall(n):
+    for k in range(n + 1):
+        assert mcnemar_exact(k, n - k) == float(as_one_sided_or_more(k, n - k))
+
+
+@quick
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemars_p_value_is_a_probability_that_knows_no_order(first, second):
+    p = mcnemar_exact(first, second)
+    assert 0 <= p <= 1 and p == mcnemar_exact(second, first)
+    assert mcnemar_exact(first, first) == 1
+    if first >= second:
+        assert mcnemar_exact(first + 1, second) <= p  # farther from even
+
+
+def test_with_many_changes_mcnemars_p_value_is_that_of_normal_theory():
+    for first, second in ((520, 480), (550, 450), (1000, 900)):
+        z = (abs(first - second) - 1) / (first + second) ** 0.5
+        expected = 2 * (1 - NormalDist().cdf(z))
+        assert mcnemar_exact(first, second) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("counts", [(-1, 3), (3, -1)])
+def test_a_negative_count_is_refused_with_its_value(counts):
+    with pytest.raises(ValueError, match=f"counts are {counts[0]} and {counts[1]}"):
+        mcnemar_exact(*counts)
+
+
+def drawn_with_the_smallest_detectable_change(n, changed, times):
+    """Items won and lost, (times,) each, where the second model is better by that difference."""
+    d = smallest_detectable_change(n, changed)
+    share = max((changed + 2) / (n + 4), d)
+    chances = [(share + d) / 2, (share - d) / 2, 1 - share]  # won, lost, the same
+    return np.random.default_rng(0).multinomial(n, chances, size=times).T[:2]
+
+
+@pytest.mark.parametrize(("n", "changed"), [(1838, 60), (400, 40), (1000, 300)])
+def test_the_smallest_detectable_change_is_found_four_times_in_five(n, changed):
+    won, lost = drawn_with_the_smallest_detectable_change(n, changed, 6000)
+    found = np.abs(won - lost) > Z95 * np.sqrt(won + lost)
+    assert 0.77 <= found.mean() <= 0.84
+
+
+@pytest.mark.parametrize(
+    ("n", "changed"), [(1838, 60), (400, 40), (1000, 100), (200, 0), (40, 0), (40, 8)]
+)
+def test_the_exact_test_finds_it_nearly_as_often(n, changed):
+    # It errs at most one time in 20, where normal theory errs a little more often.
+    pairs = drawn_with_the_smallest_detectable_change(n, changed, 800)
+    found = [mcnemar_exact(*map(int, pair)) < 0.05 for pair in pairs.T]
+    assert 0.68 <= np.mean(found) <= 0.86
+
+
+@quick
+@given(st.integers(1, 5000), st.data())
+def test_more_items_show_a_smaller_change_and_more_noise_hides_a_larger_one(n, data):
+    changed = data.draw(st.integers(0, n))
+    d = smallest_detectable_change(n, changed)
+    assert 0 < d <= 1
+    assert smallest_detectable_change(2 * n + 4, 2 * changed + 2) <= d  # the same share
+    if changed < n:
+        assert smallest_detectable_change(n, changed + 1) >= d
+    assert smallest_detectable_change(n, changed, confidence=0.99) >= d
+
+
+@pytest.mark.parametrize(("n", "changed"), [(1000, 8), (1838, 60), (400, 40)])
+def test_the_smallest_detectable_change_solves_connors_equation(n, changed):
+    d = smallest_detectable_change(n, changed)
+    share = (changed + 2) / (n + 4)
+    assert d < share
+    needed = (Z95 * share**0.5 + Z80 * (share - d**2) ** 0.5) ** 2 / d**2
+    assert needed == pytest.approx(n, rel=1e-6)
+
+
+def test_four_times_the_items_show_half_the_change():
+    # With the two added to either side the share is 1 in 10 both times; d is small beside it.
+    once, four = smallest_detectable_change(9_996, 998), smallest_detectable_change(39_996, 3998)
+    assert four == pytest.approx(once / 2, rel=0.01)
+    assert once == pytest.approx((Z95 + Z80) * (0.1 / 10_000) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("n", "changed"), [(100, 10), (400, 0), (400, 40), (2000, 150)])
+def test_a_change_of_that_size_is_itself_significant(n, changed):
+    d = smallest_detectable_change(n, changed)
+    both = max(round((changed + 2) / (n + 4) * n), round(d * n))
+    won = round((both + d * n) / 2)
+    assert mcnemar_exact(both - won, won) < 0.05
+
+
+def test_a_change_that_no_sample_of_this_size_could_show_is_one():
+    assert smallest_detectable_change(3, 3) == 1.0
+
+
+@pytest.mark.parametrize(("n", "changed"), [(0, 0), (10, 11), (10, -1), (-3, 0)])
+def test_impossible_counts_of_changes_are_refused_with_their_numbers(n, changed):
+    with pytest.raises(ValueError, match=f"{changed} changed of {n}"):
+        smallest_detectable_change(n, changed)

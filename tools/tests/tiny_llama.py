@@ -1,6 +1,8 @@
 """Random models of the LLaMA type, small enough for a test."""
 
+import bitsandbytes as bnb
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -23,3 +25,23 @@ def tiny_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     """A model of this config with random weights, in FP32 and evaluation mode."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(tiny_config(**changes)).eval()
+
+
+def in_int8(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """This model with bitsandbytes' layers in place of the blocks' linear ones, the rest in bf16."""
+    model = model.bfloat16()
+    for parent in list(model.model.layers.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, nn.Linear):
+                layer = bnb.nn.Linear8bitLt(
+                    linear.in_features,
+                    linear.out_features,
+                    bias=False,
+                    has_fp16_weights=False,
+                    threshold=6.0,
+                )
+                layer.weight = bnb.nn.Int8Params(
+                    linear.weight.data, requires_grad=False, has_fp16_weights=False
+                )
+                setattr(parent, name, layer.to("cpu"))
+    return model.eval()

@@ -2,6 +2,7 @@
 
 import math
 
+from llama_int8.classroom.evaluation_exercises import EVALUATION
 from llama_int8.classroom.exercises import Exercise
 from llama_int8.classroom.quantization_exercises import QUANTIZATION
 
@@ -124,20 +125,6 @@ def training_days(tokens: float, tokens_per_second_per_gpu: float, gpus: int) ->
     return tokens / (tokens_per_second_per_gpu * gpus) / 86_400
 
 
-def fastest_decode(bytes_read: float, bandwidth: float) -> float:
-    """Tokens per second if reading the weights were all the work."""
-    return bandwidth / bytes_read
-
-
-def mean_difference_interval(differences: list[float]) -> tuple[float, float]:
-    """Mean minus and plus 1.96 standard errors."""
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    half = 1.96 * (variance / n) ** 0.5
-    return mean - half, mean + half
-
-
 def _turned_neighbours(x: list[float], angles: list[float]) -> list[float]:
     out = list(x)
     for i, a in enumerate(angles):
@@ -157,7 +144,6 @@ _LOG_P = [
     [math.log(x) for x in row] for row in ([0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5])
 ]
 _SQUARE_AND_NOT = ((1536, 576), (576, 1536), (1, 1), (4096, 11008))
-_DIFFERENCES = (([0.1, 0.3, 0.2, 0.4],), ([-1.0, 1.0],), ([0.02, 0.05, -0.01, 0.03, 0.01],))
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
@@ -589,50 +575,6 @@ EXERCISES: dict[str, Exercise] = {
             ),
         ),
         *QUANTIZATION,
-        Exercise(
-            "06.fastest_decode",
-            1,
-            fastest_decode,
-            ((13.2e9, 320e9), (2.0, 1.0), (6.7e9, 320e9)),
-            ("Each token reads all weights once. How often can they be read in a second?",),
-            (
-                (
-                    lambda bytes_read, bandwidth: bytes_read / bandwidth,
-                    "that is seconds for a token; tokens per second are the reciprocal",
-                ),
-            ),
-        ),
-        Exercise(
-            "06.interval",
-            2,
-            mean_difference_interval,
-            _DIFFERENCES,
-            (
-                "The standard error of a mean is the standard deviation over the square root of n.",
-                "Divide the squared deviations by n - 1, and the variance once more by n.",
-            ),
-            (
-                (
-                    lambda d: (
-                        sum(d) / len(d) - 1.96 * _deviation(d, 1),
-                        sum(d) / len(d) + 1.96 * _deviation(d, 1),
-                    ),
-                    "that is where single windows lie; the mean of n windows varies less, by the "
-                    "square root of n",
-                ),
-                (
-                    lambda d: (
-                        sum(d) / len(d) - 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-                        sum(d) / len(d) + 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-                    ),
-                    "nearly: the variance of a sample divides by n - 1, not by n",
-                ),
-            ),
-        ),
+        *EVALUATION,
     ]
 }
-
-
-def _deviation(values: list[float], ddof: int) -> float:
-    mean = sum(values) / len(values)
-    return (sum((v - mean) ** 2 for v in values) / (len(values) - ddof)) ** 0.5

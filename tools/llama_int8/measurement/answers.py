@@ -36,6 +36,54 @@ def greedy_answer(model: "PreTrainedModel", tokens: "torch.Tensor", new_tokens: 
     return out[0, prompt.shape[1] :].tolist()
 
 
+def answer_with_candidates(
+    model: "PreTrainedModel",
+    tokens: "torch.Tensor",
+    new_tokens: int,
+    seed: int | None = None,
+    temperature: float = 1.0,
+    candidates: int = 20,
+) -> dict[str, list]:
+    """An answer as {"tokens": ids, "likeliest": ids, "p": probabilities}, plain JSON data.
+
+    `tokens`: the prompt, (1, T). At each step the `candidates` likeliest tokens and their
+    probabilities before any temperature are kept, so that two models' choices can be compared
+    after both are gone. Greedy without a seed; with one drawn at `temperature`, where two models
+    on the same device meet the same random numbers.
+    """
+    import torch
+
+    prompt = tokens.to(model.device)
+    how = {"do_sample": False, "temperature": None}
+    if seed is not None:
+        torch.manual_seed(seed)
+        how = {"do_sample": True, "temperature": temperature}
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        top_p=None,
+        top_k=0 if seed is not None else None,
+        pad_token_id=model.generation_config.eos_token_id or 0,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **how,
+    )
+    p = torch.cat(out.logits).float().softmax(-1).cpu()  # (new tokens, V)
+    best = p.topk(candidates)
+    return {
+        "tokens": out.sequences[0, prompt.shape[1] :].tolist(),
+        "likeliest": best.indices.tolist(),
+        "p": best.values.tolist(),
+    }
+
+
+def probability_at(answer: dict[str, list], step: int, token: int) -> float | None:
+    """Probability that the answer's model gave `token` at `step`; None if it was no candidate."""
+    ids = answer["likeliest"][step]
+    return answer["p"][step][ids.index(token)] if token in ids else None
+
+
 def first_difference(first: list[int], second: list[int]) -> int | None:
     """Index of the first token in which two answers differ; None if they are the same."""
     for index, (one, other) in enumerate(zip(first, second, strict=False)):

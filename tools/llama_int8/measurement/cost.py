@@ -78,6 +78,74 @@ def kv_cache_bytes(
     return 2 * config.num_hidden_layers * batch * tokens * width * bytes_per_value
 
 
+def activation_bytes(
+    config: LlamaConfig, tokens: int, batch: int, precision: str, device: str = "cuda"
+) -> int:
+    """Bytes that one forward pass over (batch, tokens) holds at its widest place beside the cache.
+
+    That place is the feed-forward layer: four rows of the width (embedding, layer input, sum after
+    attention, normed) and three of the inner width (gate, up, their product). LLM.int8() keeps its
+    int8 codes and the int32 product of one layer beside two of these; bitsandbytes on a CPU scales
+    that product through three copies in FP32, on a GPU in one kernel. Read in Hugging Face's and
+    bitsandbytes' code, and checked by measuring; attention is taken to hold no T x T scores. Where
+    the inner width is less than 1.5 times the width, attention can be the wider place.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    if precision == "int8":
+        product = 4 + (12 if device == "cpu" else size)
+        row = 4 * width * size + width + inner * (size + product)
+    else:
+        row = (4 * width + 3 * inner) * size
+    positions = 8 + 2 * config.head_dim * size  # indices, cosines and sines: once for the batch
+    return batch * tokens * row + tokens * positions
+
+
+def logits_bytes(
+    config: LlamaConfig, positions: int, batch: int = 1, bytes_per_value: int = 2
+) -> int:
+    """Bytes of the scores of all tokens of the vocabulary at `positions` places of each row."""
+    return batch * positions * config.vocab_size * bytes_per_value
+
+
+def peak_bytes(
+    config: LlamaConfig, precision: str, tokens: int, batch: int = 1, device: str = "cuda"
+) -> dict[str, int]:
+    """Bytes by part while (batch, tokens) are read in one pass with a cache, in this precision.
+
+    Logits are those of the last position alone, as in generation.
+    """
+    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    return {
+        "weights": weight_bytes(config, precision).total,
+        "KV cache": kv_cache_bytes(config, tokens, batch, size),
+        "activations": activation_bytes(config, tokens, batch, precision, device),
+        "logits": logits_bytes(config, 1, batch, size),
+    }
+
+
+def forward_flops(config: LlamaConfig, new: int, past: int = 0, batch: int = 1) -> int:
+    """Operations of one pass over `new` tokens after `past` ones, logits of the last one alone.
+
+    Two for each weight and token, and in attention two for each product of a query with a key and
+    of a weight with a value, under the causal mask (Pope et al., arXiv:2211.05102, section 2).
+    """
+    weights = config.num_hidden_layers * sum(o * i for o, i in config.linear_shapes().values())
+    seen = new * past + new * (new + 1) // 2  # keys that the queries of a row see
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
+    output = 2 * config.hidden_size * config.vocab_size
+    return batch * (2 * weights * new + attention + output)
+
+
+def forward_bytes(
+    config: LlamaConfig, precision: str, new: int, past: int = 0, batch: int = 1
+) -> int:
+    """Bytes that such a pass must move at least: every weight once, and the KV cache once."""
+    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    cache = kv_cache_bytes(config, past + new, batch, size)
+    return weight_bytes(config, precision).read_per_token + cache
+
+
 def feed_forward_width(width: int, multiple_of: int = 256, multiplier: float = 1.0) -> int:
     """LLaMA's inner width: two thirds of 4 x width, rounded up to a multiple (section 2.2).
 
@@ -107,6 +175,11 @@ def training_bytes(parameters: int) -> dict[str, int]:
         "AdamW's mean": 4 * parameters,
         "AdamW's variance": 4 * parameters,
     }
+
+
+def roofline(intensity: float, bandwidth: float, throughput: float) -> float:
+    """Highest operations/s at `intensity` operations a byte (Williams et al., 2009)."""
+    return min(throughput, intensity * bandwidth)
 
 
 def decode_bound(bytes_read: float, bandwidth: float) -> float:

@@ -1,68 +1,271 @@
-"""One model in several precisions, on the same tokens: memory, quality, text and speed."""
+"""One model in several precisions, on the same tokens: memory, quality, text and speed.
 
+Each function here is a stage: it loads what it needs, frees it again, and returns plain JSON data,
+so that a run that breaks off loses one stage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_int8 import models
-from llama_int8.measurement import answers, latency, memory, quality
-from llama_int8.measurement.cost import weight_bytes
+from llama_int8.measurement import (
+    answers,
+    choices,
+    comparison,
+    cost,
+    latency,
+    memory,
+    operations,
+    quality,
+)
+from llama_int8.measurement.results import Results
 
 if TYPE_CHECKING:
     import torch
+
+Point = tuple[int, int]  # batch and context, in tokens
+NO_DECOMPOSITION = "int8, threshold 0"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every precision of a model is given; all of it tokenized, so the same to the last token."""
+
+    text: quality.StridedText | None = None  # None: a model without a tokenizer
+    compared_windows: int = 0
+    items: Sequence[choices.Packed] = ()
+    slips: dict[str, Sequence[choices.Packed]] = field(default_factory=dict)  # wrong rules' items
+    prompts: dict[str, "torch.Tensor"] = field(default_factory=dict)  # each (1, T)
+    text_tokens: int = 0
+    seed: int = 0
+    points: Sequence[Point] = ()
+
+
+def key(point: Point) -> str:
+    """The point's name in results: "4 x 128" is a batch of 4 with 128 tokens of context each."""
+    return f"{point[0]} x {point[1]}"
+
+
+def load(name: str, precision: str, device: str) -> "torch.nn.Module":
+    """`load_model`; NO_DECOMPOSITION is int8 with outlier threshold 0."""
+    if precision == NO_DECOMPOSITION:
+        return models.load_model(name, "int8", device, threshold=0.0)
+    return models.load_model(name, precision, device)
 
 
 def memory_quality_and_text(
     name: str,
     precision: str,
     device: str,
-    windows: "torch.Tensor",
-    prompt: "torch.Tensor",
-    text_tokens: int,
+    work: Workload,
+    reference: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Load once; return weight bytes, NLL of each token in each window, and the answer's tokens.
+    """Load once; return bytes, window scores, choice scores and answers.
 
-    `windows`: (N, T) token ids; `prompt`: (1, T). The result is plain JSON data.
+    `reference`: the windows of the precision that this one is compared with.
     """
-    model = models.load_model(name, precision, device)
-    result = {
-        "weight bytes": memory.weight_memory(model),
-        "nll": quality.token_nll(model, windows).tolist(),
-        "answer": answers.greedy_answer(model, prompt, text_tokens),
-    }
+    memory.release()
+    before = memory.snapshot(device)
+    model = load(name, precision, device)
+    with models.explained_memory(name, _stored(precision), device):
+        result = {
+            "weight bytes": memory.weight_memory(model),
+            "before": before,
+            "loaded": memory.snapshot(device),
+            "peaks": _peaks(model, precision, device, work.points),
+            **_scores_and_answers(model, precision, work, reference),
+        }
     del model
     memory.release()
     return result
 
 
+def _scores_and_answers(
+    model: "torch.nn.Module", precision: str, work: Workload, reference: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    if work.text is not None:
+        result["windows"] = quality.window_scores(
+            model, work.text, work.compared_windows, reference, f"windows, {precision}"
+        )
+    if work.items:
+        result["choices"] = choices.choice_scores(model, work.items, label=f"items, {precision}")
+    for rule, rows in work.slips.items():
+        scores = choices.choice_scores(model, rows, label=rule)
+        result.setdefault("slips", {})[rule] = scores
+    for title, prompt in work.prompts.items():
+        for how, seed in (("greedy", None), ("sampled", work.seed)):
+            answer = answers.answer_with_candidates(model, prompt, work.text_tokens, seed)
+            result.setdefault("answers", {}).setdefault(title, {})[how] = answer
+    return result
+
+
+def _peaks(
+    model: "torch.nn.Module", precision: str, device: str, points: Sequence[Point]
+) -> dict[str, dict[str, int]]:
+    fitting = [p for p in points if fits(model.config, precision, device, p)]
+    return {
+        key(point): memory.peak_bytes(
+            lambda point=point: latency.prefill(model, some_tokens(model, point)), device
+        )
+        for point in fitting
+    }
+
+
+def fits(config: Any, precision: str, device: str, point: Point) -> bool:
+    """Whether a loaded model's cache, activations and logits for `point` fit what is free."""
+    config = cost.LlamaConfig.from_hugging_face(config.to_dict())
+    batch, context = point
+    parts = cost.peak_bytes(config, _stored(precision), context, batch, device)
+    return sum(parts.values()) - parts["weights"] <= models.free_memory(device)
+
+
+def _stored(precision: str) -> str:
+    return "int8" if precision == NO_DECOMPOSITION else precision
+
+
+def some_tokens(model: "torch.nn.Module", point: Point) -> "torch.Tensor":
+    """Seeded token ids (B, T): speed and memory do not ask what a text means."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    return torch.randint(vocabulary, point, generator=generator).to(model.device)
+
+
 def speed(
     name: str,
-    precisions: list[str],
+    precisions: Sequence[str],
     device: str,
-    prompt: "torch.Tensor",
+    points: Sequence[Point],
     decode_tokens: int,
     rounds: int,
+    items: Sequence[choices.Packed] = (),
 ) -> dict[str, Any]:
-    """Seconds of prefill and decode, {"seconds": {precision: {phase: [..]}}, "interleaved": bool}.
+    """Seconds of prefill and decode at every point, and of one item at batch 1.
 
+    {"seconds": {point: {precision: {phase: [..]}}}, "items": {precision: [..]}, "interleaved": ..}.
     All precisions are held at once and take turns where they fit together; else one follows the
-    other, which a drifting clock can favour, and "interleaved" says so.
+    other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
+    is left out.
     """
-    needed = sum(weight_bytes(models.config_of(name), p).total for p in precisions)
+    needed = sum(cost.weight_bytes(models.config_of(name), _stored(p)).total for p in precisions)
     together = needed * models.HEADROOM <= models.free_memory(device)
-    groups = [precisions] if together else [[p] for p in precisions]
-    seconds: dict[str, Any] = {}
-    for group in groups:
-        held = {p: models.load_model(name, p, device) for p in group}
-        runs = {
-            p: lambda model=model: latency.prefill_and_decode(
-                model, prompt.to(model.device), decode_tokens
-            )
-            for p, model in held.items()
-        }
-        times = latency.interleaved(runs, rounds)
-        seconds |= {
-            p: {phase: all_.tolist() for phase, all_ in phases.items()}
-            for p, phases in times.items()
-        }
-        del runs, held
+    seconds: dict[str, Any] = {key(point): {} for point in points}
+    item_seconds: dict[str, list[float]] = {}
+    for group in [list(precisions)] if together else [[p] for p in precisions]:
+        held = {p: load(name, p, device) for p in group}
+        for point in points:
+            for p, phases in _seconds(held, device, point, decode_tokens, rounds).items():
+                seconds[key(point)][p] = phases
+        item_seconds |= _item_seconds(held, device, items)
+        del held
         memory.release()
-    return {"seconds": seconds, "interleaved": together}
+    return {"seconds": seconds, "items": item_seconds, "interleaved": together}
+
+
+# Functions of their own, so that no name of theirs keeps a model when the next one is loaded.
+def _seconds(
+    held: dict[str, "torch.nn.Module"], device: str, point: Point, decode_tokens: int, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    import torch
+
+    runs = {
+        p: partial(latency.prefill_and_decode, model, some_tokens(model, point), decode_tokens)
+        for p, model in held.items()
+        if fits(model.config, p, device, point)
+    }
+    try:
+        times = latency.interleaved(runs, rounds) if runs else {}
+    except torch.OutOfMemoryError:  # the prediction was too kind
+        print(f"batch x context {key(point)}: out of memory, left out")
+        return {}
+    return {p: {phase: all_.tolist() for phase, all_ in one.items()} for p, one in times.items()}
+
+
+def _item_seconds(
+    held: dict[str, "torch.nn.Module"], device: str, items: Sequence[choices.Packed]
+) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {}
+    for item in items:
+        for p, model in held.items():
+            run = latency.repeated(partial(choices.score_batch, model, [item]), 1, device)
+            taken.setdefault(p, []).append(min(run()["call"] for _ in range(2)))
+    return taken
+
+
+def where_the_time_goes(
+    name: str, precisions: Sequence[str], device: str, points: Sequence[Point]
+) -> dict[str, Any]:
+    """{point: {precision: {phase: {kind of operation: ...}}}}, by the profiler; one model at a time."""
+    found: dict[str, Any] = {key(point): {} for point in points}
+    for precision in precisions:
+        model = load(name, precision, device)
+        for point in points:
+            if fits(model.config, precision, device, point):
+                found[key(point)][precision] = _phases(model, device, point)
+        del model
+        memory.release()
+    return found
+
+
+def _phases(model: "torch.nn.Module", device: str, point: Point) -> dict[str, Any]:
+    tokens = some_tokens(model, point)
+    latency.prefill(model, tokens)  # warm-up
+    profiles = {}
+    cache = None
+
+    def prefill() -> None:
+        nonlocal cache
+        cache = latency.prefill(model, tokens)
+
+    def decode() -> None:
+        latency.prefill(model, tokens[:, :1], cache)
+
+    for phase, run in (("prefill", prefill), ("decode", decode)):
+        profiles[phase] = operations.profile(run, device)
+    return profiles
+
+
+def another_model(
+    name: str, settings: Any, text: str, items: Sequence[Any], folder: str | None
+) -> comparison.Summary:
+    """The comparison for one more model, recorded in a results file of its own.
+
+    A synthetic model has no tokenizer: memory and speed alone. `settings`, `folder`: notebook 06's.
+    """
+    half = models.baseline_precision(settings.device)
+    results = Results("06_fp16_vs_int8", settings, folder)
+    synthetic = name.startswith(models.SYNTHETIC)
+    revision = None if synthetic else models.revision_of(models.model_folder(name))
+    results.use_model(name, revision)
+    points = [tuple(point) for point in settings.more_points]
+    device = models.placement(name, half, settings.device)
+    work = Workload(points=points)
+    if not synthetic:
+        tokenizer = models.load_tokenizer(name)
+        cut = quality.strided(tokenizer, text, settings.window, settings.stride, settings.windows)
+        packed = choices.pack_all(tokenizer, items)
+        work = replace(work, text=cut, items=packed, compared_windows=settings.compared_windows)
+    runs: dict[str, Any] = {}
+    for p in (half, "int8"):
+        reference = runs.get(half, {}).get("windows", ())
+        stage = partial(memory_quality_and_text, name, p, device, work, reference)
+        runs[p] = results.stage(f"measure {p}", stage)
+    timed = results.stage(
+        "speed",
+        partial(
+            speed, name, [half, "int8"], device, points, settings.decode_tokens, settings.more_rounds,
+            work.items[: settings.timed_items],
+        ),
+    )  # fmt: skip
+    comparison.record_memory(results, runs, models.config_of(name))
+    if not synthetic:
+        windows = {p: run["windows"] for p, run in runs.items()}
+        comparison.record_text(results, windows, cut, half)
+        scores = {p: run["choices"] for p, run in runs.items()}
+        comparison.record_choices(results, scores, items, half)
+    speeds, ratios = comparison.record_speed(results, timed, settings.decode_tokens, half)
+    return comparison.Summary(results, speeds, ratios)

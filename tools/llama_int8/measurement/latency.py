@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -67,6 +68,17 @@ def prefill_and_decode(
     return {"prefill": middle - start, "decode": end - middle}
 
 
+def prefill(model: "torch.nn.Module", tokens: "torch.Tensor", cache: Any = None) -> Any:
+    """One pass over `tokens` (B, T) that fills a KV cache; returns the cache."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if cache is None else cache
+    with torch.inference_mode():
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
 def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
     """Bytes/s that `device` reads from memory: the best of some sums over a large array.
 
@@ -81,6 +93,26 @@ def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> floa
         data.sum().item()
         best = min(best, time.perf_counter() - start)
     return data.nbytes / best
+
+
+def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
+    """Operations/s of a (size, size) matrix product in this precision: the best of some."""
+    import torch
+
+    from llama_int8.quantization.products import int8_matmul
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.randint(-127, 128, (size, size), generator=generator).to(device) for _ in range(2)
+    )
+    if precision == "int8":
+        codes = [m.to(torch.int8) for m in (first, second)]
+        work = partial(int8_matmul, *codes)
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        work = partial(torch.matmul, first.to(dtype), second.to(dtype))
+    run = repeated(work, 1, device)
+    return 2 * size**3 / min(run()["call"] for _ in range(repeats + 1))
 
 
 def repeated(

@@ -1,10 +1,14 @@
 """Bytes that a model really holds."""
 
 import contextlib
+import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +31,48 @@ def weight_memory(model: "torch.nn.Module") -> int:
     return sum(storages.values())
 
 
+def snapshot(device: str) -> dict[str, int]:
+    """Bytes now: "process" (resident), and on a GPU "allocated" by tensors, "reserved", "card".
+
+    "reserved" is what PyTorch's allocator has taken from the card, "card" all that is taken of it,
+    by CUDA itself and by other programs, too.
+    """
+    import torch
+
+    found = {"process": psutil.Process().memory_info().rss}
+    if device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        found |= {
+            "allocated": torch.cuda.memory_allocated(),
+            "reserved": torch.cuda.memory_reserved(),
+            "card": total - free,
+        }
+    return found
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> dict[str, int]:
+    """Call `run`: {"peak": the most bytes held at once beyond what was there before, ...}.
+
+    On a GPU by the allocator's own statistics, with `snapshot` after the run. On a CPU from every
+    allocation that PyTorch's profiler saw, buffers inside a library's operations included.
+    """
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return {"peak": torch.cuda.max_memory_allocated() - before, **snapshot(device)}
+    with torch.profiler.profile(profile_memory=True) as recorded:
+        run()
+    # The only record of single allocations; FunctionEvent adds them up by operation.
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return {"peak": int(held.max(initial=0)), **snapshot(device)}
+
+
 def release() -> None:
     """Give freed memory back, so that the next model finds it."""
     import gc
@@ -34,6 +80,8 @@ def release() -> None:
     import torch
 
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks: 1 GB for 1 GB
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from llama_int8.profiles import Settings, read_profile
+from llama_int8.profiles import PROFILES, Settings, read_profile
 
 # What a difference between two runs means depends on the kind of number; `course.py compare`
 # holds a tolerance for each.
@@ -112,9 +112,16 @@ class Results:
 
     @property
     def path(self) -> Path:
-        usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
+        usual = None  # of a task of `course.py evaluate`
+        if self.settings.profile in PROFILES:
+            usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
         suffix = "" if self._model == usual else f"@{_slug(_public_name(self._model))}"
         return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
+
+    @property
+    def identity(self) -> list[Any]:
+        """What a kept stage follows from: notebook, model and revision, settings, environment."""
+        return [self.notebook, [self._model, self._revision], self.settings, self.environment]
 
     @property
     def model(self) -> str:
@@ -160,6 +167,16 @@ class Results:
         entry |= {"n": n, "note": note}
         self._add("measurements", name, {k: _rounded(v) for k, v in entry.items() if v is not None})
 
+    def lines(self) -> list[str]:
+        """Every number so far as a line of text: name, value, ends, unit, sample size."""
+        shown = []
+        for name, m in self._content["measurements"].items():
+            ends = f" [{m['low']:.5g}, {m['high']:.5g}]" if "low" in m else ""
+            size = f", n = {m['n']:,}" if "n" in m else ""
+            value = m["value"] if isinstance(m["value"], str) else f"{m['value']:.6g}"
+            shown.append(f"{name:36} {value}{ends} {m['unit']}{size}")
+        return shown
+
     def add_figure(self, name: str, alt: str, caption: str) -> Path:
         """Keep a figure's texts; return the path that its picture goes to."""
         self._add("figures", name, {"alt": alt, "caption": caption})
@@ -177,9 +194,8 @@ class Results:
         """
         if not self.keeps_stages:
             return json.loads(json.dumps(compute(), allow_nan=False))
-        model = (self._model, self._revision)
-        same = (name, self.notebook, model, self.settings, self.environment)
-        key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+        same = json.dumps([name, *self.identity], sort_keys=True)
+        key = hashlib.sha256(same.encode()).hexdigest()[:12]
         path = self.root / "stages" / self.notebook / f"{_slug(name)}-{key}.json"
         if not path.exists():
             write_json(path, compute())

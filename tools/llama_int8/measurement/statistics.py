@@ -1,6 +1,8 @@
 """Paired statistics: what a difference between two precisions can and cannot show."""
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -58,6 +60,40 @@ def paired_bootstrap(
     )
 
 
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p-value that one of two tests on the same items is right more often.
+
+    `only_first`, `only_second`: items that one alone answers right. If neither is better, each
+    such item falls to either side with probability 1/2 (McNemar, 1947; in its exact, binomial
+    form). Raises ValueError for a negative count.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts are {only_first} and {only_second}; they cannot be negative")
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def smallest_detectable_change(n: int, changed: int, confidence: float = 0.95) -> float:
+    """The true difference of two shares that a test of the same n items would find at 80 % power.
+
+    `changed`: items that one alone answered right; their share (with two added to either side, so
+    that none seen does not mean none possible) is the noise. Solves Connor's equation (1987,
+    Biometrics 43:207) for the difference. Raises ValueError unless 0 <= changed <= n, n >= 1.
+    """
+    if n < 1 or not 0 <= changed <= n:
+        raise ValueError(f"{changed} changed of {n}; needed are 0 to n of at least 1")
+    z = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(0.8)
+    share = (changed + 2) / (n + 4)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        d = (low + high) / 2
+        noise = max(share, d)  # at least the difference itself has changed
+        wanted = (z[0] * noise**0.5 + z[1] * (noise - d * d) ** 0.5) ** 2 / (d * d)
+        low, high = (d, high) if wanted > n else (low, d)
+    return high
+
+
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for a proportion: it stays within 0 and 1, at 0 or n successes too.
 
@@ -87,6 +123,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     return float(mean), float(mean - half), float(mean + half)
 
 
+@cache
 def student_quantile(probability: float, degrees: int) -> float:
     """Where Student's t distribution has `probability` below it, for 0.5 < probability < 1.
 

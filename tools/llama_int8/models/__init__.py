@@ -14,11 +14,14 @@ from llama_int8.models.loading import (
     HEADROOM,
     available_model,
     baseline_precision,
+    check_precision,
     default_device,
+    explained_memory,
     free_memory,
     load_model,
     load_tokenizer,
     model_folder,
+    placement,
 )
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC, config_of
 from llama_int8.models.synthetic import save_synthetic
@@ -37,12 +40,15 @@ __all__ = [
     "UnknownModelError",
     "available_model",
     "baseline_precision",
+    "check_precision",
     "config_of",
     "default_device",
+    "explained_memory",
     "free_memory",
     "load_model",
     "load_tokenizer",
     "model_folder",
+    "placement",
     "revision_of",
     "save_synthetic",
 ]

@@ -4,7 +4,9 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +65,11 @@ def load_model(
     int8_threshold = threshold if precision == "int8" else None
     dtype = _dtype(baseline_precision(device) if precision == "int8" else precision)
     if str(name_or_folder).startswith(SYNTHETIC):
-        return build_synthetic(config, dtype, _first_device(device), int8_threshold)
-    return _load_folder(model_folder(name_or_folder), dtype, device, int8_threshold)
+        with explained_memory(str(name_or_folder), precision, device):
+            return build_synthetic(config, dtype, _first_device(device), int8_threshold)
+    folder = model_folder(name_or_folder)
+    with explained_memory(str(name_or_folder), precision, device):
+        return _load_folder(folder, dtype, device, int8_threshold)
 
 
 def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
@@ -153,9 +158,36 @@ def free_memory(device: str) -> int:
     import torch
 
     if device == "cpu":
-        return psutil.virtual_memory().available
+        return min([psutil.virtual_memory().available, *_allowances()])
     numbers = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device).index]
     return sum(torch.cuda.mem_get_info(number)[0] for number in numbers)
+
+
+def _allowances() -> list[int]:
+    """Bytes that limits on this process, or on its container, leave: the machine may have more."""
+    left = []
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is none
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
+        left.append(limit - used + int(cached[1] if cached else 0))
+    with contextlib.suppress(ImportError, AttributeError):  # `ulimit -d`, on Linux
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if limit != resource.RLIM_INFINITY:
+            left.append(limit - psutil.Process().memory_info().data)
+    return [max(0, bytes_) for bytes_ in left]
+
+
+def placement(name_or_folder: str | Path, precision: str, device: str) -> str:
+    """ "auto", over all GPUs, where a model is too large for the one that `device` names."""
+    import torch
+
+    if device == "cpu" or torch.cuda.device_count() < 2:
+        return device
+    needed = needed_memory(config_of(name_or_folder), precision)
+    return "auto" if needed > free_memory(device) else device
 
 
 def needed_memory(config: LlamaConfig, precision: str) -> int:
@@ -169,6 +201,15 @@ def check_memory(name: str, config: LlamaConfig, precision: str, device: str) ->
     if needed <= free:
         return
     weights = weight_bytes(config, precision).total
+    raise NotEnoughMemoryError(
+        f"{name} in {precision} needs {needed / GIB:.1f} GiB ({weights / GIB:.2f} GiB of weights and "
+        f"a tenth more); {free / GIB:.1f} GiB are free on {device}. "
+        f"{_what_fits(name, config, precision, device, free)}"
+    )
+
+
+def _what_fits(name: str, config: LlamaConfig, precision: str, device: str, free: int) -> str:
+    """The same model in int8 comes first, then the largest that fits."""
     baseline = baseline_precision(device)
     options = [(name, config, "int8")] if precision != "int8" else []
     options += [
@@ -177,14 +218,28 @@ def check_memory(name: str, config: LlamaConfig, precision: str, device: str) ->
     fitting = [
         (needed_memory(c, p), f"{n} in {p}") for n, c, p in options if needed_memory(c, p) <= free
     ]
-    # The same model in int8 comes first, then the largest that fits.
     same = [text for _, text in fitting if text == f"{name} in int8" and precision != "int8"]
     advice = same or [text for _, text in sorted(fitting, reverse=True)]
-    raise NotEnoughMemoryError(
-        f"{name} in {precision} needs {needed / GIB:.1f} GiB ({weights / GIB:.2f} GiB of weights and "
-        f"a tenth more); {free / GIB:.1f} GiB are free on {device}. "
-        + (f"It would fit: {advice[0]}" if advice else "No registered model fits: free some memory")
-    )
+    return f"It would fit: {advice[0]}" if advice else "No registered model fits: free some memory"
+
+
+@contextlib.contextmanager
+def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
+    """Turn an allocation that fails in the block into NotEnoughMemoryError, with the numbers."""
+    import torch
+
+    free, config = free_memory(device), config_of(name)
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first_line = (str(error).strip() or "no reason given").splitlines()[0]
+        weights = weight_bytes(config, precision).total
+        raise NotEnoughMemoryError(
+            f"{name} in {precision} ran out of memory on {device} ({first_line}): its weights take "
+            f"{weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter context, "
+            "a smaller batch, or less. "
+            f"{_what_fits(name, config, precision, device, free)}"
+        ) from error
 
 
 def quiet_libraries() -> None:

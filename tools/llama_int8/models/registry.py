@@ -96,6 +96,26 @@ _SPECS = [
         ),
     ),
     ModelSpec(
+        "llama-2-13b-chat",
+        LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128, 4096),
+        "Llama 2 Community License",
+        (
+            HubSource("NousResearch/Llama-2-13b-chat-hf"),
+            HubSource("meta-llama/Llama-2-13b-chat-hf", gated=True),
+        ),
+    ),
+    ModelSpec(
+        "llama-3.1-70b",
+        LlamaConfig(
+            128256, 8192, 28672, 80, 64, 8, 128, 131072, 1e-5, 500_000.0, _llama3_rope(8.0)
+        ),
+        "Llama 3.1 Community License",
+        (
+            HubSource("unsloth/Meta-Llama-3.1-70B"),
+            HubSource("meta-llama/Llama-3.1-70B", gated=True),
+        ),
+    ),
+    ModelSpec(
         "llama-7b",
         LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, 2048, 1e-6),
         "LLaMA licence (non-commercial)",
