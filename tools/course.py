@@ -218,15 +218,14 @@ def evaluate(options: argparse.Namespace) -> int:
     tasks = options.task.split(",")
     files = data_files(options.data, tasks)
     # A part of a data set is a trial, and must not stand in the report as the whole.
-    usual = ROOT / ".course" / "evaluate" if options.limit else ROOT
-    out = Path(options.out).expanduser() if options.out else usual
+    own = ROOT / ".course" / "evaluate"
+    out = Path(options.out).expanduser() if options.out else own if options.limit else ROOT
     precisions = options.precision.split(",") if options.precision else None
     try:
         for task in tasks:  # before hours go into the first one
             check_task(task)
-        work = Evaluation(
-            options.model, precisions, options.device, out, options.limit, options.wrong_rules
-        )
+        how = (options.limit, options.wrong_rules, out if options.out else own)
+        work = Evaluation(options.model, precisions, options.device, out, *how)
         for task in tasks:
             results = work.run(task, files.get(task))
             if results:

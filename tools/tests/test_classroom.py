@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ipywidgets.widgets.widget import _instances as widgets_by_id
 
 from llama_int8.classroom import claims as claims_module
-from llama_int8.classroom.exercise_book import EXERCISES, int8_bytes, mean_difference_interval
+from llama_int8.classroom.evaluation_exercises import mean_difference_interval
+from llama_int8.classroom.exercise_book import EXERCISES, int8_bytes
 from llama_int8.classroom.exercises import check, find, hint, judge, solution
 from llama_int8.classroom.explore import WIDGET_VIEW, explore
 from llama_int8.classroom.plots import COLOURS, HATCHES, bars, figure, png, save_figure

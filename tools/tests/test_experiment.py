@@ -5,7 +5,6 @@ import json
 import weakref
 from types import SimpleNamespace
 
-import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
@@ -271,12 +270,11 @@ def test_every_precision_and_round_is_given_the_same_tokens_at_a_point(folder, m
     assert (given[0][0], given[0][2]) == ((2, 9), 5)
 
 
-def test_where_the_time_goes_holds_one_model_at_a_time_and_threshold_0_is_another_load(
-    folder, held
-):
+def test_the_profile_is_of_one_int8_model_with_and_without_decomposition(folder, held):
     kinds = ["bf16", "int8", experiment.NO_DECOMPOSITION]
-    found = experiment.where_the_time_goes(folder, kinds, "cpu", [(1, 16)])
-    assert held.loads == [("bf16", None, 1), ("int8", None, 1), ("int8", 0.0, 1)]
+    timed = experiment.speed(folder, kinds, "cpu", [], 1, 1, profiled=[(1, 16)])
+    assert [load[:2] for load in held.loads] == [("bf16", None), ("int8", None)]
+    found = timed["profile"]
     assert json.loads(json.dumps(found)) == found
     phases = found["1 x 16"]
     assert list(phases) == kinds
@@ -297,17 +295,20 @@ def test_a_profiled_decode_is_one_token_after_the_whole_context(folder, monkeypa
         return latency.prefill(model, tokens, cache)
 
     monkeypatch.setattr(experiment, "latency", SimpleNamespace(prefill=prefill))
-    experiment.where_the_time_goes(folder, ["fp32"], "cpu", [(2, 7)])
-    assert seen == [((2, 7), None), ((2, 7), None), ((2, 1), 7)]
+    experiment.speed(folder, ["fp32"], "cpu", [], 1, 1, profiled=[(2, 7)])
+    # Three times to warm up and to take the time, and once under the profiler.
+    assert seen == [((2, 7), None)] * 4 + [((2, 1), length) for length in (7, 8, 9, 10)]
 
 
-@pytest.mark.parametrize(("precision", "threshold"), [("int8", 6.0), ("no decomposition", 0.0)])
-def test_no_decomposition_is_int8_with_threshold_0(folder, precision, threshold):
-    name = experiment.NO_DECOMPOSITION if precision == "no decomposition" else precision
-    one = experiment.load(folder, name, "cpu")
-    layers = [module for module in one.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
-    assert len(layers) == 2 * 7
-    assert {layer.state.threshold for layer in layers} == {threshold}
+def test_without_decomposition_an_int8_model_answers_as_one_loaded_with_threshold_0(folder):
+    one, other = (load_model(folder, "int8", "cpu", threshold) for threshold in (6.0, 0.0))
+    tokens = experiment.tokens_of((), one, (1, 16))
+    with torch.inference_mode():
+        usual = one(tokens).logits
+        experiment.set_threshold(one, experiment.NO_DECOMPOSITION)
+        assert torch.equal(one(tokens).logits, other(tokens).logits)
+        experiment.set_threshold(one, "int8")
+        assert torch.equal(one(tokens).logits, usual)
 
 
 def test_a_point_fits_where_its_cache_activations_and_logits_are_free(folder, monkeypatch, model):
@@ -330,8 +331,8 @@ def test_a_point_that_does_not_fit_is_left_out_of_every_stage(folder, monkeypatc
     timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", points, 2, rounds=1)
     assert list(timed["seconds"]["1 x 16"]) == ["fp32", "bf16"]
     assert timed["seconds"]["4 x 32"] == {} and timed["items"] == {}
-    profiled = experiment.where_the_time_goes(folder, ["fp32"], "cpu", points)
-    assert list(profiled["1 x 16"]) == ["fp32"] and profiled["4 x 32"] == {}
+    timed = experiment.speed(folder, ["fp32"], "cpu", [], 1, 1, profiled=points)
+    assert list(timed["profile"]["1 x 16"]) == ["fp32"] and timed["profile"]["4 x 32"] == {}
 
 
 def test_a_point_may_fit_in_one_precision_alone(folder, monkeypatch, held):
@@ -341,9 +342,11 @@ def test_a_point_may_fit_in_one_precision_alone(folder, monkeypatch, held):
 
 
 def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
-    one, other = (experiment.some_tokens(model, (3, 200)) for _ in range(2))
+    one, other = (experiment.tokens_of((), model, (3, 200)) for _ in range(2))
     assert one.shape == (3, 200) and torch.equal(one, other)
     assert one.min() >= 0 and 55 < one.max() < 64
+    text = experiment.tokens_of([5, 6, 7], model, (2, 4))
+    assert text.tolist() == [[5, 6, 7, 5], [6, 7, 5, 6]]  # from its beginning where it ends
 
 
 # --- one more model -----------------------------------------------------------------------------
@@ -358,7 +361,7 @@ def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
     tiny_llama(vocab_size=258, intermediate_size=96).save_pretrained(one)
     byte_tokenizer(start=True).save_pretrained(one)
     items = [Item("a b c", ("d e", "f"), 0), Item("g h", ("i", "j k l"), 1)]
-    settings = smoke_settings(points=[[1, 20], [2, 10]], window=16, stride=8)
+    settings = smoke_settings(more_points=[[1, 20], [2, 10]], window=16, stride=8)
     arguments = (str(one), settings, "All letters of a text. " * 6, items, str(tmp_path))
     found = experiment.another_model(*arguments)
     assert found.results.path.name == "06_fp16_vs_int8@my-model.json"

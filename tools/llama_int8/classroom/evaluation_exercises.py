@@ -119,7 +119,7 @@ EVALUATION: list[Exercise] = [
         "06.scored_tokens",
         2,
         scored_tokens,
-        ((10, 4, 2), (10, 4, 4), (11, 4, 3), (3, 4, 2)),
+        ((10, 4, 2), (10, 4, 4), (3, 4, 2), (11, 4, 3)),
         (
             "Window n starts at token n * stride; one that would run over the end is left out.",
             "Of a window from start to start + length, the last `stride` tokens are scored.",

@@ -87,13 +87,14 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")
-    t4 = [
-        n
-        for n, c in configs.items()
-        if sum(peak_bytes(c, "fp16", contexts[0]).values()) / GIB < T4_GIB
+    needed = [
+        sum(peak_bytes(c, "fp16", min(contexts[0], c.max_position_embeddings)).values())
+        for c in configs.values()
     ]
+    fitting = sum(bytes_ < T4_GIB * GIB for bytes_ in needed)
     axes.set_title(
-        f"A T4 (16 GB) has room for {len(t4)} of {len(configs)} in 16 bit at {contexts[0]:,} tokens"
+        f"A T4 (16 GB) has room for {fitting} of {len(configs)} in 16 bit at {contexts[0]:,} tokens "
+        "or their own limit"
     )
     return drawn
 
@@ -179,9 +180,10 @@ def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[s
     axes.set_ylim(-top, top)
     axes.set_xlabel(f"lead of the right choice in {names[0]}, nats a character")
     axes.set_ylabel(f"the same in {names[1]}")
-    axes.set_title(f"{change.lost + change.won} of {len(first)} answers flip, all near zero"
-                   if _near_zero(first, second) else
-                   f"{change.lost + change.won} of {len(first)} answers flip")  # fmt: skip
+    flipped = change.lost + change.won
+    near = ", with leads near zero" if _near_zero(first, second) else ""
+    verb = "flips" if flipped == 1 else "flip"
+    axes.set_title(f"{flipped} of {len(first)} answers {verb} by acc_norm{near}")
     return drawn
 
 
@@ -237,11 +239,9 @@ def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: st
     else:
         axes.axvline(step + 1, color=COLOURS["highlight"], linestyle="--")
         axes.annotate(f" {words}", (step + 1, 0.03), color="#8a3f68", fontsize=9, ha="right")
-        axes.set_title(f"They part at token {step + 1}, where the choice was close")
-        at = [values[step] for values in probabilities.values()]
-        if max(at) > 0.5:
-            axes.set_title(f"They part at token {step + 1}")
-    axes.legend(loc="lower left")
+        at = [f"{values[step]:.2f}" for values in probabilities.values()]
+        axes.set_title(f"They part at token {step + 1}, at probabilities of {' and '.join(at)}")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return drawn
 
 
@@ -279,14 +279,15 @@ def speeds(
     axes[0].legend(loc="best", fontsize=8)
     half = next(n for n in decode if n in ("bf16", "fp16"))
     for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
-        ratio = [lines["int8"][k].median / lines[half][k].median for k in lines["int8"]]
-        panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed")
+        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in one of them alone
+        ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
+        panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
     return drawn
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, ... written out, on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """1, 2, 3, 5, 7, 10, ... written out, on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_locator(NullLocator())
 
@@ -341,7 +342,7 @@ def when_it_pays(
     faster = sum(s.low > 1 for m in ours.values() for p in m.values() for s in p.values())
     total = sum(len(p) for m in ours.values() for p in m.values())
     axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
-    axes[1].set_title("Batch 1, with the paper's own figures")
+    axes[1].set_title("Smallest batch, with the paper's one product")
     return drawn
 
 
@@ -390,8 +391,15 @@ def where_time_goes(
 ) -> Figure:
     """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
     drawn, axes = figure(figsize=(8.5, 1.3 + 0.5 * len(profiles)))
-    hatches = ("", "///", "xx", "..", "")
-    colours = (COLOURS["bf16"], COLOURS["int8"], COLOURS["highlight"], COLOURS["good"], "#999999")
+    hatches = ("", "///", "xx", "..", "", "--")
+    colours = (
+        COLOURS["bf16"],
+        COLOURS["int8"],
+        COLOURS["highlight"],
+        COLOURS["good"],
+        "#999999",
+        "#DDDDDD",
+    )
     rows = list(profiles)
     left = np.zeros(len(rows))
     for kind, colour, hatch in zip(KINDS, colours, hatches, strict=True):
@@ -416,7 +424,9 @@ def where_time_goes(
         * profiles["int8"]["quantizing, outliers, scaling"]["seconds"]
         / left[rows.index("int8")]
     )
-    axes.set_title(f"{phase.capitalize()}: {share:.0%} of int8's time is work around its products")
+    axes.set_title(
+        f"{phase.capitalize()}: {share:.0%} of int8's profiled time is around its products"
+    )
     return drawn
 
 

@@ -31,7 +31,7 @@ def greedy_answer(model: "PreTrainedModel", tokens: "torch.Tensor", new_tokens: 
         temperature=None,
         top_p=None,
         top_k=None,
-        pad_token_id=model.generation_config.eos_token_id or 0,
+        pad_token_id=_any_end(model),
     )
     return out[0, prompt.shape[1] :].tolist()
 
@@ -64,7 +64,7 @@ def answer_with_candidates(
         max_new_tokens=new_tokens,
         top_p=None,
         top_k=0 if seed is not None else None,
-        pad_token_id=model.generation_config.eos_token_id or 0,
+        pad_token_id=_any_end(model),
         return_dict_in_generate=True,
         output_logits=True,
         **how,
@@ -82,6 +82,12 @@ def probability_at(answer: dict[str, list], step: int, token: int) -> float | No
     """Probability that the answer's model gave `token` at `step`; None if it was no candidate."""
     ids = answer["likeliest"][step]
     return answer["p"][step][ids.index(token)] if token in ids else None
+
+
+def _any_end(model: "PreTrainedModel") -> int:
+    """A token to pad with; some models end a text with any of several."""
+    ends = model.generation_config.eos_token_id
+    return ends[0] if isinstance(ends, list) else ends or 0
 
 
 def first_difference(first: list[int], second: list[int]) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llama_int8.measurement.choices import correct
-from llama_int8.measurement.cost import peak_bytes, weight_bytes
+from llama_int8.measurement.cost import forward_bytes, peak_bytes, weight_bytes
 from llama_int8.measurement.quality import StridedText, bits_per_byte
 from llama_int8.measurement.results import Results
 from llama_int8.measurement.statistics import (
@@ -100,8 +100,11 @@ def record_speed(
     """Record tokens/s and the ratio to the baseline of every point; the first point is the headline.
 
     `timed`: what `experiment.speed` returns. Returns speeds and ratios, {phase: {precision:
-    {(batch, context): Spread}}}; a ratio is taken within each round.
+    {(batch, context): Spread}}}; a ratio is taken within each round where the precisions took turns,
+    else it is one of medians, without a spread.
     """
+    paired = timed["interleaved"]
+    results.record("interleaved", "yes" if paired else "no", "text")
     found: Speeds = {"prefill": {}, "decode": {}}
     ratios: Speeds = {"prefill": {}, "decode": {}}
     for number, (key, by_precision) in enumerate(timed["seconds"].items()):
@@ -114,13 +117,19 @@ def record_speed(
                 for name in names:
                     results.record(name, one.median, "tokens/s", **_ends(one))
                 if baseline in by_precision:
-                    ratio = spread(np.array(by_precision[baseline][phase]) / seconds)
+                    other = np.array(by_precision[baseline][phase])
+                    # Rounds are pairs only where the precisions took turns.
+                    quotient = (
+                        other / seconds if paired else [np.median(other) / np.median(seconds)]
+                    )
+                    ratio = spread(np.array(quotient))
                     ratios[phase].setdefault(p, {})[point] = ratio
                     for name in names:
                         results.record(f"{name}.ratio", ratio.median, "x", **_ends(ratio))
     for p, taken in timed["items"].items():
         one = spread(np.array(taken))
-        results.record(f"item_seconds.{p}", one.median, "s", **_ends(one))
+        note = "over items, which differ in length; each the faster of two passes"
+        results.record(f"item_seconds.{p}", one.median, "s", **_ends(one), note=note)
     return found, ratios
 
 
@@ -203,3 +212,21 @@ def record_choices(
             if rule == "acc_norm":
                 changed[p] = found
     return changed
+
+
+def decode_against_bytes(
+    speeds: Speeds, ratios: Speeds, config: LlamaConfig, baseline: str, bandwidth: float
+) -> dict[str, float]:
+    """At the smallest batch: the speed-up that bytes allow int8, the measured one, bandwidth used.
+
+    The parts of `bandwidth`, in bytes/s, are {baseline: .., "int8": ..}.
+    """
+    point = batch, context = min(ratios["decode"]["int8"])
+    pair = (baseline, "int8")
+    needed = {p: forward_bytes(config, p, 1, context, batch) for p in pair}
+    steps = {p: speeds["decode"][p][point].median / batch for p in pair}  # passes a second
+    return {
+        "allowed": needed[baseline] / needed["int8"],
+        "measured": ratios["decode"]["int8"][point].median,
+        **{p: steps[p] * needed[p] / bandwidth for p in pair},
+    }

@@ -34,8 +34,12 @@ class Evaluation:
         out: Path | str = "course_output",
         limit: int | None = None,
         wrong_rules: bool = False,
+        kept: Path | str | None = None,
     ) -> None:
-        """`precisions`: None is the device's 16-bit format and int8. `out`: results go below it."""
+        """`precisions`: None is the device's 16-bit format and int8. `out`: results go below it.
+
+        `kept`: where finished batches are kept, to go on after an interruption; None is `out`.
+        """
         device = device or models.default_device()
         self.processes = Processes(device)
         self.device = self.processes.own_device(device)
@@ -47,6 +51,7 @@ class Evaluation:
         self.baseline = self.half if self.half in self.precisions else self.precisions[0]
         self.precisions.sort(key=lambda p: p != self.baseline)
         self.out, self.limit, self.wrong_rules = Path(out), limit, wrong_rules
+        self.kept = Path(kept or out)
         self.tokenizer = models.load_tokenizer(model)
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
@@ -130,6 +135,6 @@ class Evaluation:
         about = [results.identity, precision, what]
         return {
             "label": f"{task.name}, {precision}",
-            "journal": Journal(self.out / "stages" / task.name, precision, about),
+            "journal": Journal(self.kept / "stages" / task.name, precision, about),
             "processes": self.processes,
         }

@@ -4,7 +4,7 @@ Each function here is a stage: it loads what it needs, frees it again, and retur
 so that a run that breaks off loses one stage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Point = tuple[int, int]  # batch and context, in tokens
 NO_DECOMPOSITION = "int8, threshold 0"
+THRESHOLD = 6.0  # where bitsandbytes and the paper start to keep columns
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,12 @@ class Workload:
     text_tokens: int = 0
     seed: int = 0
     points: Sequence[Point] = ()
+    ids: Sequence[int] = ()  # a text's token ids, for memory and speed; none: seeded random ones
 
 
 def key(point: Point) -> str:
     """The point's name in results: "4 x 128" is a batch of 4 with 128 tokens of context each."""
     return f"{point[0]} x {point[1]}"
-
-
-def load(name: str, precision: str, device: str) -> "torch.nn.Module":
-    """`load_model`; NO_DECOMPOSITION is int8 with outlier threshold 0."""
-    if precision == NO_DECOMPOSITION:
-        return models.load_model(name, "int8", device, threshold=0.0)
-    return models.load_model(name, precision, device)
 
 
 def memory_quality_and_text(
@@ -68,13 +63,13 @@ def memory_quality_and_text(
     """
     memory.release()
     before = memory.snapshot(device)
-    model = load(name, precision, device)
-    with models.explained_memory(name, _stored(precision), device):
+    model = models.load_model(name, precision, device)
+    with models.explained_memory(name, precision, device):
         result = {
             "weight bytes": memory.weight_memory(model),
             "before": before,
             "loaded": memory.snapshot(device),
-            "peaks": _peaks(model, precision, device, work.points),
+            "peaks": _peaks(model, precision, device, work),
             **_scores_and_answers(model, precision, work, reference),
         }
     del model
@@ -88,7 +83,11 @@ def _scores_and_answers(
     result: dict[str, Any] = {}
     if work.text is not None:
         result["windows"] = quality.window_scores(
-            model, work.text, work.compared_windows, reference, f"windows, {precision}"
+            model,
+            work.text,
+            0 if reference else work.compared_windows,  # one precision keeps its states
+            reference,
+            f"windows, {precision}",
         )
     if work.items:
         result["choices"] = choices.choice_scores(model, work.items, label=f"items, {precision}")
@@ -103,12 +102,14 @@ def _scores_and_answers(
 
 
 def _peaks(
-    model: "torch.nn.Module", precision: str, device: str, points: Sequence[Point]
+    model: "torch.nn.Module", precision: str, device: str, work: Workload
 ) -> dict[str, dict[str, int]]:
-    fitting = [p for p in points if fits(model.config, precision, device, p)]
+    fitting = [p for p in work.points if fits(model.config, precision, device, p)]
+    for point in fitting[:1]:  # what libraries set up once is not this prompt's
+        latency.prefill(model, tokens_of(work.ids, model, point)[:, :8])
     return {
         key(point): memory.peak_bytes(
-            lambda point=point: latency.prefill(model, some_tokens(model, point)), device
+            partial(latency.prefill, model, tokens_of(work.ids, model, point)), device
         )
         for point in fitting
     }
@@ -126,10 +127,18 @@ def _stored(precision: str) -> str:
     return "int8" if precision == NO_DECOMPOSITION else precision
 
 
-def some_tokens(model: "torch.nn.Module", point: Point) -> "torch.Tensor":
-    """Seeded token ids (B, T): speed and memory do not ask what a text means."""
+def tokens_of(ids: Sequence[int], model: "torch.nn.Module", point: Point) -> "torch.Tensor":
+    """The first tokens of a text as rows (B, T), from its beginning again where it ends.
+
+    LLM.int8()'s work depends on the outliers that a text brings. Without ids, as for a synthetic
+    model, they are seeded random ones.
+    """
     import torch
 
+    batch, length = point
+    if ids:
+        found = torch.tensor([ids[n % len(ids)] for n in range(batch * length)])
+        return found.view(batch, length).to(model.device)
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
     return torch.randint(vocabulary, point, generator=generator).to(model.device)
@@ -143,37 +152,78 @@ def speed(
     decode_tokens: int,
     rounds: int,
     items: Sequence[choices.Packed] = (),
+    profiled: Sequence[Point] = (),
+    ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Seconds of prefill and decode at every point, and of one item at batch 1.
 
-    {"seconds": {point: {precision: {phase: [..]}}}, "items": {precision: [..]}, "interleaved": ..}.
+    {"seconds": {point: {precision: {phase: [..]}}}, "items": {precision: [..]}, "interleaved": ..,
+    "profile": {point: {precision: {phase: {kind of operation: ..}}}}} of the `profiled` points.
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
-    is left out.
+    is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
     """
-    needed = sum(cost.weight_bytes(models.config_of(name), _stored(p)).total for p in precisions)
+    models_of: dict[str, list[str]] = {}  # the precisions that share a model
+    for p in precisions:
+        models_of.setdefault(_stored(p), []).append(p)
+    needed = sum(cost.weight_bytes(models.config_of(name), p).total for p in models_of)
     together = needed * models.HEADROOM <= models.free_memory(device)
-    seconds: dict[str, Any] = {key(point): {} for point in points}
-    item_seconds: dict[str, list[float]] = {}
-    for group in [list(precisions)] if together else [[p] for p in precisions]:
-        held = {p: load(name, p, device) for p in group}
+    result: dict[str, Any] = {
+        "seconds": {key(point): {} for point in points},
+        "items": {},
+        "interleaved": together,
+        "profile": {key(point): {} for point in profiled},
+    }
+    for group in [list(models_of)] if together else [[p] for p in models_of]:
+        loaded = {p: models.load_model(name, p, device) for p in group}
+        held = {p: loaded[stored] for stored in group for p in models_of[stored]}
         for point in points:
-            for p, phases in _seconds(held, device, point, decode_tokens, rounds).items():
-                seconds[key(point)][p] = phases
-        item_seconds |= _item_seconds(held, device, items)
-        del held
+            for p, phases in _seconds(held, device, point, decode_tokens, rounds, ids).items():
+                result["seconds"][key(point)][p] = phases
+        result["items"] |= _item_seconds(held, device, items)
+        for point in profiled:
+            result["profile"][key(point)] |= _profiles(held, device, point, ids)
+        del loaded, held
         memory.release()
-    return {"seconds": seconds, "items": item_seconds, "interleaved": together}
+    return result
+
+
+def set_threshold(model: "torch.nn.Module", precision: str) -> None:
+    """Let an int8 model leave the decomposition out for NO_DECOMPOSITION, and do it otherwise."""
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.state.threshold = 0.0 if precision == NO_DECOMPOSITION else THRESHOLD
+
+
+def _with_threshold(
+    model: "torch.nn.Module", precision: str, run: Callable[[], dict[str, float]]
+) -> Callable[[], dict[str, float]]:
+    def with_threshold() -> dict[str, float]:
+        set_threshold(model, precision)  # beside the clock, which runs inside `run`
+        return run()
+
+    return with_threshold
 
 
 # Functions of their own, so that no name of theirs keeps a model when the next one is loaded.
 def _seconds(
-    held: dict[str, "torch.nn.Module"], device: str, point: Point, decode_tokens: int, rounds: int
+    held: dict[str, "torch.nn.Module"],
+    device: str,
+    point: Point,
+    decode_tokens: int,
+    rounds: int,
+    ids: Sequence[int],
 ) -> dict[str, dict[str, list[float]]]:
     import torch
 
     runs = {
-        p: partial(latency.prefill_and_decode, model, some_tokens(model, point), decode_tokens)
+        p: _with_threshold(
+            model,
+            p,
+            partial(latency.prefill_and_decode, model, tokens_of(ids, model, point), decode_tokens),
+        )
         for p, model in held.items()
         if fits(model.config, p, device, point)
     }
@@ -192,28 +242,23 @@ def _item_seconds(
     for item in items:
         for p, model in held.items():
             run = latency.repeated(partial(choices.score_batch, model, [item]), 1, device)
+            run = _with_threshold(model, p, run)
             taken.setdefault(p, []).append(min(run()["call"] for _ in range(2)))
     return taken
 
 
-def where_the_time_goes(
-    name: str, precisions: Sequence[str], device: str, points: Sequence[Point]
-) -> dict[str, Any]:
-    """{point: {precision: {phase: {kind of operation: ...}}}}, by the profiler; one model at a time."""
-    found: dict[str, Any] = {key(point): {} for point in points}
-    for precision in precisions:
-        model = load(name, precision, device)
-        for point in points:
-            if fits(model.config, precision, device, point):
-                found[key(point)][precision] = _phases(model, device, point)
-        del model
-        memory.release()
+def _profiles(
+    held: dict[str, "torch.nn.Module"], device: str, point: Point, ids: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for p, model in held.items():
+        if fits(model.config, p, device, point):
+            set_threshold(model, p)
+            found[p] = _phases(model, device, tokens_of(ids, model, point))
     return found
 
 
-def _phases(model: "torch.nn.Module", device: str, point: Point) -> dict[str, Any]:
-    tokens = some_tokens(model, point)
-    latency.prefill(model, tokens)  # warm-up
+def _phases(model: "torch.nn.Module", device: str, tokens: "torch.Tensor") -> dict[str, Any]:
     profiles = {}
     cache = None
 
@@ -247,8 +292,11 @@ def another_model(
     if not synthetic:
         tokenizer = models.load_tokenizer(name)
         cut = quality.strided(tokenizer, text, settings.window, settings.stride, settings.windows)
+        items = items[: settings.more_items]
         packed = choices.pack_all(tokenizer, items)
-        work = replace(work, text=cut, items=packed, compared_windows=settings.compared_windows)
+        ids = tokenizer(text)["input_ids"]
+        compared = settings.compared_windows
+        work = replace(work, text=cut, items=packed, compared_windows=compared, ids=ids)
     runs: dict[str, Any] = {}
     for p in (half, "int8"):
         reference = runs.get(half, {}).get("windows", ())
@@ -258,7 +306,7 @@ def another_model(
         "speed",
         partial(
             speed, name, [half, "int8"], device, points, settings.decode_tokens, settings.more_rounds,
-            work.items[: settings.timed_items],
+            work.items[: settings.timed_items], (), work.ids,
         ),
     )  # fmt: skip
     comparison.record_memory(results, runs, models.config_of(name))

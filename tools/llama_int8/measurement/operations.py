@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llama_int8.measurement.latency import repeated
+
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEvent
 
@@ -12,6 +14,7 @@ KINDS = (
     "quantizing, outliers, scaling",
     "attention",
     "everything else",
+    "between operations",
 )
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 _INT8_PRODUCTS = ("aten::_int_mm", "bitsandbytes::int8_linear_matmul")
@@ -35,7 +38,7 @@ def kind_of(names: list[str]) -> str:
 
 
 def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Call `run` once under the profiler: {kind: {"seconds", "operations", "launches"}}.
+    """Call `run` three times, then under the profiler: {kind: {"seconds", "operations", ...}}.
 
     On a CPU the seconds are those inside operations, without Python between them; on a GPU those
     of the kernels, and "launches" counts the kernels. Every operation is counted, the ones that it
@@ -45,10 +48,14 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     from torch.profiler import profile as profiler
 
     on_gpu = device != "cpu"
+    timed = repeated(run, 1, device)
+    alone = min(timed()["call"] for _ in range(3))  # warm, too: the profiler sees a usual step
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         run()
     found = {kind: {"seconds": 0.0, "operations": 0, "launches": 0} for kind in KINDS}
+    # What the same call takes without the profiler, less what was seen: on a GPU mostly waiting
+    # for the next kernel to be started. On a CPU the profiler's own cost hides it.
     for event in recorded.events():
         if event.device_type.name != "CPU":  # a kernel: counted with the operation that started it
             continue
@@ -61,6 +68,8 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
         entry["seconds"] += spent / 1e6
         entry["launches"] += len(event.kernels)
         entry["operations"] += event.name.startswith(("aten::", "bitsandbytes::"))
+    seen = sum(entry["seconds"] for entry in found.values())
+    found["between operations"]["seconds"] = max(0.0, alone - seen)
     return found
 
 

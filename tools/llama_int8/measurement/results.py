@@ -133,6 +133,11 @@ class Results:
         self._model, self._revision = name, revision
         self._content["model"], self._content["revision"] = _public_name(name), revision
 
+    def use_data(self, **facts: str) -> None:
+        """State what data were really used; kept stages follow from it as from the settings."""
+        self.settings = Settings(self.settings, **facts)
+        self._content["settings"].update(facts)
+
     def record(
         self,
         name: str,

@@ -159,8 +159,11 @@ def free_memory(device: str) -> int:
 
     if device == "cpu":
         return min([psutil.virtual_memory().available, *_allowances()])
-    numbers = range(torch.cuda.device_count()) if device == "auto" else [torch.device(device).index]
-    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers)
+    every = range(torch.cuda.device_count())
+    numbers = list(every) if device == "auto" else [torch.device(device).index]
+    # What PyTorch's allocator keeps for later is free for the next tensor, too.
+    kept = [torch.cuda.memory_reserved(n) - torch.cuda.memory_allocated(n) for n in numbers]
+    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers) + sum(kept)
 
 
 def _allowances() -> list[int]:
@@ -245,6 +248,7 @@ def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
 def quiet_libraries() -> None:
     """Keep bitsandbytes' line for every matrix product, and import noise, out of the notebooks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     from transformers.utils import logging as transformers_logging
