@@ -75,12 +75,13 @@ def record_memory(
         predicted = weight_bytes(config, p).total
         results.record(f"weights.{p}.predicted", predicted, "bytes", kind="exact")
         results.record(f"weights.{p}.measured", run["weight bytes"], "bytes")
-        taken = run["loaded"]["process"] - run["before"]["process"]
-        # What other libraries keep, and give back late, is in it: not for comparing two runs.
-        results.record(f"process.{p}.loaded", taken, "bytes", kind="timing")
-        for name in ("allocated", "reserved", "card"):
-            if name in run["loaded"]:
-                results.record(f"{name}.{p}.loaded", run["loaded"][name], "bytes")
+        meters = run.get("loaded", {})
+        if meters:
+            # What libraries keep and give back late is in it: not for comparing two runs.
+            grown = meters["process"] - run["before"]["process"]
+            results.record(f"process.{p}.loaded", grown, "bytes", kind="timing")
+        for name in sorted(meters.keys() - {"process"}):
+            results.record(f"{name}.{p}.loaded", meters[name], "bytes")
         for key, peak in run["peaks"].items():
             batch, context = map(int, key.split(" x "))
             parts = peak_bytes(config, p, context, batch, device)
