@@ -390,7 +390,7 @@ def where_time_goes(
     profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
 ) -> Figure:
     """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
-    drawn, axes = figure(figsize=(8.5, 1.3 + 0.5 * len(profiles)))
+    drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
     hatches = ("", "///", "xx", "..", "", "--")
     colours = (
         COLOURS["bf16"],
@@ -418,7 +418,7 @@ def where_time_goes(
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"ms in operations, one {phase}, under the profiler")
-    drawn.legend(fontsize=8, ncols=5, loc="outside lower center")
+    drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
     share = (
         1e3
         * profiles["int8"]["quantizing, outliers, scaling"]["seconds"]
