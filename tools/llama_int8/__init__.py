@@ -4,4 +4,9 @@ Imports point one way: classroom -> measurement -> quantization -> transformer. 
 door to every model and uses `measurement.cost` to say beforehand what a model needs.
 """
 
+import os
+
+# Before torch is imported: its memory profiler warns of every block that it has not seen begin.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 __version__ = "0.1.0"

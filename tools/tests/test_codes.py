@@ -311,7 +311,7 @@ def test_int8_products_are_exact(M, K, N, layout_a, layout_b, seed):
 @pytest.mark.parametrize("K", [1, 2, 1023, 1024, 1025, INNER_OF_THE_MODELS, LARGEST_INNER])
 @pytest.mark.parametrize("M", [1, 3, 33])
 def test_int32_accumulation_is_exact_whatever_the_codes(M, K):
-    assert INNER_OF_THE_MODELS == 14336 and LARGEST_INNER == 131_071
+    assert INNER_OF_THE_MODELS == 28_672 and LARGEST_INNER == 131_071
     extremes = torch.tensor([-128, 127], dtype=torch.int8)[:, None].expand(2, K)
     b = torch.cat([some_codes(2, K, seed=1), extremes])
     for a in (some_codes(M, K), *(row.repeat(M, 1) for row in extremes)):
