@@ -385,7 +385,7 @@ def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_a_synthetic_model_is_compared_in_memory_and_speed_alone(tmp_path):
-    settings = smoke_settings(points=[[1, 8]], decode_tokens=1, rounds=1)
+    settings = smoke_settings(more_points=[[1, 8]], decode_tokens=1, more_rounds=1)
     found = experiment.another_model("synthetic:smollm2-135m", settings, "", [], str(tmp_path))
     kept = json.loads(found.results.path.read_text())["measurements"]
     assert found.results.path.name == "06_fp16_vs_int8@synthetic-smollm2-135m.json"
