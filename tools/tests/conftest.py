@@ -148,3 +148,14 @@ def course(tiny_course, tmp_path) -> Course:
     root = tmp_path / "course"
     shutil.copytree(tiny_course, root, ignore=shutil.ignore_patterns(".course"))
     return Course(root)
+
+
+@pytest.fixture
+def one_thread():
+    """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -146,15 +146,6 @@ def test_probability_at_a_step_is_that_of_the_token_or_none():
     assert answers.probability_at(found, 1, 9) is None
 
 
-@pytest.fixture
-def one_thread():
-    """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # --- the measurement ----------------------------------------------------------------------------
 
 WINDOWS = quality.StridedText(torch.arange(48).view(3, 16), 8, np.array([8, 9, 10]))

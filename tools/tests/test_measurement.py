@@ -227,15 +227,6 @@ SHAPES = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@pytest.fixture
-def one_thread():
-    """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def shaped(shape, precision):
     """A random model of one of the shapes, in this precision."""
     model = tiny_llama(max_position_embeddings=1024, **SHAPES[shape])

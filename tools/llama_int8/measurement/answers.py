@@ -19,21 +19,7 @@ def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> "torch.T
 
 def greedy_answer(model: "PreTrainedModel", tokens: "torch.Tensor", new_tokens: int) -> list[int]:
     """At most `new_tokens` ids after the prompt `tokens` (1, T), always the most probable one."""
-    import torch
-
-    prompt = tokens.to(model.device)
-    out = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        # Some checkpoints carry sampling settings; greedy decoding has none.
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=_any_end(model),
-    )
-    return out[0, prompt.shape[1] :].tolist()
+    return answer_with_candidates(model, tokens, new_tokens, candidates=1)["tokens"]
 
 
 def answer_with_candidates(
@@ -54,6 +40,7 @@ def answer_with_candidates(
     import torch
 
     prompt = tokens.to(model.device)
+    # Some checkpoints carry sampling settings; greedy decoding has none.
     how = {"do_sample": False, "temperature": None}
     if seed is not None:
         torch.manual_seed(seed)

@@ -25,9 +25,6 @@ from llama_int8.measurement.statistics import (
 from llama_int8.measurement.tasks import Item
 from llama_int8.transformer.config import LlamaConfig
 
-# Twelve windows in a row are far enough from the next twelve to speak of another text.
-BLOCK = 12
-
 
 def record_text(
     results: Results,
@@ -147,7 +144,7 @@ def _ends(one: Spread) -> dict[str, float]:
     return {"low": one.low, "high": one.high, "n": one.n}
 
 
-def in_blocks(values: np.ndarray, size: int = BLOCK) -> np.ndarray:
+def in_blocks(values: np.ndarray, size: int) -> np.ndarray:
     """Means of `size` windows in a row, (N,) -> (N // size,); a rest that fills none is left out."""
     count = len(values) // size
     return values[: count * size].reshape(count, size).mean(axis=1)
@@ -155,10 +152,8 @@ def in_blocks(values: np.ndarray, size: int = BLOCK) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Flips:
-    """Two precisions on the same items: shares of right answers, and the items that changed."""
+    """Two precisions on the same items: those that changed, and what that says."""
 
-    first: float
-    second: float
     lost: int  # right only in the first
     won: int  # right only in the second
     difference: PairedDifference  # of the share of right answers, second minus first
@@ -177,9 +172,7 @@ class Flips:
 def flips(first: np.ndarray, second: np.ndarray) -> Flips:
     """Compare right (True) and wrong answers to the same items, both of shape (N,)."""
     lost, won = int((first & ~second).sum()), int((second & ~first).sum())
-    return Flips(
-        float(first.mean()), float(second.mean()), lost, won, paired_bootstrap(first, second)
-    )
+    return Flips(lost, won, paired_bootstrap(first, second))
 
 
 def record_choices(

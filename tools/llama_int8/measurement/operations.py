@@ -38,11 +38,11 @@ def kind_of(names: list[str]) -> str:
 
 
 def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Call `run` three times, then under the profiler: {kind: {"seconds", "operations", ...}}.
+    """Call `run` three times, then profiled: {kind: {"seconds", "operations", "launches"}}.
 
-    On a CPU the seconds are those inside operations, without Python between them; on a GPU those
-    of the kernels, and "launches" counts the kernels. Every operation is counted, the ones that it
-    calls as well. The profiler itself slows the many small operations: read shares, not sums.
+    On a CPU the seconds are those inside operations; on a GPU those of the kernels, and "launches"
+    counts the kernels. What the fastest call without the profiler took beyond these is "between
+    operations". Every operation is counted, the ones that it calls as well. The profiler itself slows the many small operations: read shares, not sums.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -54,8 +54,6 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     with profiler(activities=activities) as recorded:
         run()
     found = {kind: {"seconds": 0.0, "operations": 0, "launches": 0} for kind in KINDS}
-    # What the same call takes without the profiler, less what was seen: on a GPU mostly waiting
-    # for the next kernel to be started. On a CPU the profiler's own cost hides it.
     for event in recorded.events():
         if event.device_type.name != "CPU":  # a kernel: counted with the operation that started it
             continue
@@ -68,6 +66,7 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
         entry["seconds"] += spent / 1e6
         entry["launches"] += len(event.kernels)
         entry["operations"] += event.name.startswith(("aten::", "bitsandbytes::"))
+    # On a GPU mostly waiting for the next kernel, on a CPU Python; the profiler's cost may hide it.
     seen = sum(entry["seconds"] for entry in found.values())
     found["between operations"]["seconds"] = max(0.0, alone - seen)
     return found
