@@ -20,6 +20,7 @@ from llama_int8.measurement.results import Results
 settings = profiles.resolve("{name}", PROFILE, count=COUNT, model=MODEL)
 results = Results("{name}", settings, RESULTS_DIR)
 results.record("count", settings.count, "count")
+results.record("last", settings.count - 1, "count")
 print("count", settings.count)
 """
 FIGURE_CELL = """\
@@ -32,7 +33,7 @@ count {{ value("00", "count") }}
 
 {{ figure("00_first") }}
 
-{{ by_machine("06", {"second": "count"}, ".0f") }}
+{{ by_machine("06", {"second": "count", "third": "last"}, ".0f") }}
 """
 README = """\
 # Tiny

@@ -55,7 +55,7 @@ def test_another_machine_has_a_column_and_says_what_it_did_not_measure(course):
     path = results_file(course, "06_second")
     content = json.loads(path.read_text())
     content["environment"]["machine"] = "tesla-t4"
-    content["measurements"] = {"other": {"value": 1, "unit": "count", "kind": "exact"}}
+    del content["measurements"]["last"]
     other = course.root / "results" / "tesla-t4" / "06_second.json"
     other.parent.mkdir()
     other.write_text(json.dumps(content))
