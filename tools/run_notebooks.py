@@ -202,7 +202,7 @@ def package_hash() -> str:
     """SHA-256 over the package's files."""
     digest = hashlib.sha256()
     for path in sorted((TOOLS / "llama_int8").rglob("*")):
-        if path.suffix in (".py", ".yaml", ".txt", ".jsonl"):
+        if path.suffix in (".py", ".yaml", ".txt", ".jsonl", ".cpp"):
             digest.update(str(path.relative_to(TOOLS)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

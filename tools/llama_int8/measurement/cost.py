@@ -7,10 +7,12 @@ bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
 import math
 from dataclasses import dataclass
 
+from llama_int8.quantization.cpu.layout import packed_bytes
 from llama_int8.transformer.config import LlamaConfig
 
 GIB = 2**30
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8-fast": 1}
+QUANTIZED = ("int8", "int8-fast")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -39,30 +41,41 @@ class WeightBytes:
 
 
 def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
-    """Bytes that the weights of `config` take at "fp32", "fp16", "bf16" or "int8" (LLM.int8()).
+    """Bytes that the weights of `config` take at "fp32", "fp16", "bf16", "int8" or "int8-fast".
 
     In int8 the blocks' linear layers hold one byte a weight and 4 bytes a row; everything else
     stays at 16 bit (Dettmers et al., arXiv:2208.07339; bitsandbytes skips `lm_head`).
+    In int8-fast the output layer is int8 as well, the embedding keeps a table of its own, biases
+    are FP32, and shapes are filled up to what the kernel reads.
     Raises ValueError for another precision.
     """
     if precision not in BYTES_PER_VALUE:
         raise ValueError(f"precision is {precision!r}; known are {', '.join(BYTES_PER_VALUE)}")
-    other = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    fast = precision == "int8-fast"
+    other = _other_size(precision)
     layers, shapes = config.num_hidden_layers, config.linear_shapes()
     table = config.vocab_size * config.hidden_size * other
+    size = packed_bytes if fast else lambda out, in_: out * in_ * BYTES_PER_VALUE[precision]
+    scaled = sum(o for o, _ in shapes.values()) if precision in QUANTIZED else 0
+    output = packed_bytes(config.vocab_size, config.hidden_size) if fast else table
     biased = [
         out
         for name, (out, _) in shapes.items()
         if (config.attention_bias if name in ATTENTION else config.mlp_bias)
     ]
     return WeightBytes(
-        linear=layers * sum(o * i for o, i in shapes.values()) * BYTES_PER_VALUE[precision],
-        scales=layers * sum(o for o, _ in shapes.values()) * 4 if precision == "int8" else 0,
+        linear=layers * sum(size(*shape) for shape in shapes.values()),
+        scales=4 * (layers * scaled + (config.vocab_size if fast else 0)),
         embedding=table,
-        lm_head=0 if config.tie_word_embeddings else table,
+        lm_head=0 if config.tie_word_embeddings and not fast else output,
         norms=(2 * layers + 1) * config.hidden_size * other,
-        biases=layers * sum(biased) * other,
+        biases=layers * sum(biased) * (4 if fast else other),
     )
+
+
+def _other_size(precision: str) -> int:
+    """Bytes of a value that is no quantized weight."""
+    return 2 if precision in QUANTIZED else BYTES_PER_VALUE[precision]
 
 
 def count_parameters(config: LlamaConfig) -> int:
@@ -91,7 +104,7 @@ def activation_bytes(
     the inner width is less than 1.5 times the width, attention can be the wider place.
     """
     width, inner = config.hidden_size, config.intermediate_size
-    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    size = _other_size(precision)
     if precision == "int8":
         product = 4 + (12 if device == "cpu" else size)
         row = 4 * width * size + width + inner * (size + product)
@@ -115,7 +128,7 @@ def peak_bytes(
 
     Logits are those of the last position alone, as in generation.
     """
-    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    size = _other_size(precision)
     return {
         "weights": weight_bytes(config, precision).total,
         "KV cache": kv_cache_bytes(config, tokens, batch, size),
@@ -141,7 +154,7 @@ def forward_bytes(
     config: LlamaConfig, precision: str, new: int, past: int = 0, batch: int = 1
 ) -> int:
     """Bytes that such a pass must move at least: every weight once, and the KV cache once."""
-    size = 2 if precision == "int8" else BYTES_PER_VALUE[precision]
+    size = _other_size(precision)
     cache = kv_cache_bytes(config, past + new, batch, size)
     return weight_bytes(config, precision).read_per_token + cache
 

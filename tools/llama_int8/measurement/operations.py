@@ -42,7 +42,8 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
 
     On a CPU the seconds are those inside operations; on a GPU those of the kernels, and "launches"
     counts the kernels. What the fastest call without the profiler took beyond these is "between
-    operations". Every operation is counted, the ones that it calls as well. The profiler itself slows the many small operations: read shares, not sums.
+    operations". Every operation is counted, the ones that it calls as well.
+    The profiler itself slows the many small operations: read shares, not sums.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler

@@ -136,9 +136,10 @@ def window_scores(
 
     For the first `keep` windows also "hidden": the states that the output layer reads. Where a
     `reference` (another precision's result on the same windows) holds them, "kl" and "agreement"
-    from it to this model: its states are read by this model's output layer, which LLM.int8()
-    leaves in 16 bit, so they stand for its distributions at a fraction of their bytes. One window
-    a pass: LLM.int8() finds its outlier columns per call. Raises ValueError for NaN.
+    from it to this model: its states are read by its own output layer, which is this model's, too
+    (LLM.int8() leaves it in 16 bit) or the embedding's table (where both share it), so they stand
+    for its distributions at a fraction of their bytes. One window a pass: LLM.int8() finds its
+    outlier columns per call. Raises ValueError for NaN.
     """
 
     def score(number: int) -> dict[str, Any]:
@@ -169,10 +170,19 @@ def _window_score(
         if keep:
             found["hidden"] = _packed(states)
         if other is not None:
-            theirs = head(_unpacked(other, states)).float().log_softmax(-1)
+            theirs = _baseline_logits(model, _unpacked(other, states)).float().log_softmax(-1)
             found["kl"] = divergence(theirs, log_p).mean().item()
             found["agreement"] = (theirs.argmax(-1) == log_p.argmax(-1)).double().mean().item()
     return found
+
+
+def _baseline_logits(model: "PreTrainedModel", states: "torch.Tensor") -> "torch.Tensor":
+    """What the baseline's output layer makes of its states: from the shared table, if it is one."""
+    import torch
+
+    if model.config.tie_word_embeddings:  # int8-fast quantizes its output layer, not the table
+        return torch.nn.functional.linear(states, model.get_input_embeddings().weight)
+    return model.get_output_embeddings()(states)
 
 
 def divergence(first: "torch.Tensor", second: "torch.Tensor") -> "torch.Tensor":

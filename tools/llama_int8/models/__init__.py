@@ -10,6 +10,7 @@ from llama_int8.errors import (
     UnknownModelError,
 )
 from llama_int8.models.hub import revision_of
+from llama_int8.models.int8_fast import save_int8_fast
 from llama_int8.models.loading import (
     HEADROOM,
     available_model,
@@ -50,5 +51,6 @@ __all__ = [
     "model_folder",
     "placement",
     "revision_of",
+    "save_int8_fast",
     "save_synthetic",
 ]

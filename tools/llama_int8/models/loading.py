@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from llama_int8.errors import (
     PrecisionError,
 )
 from llama_int8.files import check_weights
-from llama_int8.measurement.cost import GIB, weight_bytes
+from llama_int8.measurement.cost import GIB, QUANTIZED, weight_bytes
 from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.hub import hub_folder
+from llama_int8.models.int8_fast import is_int8_fast, load_int8_fast
 from llama_int8.models.registry import (
     DEFAULT_MODEL,
     MODELS,
@@ -30,14 +32,14 @@ from llama_int8.models.registry import (
     config_of,
     existing_folder,
 )
-from llama_int8.models.synthetic import build_synthetic
+from llama_int8.models.synthetic import bitsandbytes_linear, build_synthetic
 from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-fast")
 # Beyond the weights: activations, a short KV cache, the libraries' own buffers.
 HEADROOM = 1.1
 
@@ -51,11 +53,12 @@ def load_model(
     """Load a model in evaluation mode on one device ("auto": over all GPUs, through accelerate).
 
     `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
-    Face's format. `precision`: "fp32", "bf16", "fp16" or "int8" (bitsandbytes' LLM.int8() with
-    outlier `threshold`, the rest of the model in the device's 16-bit format). `device`: None takes
-    the GPU if there is one. Raises a ModelError that says what to do instead.
+    Face's format. `precision`: "fp32", "bf16", "fp16", "int8" (bitsandbytes' LLM.int8() with
+    outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
+    course's own, for a CPU; what `save_int8_fast` wrote is loaded in this precision alone).
+    `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
     """
-    device = device or default_device()
+    device = device or ("cpu" if precision == "int8-fast" else default_device())
     check_precision(precision, device)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; it must be 0 (no decomposition) or more")
@@ -63,13 +66,21 @@ def load_model(
     check_memory(str(name_or_folder), config, precision, device)
     quiet_libraries()
     int8_threshold = threshold if precision == "int8" else None
-    dtype = _dtype(baseline_precision(device) if precision == "int8" else precision)
+    dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
     if str(name_or_folder).startswith(SYNTHETIC):
         with explained_memory(str(name_or_folder), precision, device):
-            return build_synthetic(config, dtype, _first_device(device), int8_threshold)
+            return _synthetic(config, precision, dtype, _first_device(device), threshold)
     folder = model_folder(name_or_folder)
     with explained_memory(str(name_or_folder), precision, device):
-        return _load_folder(folder, dtype, device, int8_threshold)
+        if is_int8_fast(folder):
+            _check_format(folder, precision)
+            return load_int8_fast(folder, config)
+        model = _load_folder(folder, dtype, device, int8_threshold)
+        if precision == "int8-fast":
+            from llama_int8.quantization.cpu.layers import replace_linears
+
+            replace_linears(model)
+        return model
 
 
 def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
@@ -139,6 +150,11 @@ def check_precision(precision: str, device: str) -> None:
         raise ValueError(f"precision is {precision!r}; known are {', '.join(PRECISIONS)}")
     if device == "cpu":
         return
+    if precision == "int8-fast":
+        raise PrecisionError(
+            f"int8-fast is a format for CPUs, and device is {device!r}; use precision='int8', or "
+            "device='cpu'"
+        )
     if not torch.cuda.is_available():
         raise PrecisionError(f"device is {device!r}, but PyTorch sees no GPU; use device='cpu'")
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -255,6 +271,27 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _synthetic(
+    config: LlamaConfig, precision: str, dtype: "torch.dtype", device: str, threshold: float
+) -> "torch.nn.Module":
+    if precision == "int8":
+        layer = partial(bitsandbytes_linear, threshold=threshold)
+        return build_synthetic(config, dtype, device, layer)
+    if precision == "int8-fast":
+        from llama_int8.quantization.cpu.layers import Int8FastLinear
+
+        return build_synthetic(config, dtype, device, Int8FastLinear.from_linear, skip=())
+    return build_synthetic(config, dtype, device)
+
+
+def _check_format(folder: Path, precision: str) -> None:
+    if precision != "int8-fast":
+        raise PrecisionError(
+            f"{folder} holds int8-fast weights, and {precision} cannot be made of them; load it with "
+            "precision='int8-fast', or the original model"
+        )
 
 
 def _load_folder(folder: Path, dtype: "torch.dtype", device: str, int8_threshold: float | None):

@@ -7,7 +7,7 @@ and the one loaded back are the same.
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,35 +84,47 @@ def _shards(
 
 
 def build_synthetic(
-    config: LlamaConfig, dtype: "torch.dtype", device: str, int8_threshold: float | None = None
+    config: LlamaConfig,
+    dtype: "torch.dtype",
+    device: str,
+    quantized: Callable[["torch.nn.Linear"], "torch.nn.Module"] | None = None,
+    skip: tuple[str, ...] = ("lm_head",),
 ) -> "torch.nn.Module":
-    """The model on `device`, filled tensor by tensor; in LLM.int8() unless the threshold is None."""
-    import torch
+    """The model on `device`, filled tensor by tensor, so that memory holds one layer twice.
+
+    `quantized(linear)` makes what stands in the place of a linear layer that is not in `skip`; its
+    weights were rounded to `dtype` first, as a checkpoint's are when it is loaded: the same codes.
+    """
     from torch import nn
 
     model = empty_model(config)
     for name, module in list(model.named_modules()):
-        if int8_threshold is not None and isinstance(module, nn.Linear) and name != "lm_head":
-            # Rounded to `dtype` first, as a checkpoint is when it is loaded: the same int8 codes.
-            weight = random_tensor(f"{name}.weight", tuple(module.weight.shape), dtype)
-            parent = model.get_submodule(name.rpartition(".")[0])
-            layer = _int8_linear(module, weight, int8_threshold).to(device)
-            setattr(parent, name.rpartition(".")[2], layer)
-            continue
+        replaced = quantized is not None and isinstance(module, nn.Linear) and name not in skip
         for key, old in list(module.named_parameters(recurse=False)):
             full_name = f"{name}.{key}"
             if full_name == "lm_head.weight" and config.tie_word_embeddings:
+                module.weight = model.model.embed_tokens.weight
                 continue
-            value = random_tensor(full_name, tuple(old.shape), dtype).to(device)
+            value = random_tensor(full_name, tuple(old.shape), dtype)
+            value = value if replaced else value.to(device)  # bitsandbytes quantizes on the way
             setattr(module, key, nn.Parameter(value, requires_grad=False))
-    model.tie_weights()
-    rotary = model.model.rotary_emb  # buffers are computed from the configuration, not stored
+        if replaced:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], quantized(module).to(device))
+    return restore_rotary(model, device).eval()
+
+
+def restore_rotary(model: "torch.nn.Module", device: str) -> "torch.nn.Module":
+    """Give an `empty_model` its rotary buffers: computed from the configuration, not stored."""
+    import torch
+
     with torch.device(device):
-        model.model.rotary_emb = type(rotary)(model.config)
-    return model.eval()
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    return model
 
 
-def _int8_linear(linear: "torch.nn.Linear", weight: "torch.Tensor", threshold: float):
+def bitsandbytes_linear(linear: "torch.nn.Linear", threshold: float) -> "torch.nn.Module":
+    """A layer of LLM.int8() that quantizes these weights when it is moved to its device."""
     import bitsandbytes as bnb
 
     layer = bnb.nn.Linear8bitLt(
@@ -123,5 +135,7 @@ def _int8_linear(linear: "torch.nn.Linear", weight: "torch.Tensor", threshold: f
         threshold=threshold,
         device="meta",
     )
-    layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(
+        linear.weight.data, requires_grad=False, has_fp16_weights=False
+    )
     return layer

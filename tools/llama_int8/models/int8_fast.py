@@ -1,0 +1,100 @@
+"""A model in `int8-fast` as files: quantized once, loaded without the 16-bit weights.
+
+Format: Hugging Face's folder. `config.json` has a `quantization_config` with `quant_method`
+"llama-int8-fast" and the layout's `version`. In `model.safetensors` every linear layer, the output
+layer included, has `weight` (uint8: codes + 128 in the order of `quantization.cpu.blocks.pack`),
+`scale` (FP32, one a row) and, if it has one, `bias` (FP32); the rest is bf16.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_int8.errors import ModelFilesError
+from llama_int8.files import build_once, check_weights, read_json_object
+from llama_int8.models.synthetic import empty_model, restore_rotary
+from llama_int8.quantization.cpu.layout import FORMAT_VERSION, GROUP, ROWS
+from llama_int8.transformer.config import LlamaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+METHOD = "llama-int8-fast"
+
+
+def is_int8_fast(folder: Path) -> bool:
+    """Whether `folder` was written by `save_int8_fast`."""
+    return _described(folder).get("quant_method") == METHOD
+
+
+def save_int8_fast(model: "torch.nn.Module", folder: str | Path, tokenizer: Any = None) -> Path:
+    """Write a model of precision "int8-fast" to a folder that is not there yet.
+
+    With its `tokenizer` the folder is all that a reader needs. The folder appears when it is
+    complete. Raises TypeError for a model in another precision, FileExistsError for a folder that
+    exists.
+    """
+    from safetensors.torch import save_file
+
+    from llama_int8.quantization.cpu.layers import Int8FastLinear
+
+    folder = Path(folder)
+    if not isinstance(model.lm_head, Int8FastLinear):
+        raise TypeError("this model is not in int8-fast; load it with that precision first")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; name a new folder, or delete it")
+
+    def write(unfinished: Path) -> None:
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        metadata = {"format": "pt", "quant_method": METHOD, "version": str(FORMAT_VERSION)}
+        save_file(tensors, unfinished / "model.safetensors", metadata=metadata)
+        config = LlamaConfig.from_hugging_face(model.config.to_dict())
+        layout = {"version": FORMAT_VERSION, "group": GROUP, "rows": ROWS}
+        described = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **config.to_hugging_face(),
+            "quantization_config": {"quant_method": METHOD, **layout},
+        }
+        (unfinished / "config.json").write_text(json.dumps(described, indent=1))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+
+    return build_once(folder, write)
+
+
+def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
+    """Hugging Face's model with the folder's layers, in evaluation mode on the CPU.
+
+    Raises ModelFilesError for another version of the format, and for files that are damaged or do
+    not fit the config.
+    """
+    from safetensors.torch import load_file
+
+    from llama_int8.quantization.cpu.layers import replace_linears
+
+    version = _described(folder).get("version")
+    if version != FORMAT_VERSION:
+        raise ModelFilesError(
+            f"{folder} is in version {version!r} of the int8-fast format, this course reads "
+            f"{FORMAT_VERSION}; quantize the original model again"
+        )
+    check_weights(folder)
+    model = replace_linears(empty_model(config))
+    tensors = load_file(folder / "model.safetensors")
+    wanted = model.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys()) or [
+        name for name in wanted if wanted[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise ModelFilesError(
+            f"the weights in {folder} do not fit its config.json: {wrong[0]} is missing, unknown or "
+            "of another shape. Quantize the model again"
+        )
+    model.load_state_dict(tensors, assign=True)
+    return restore_rotary(model, "cpu").eval()
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return read_json_object(path).get("quantization_config") or {} if path.exists() else {}

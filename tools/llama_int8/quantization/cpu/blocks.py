@@ -1,0 +1,97 @@
+"""The format of `int8-fast`, and its product in plain PyTorch.
+
+Weights: int8 codes with one scale a row. Activations: int8 codes with one scale for every GROUP
+inputs of a token, so that an outlier coarsens 63 neighbours and not the whole row. Shapes: N tokens,
+M outputs, K inputs, G = K / GROUP groups (rounded up).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from llama_int8.quantization.cpu.layout import GROUP, ROWS
+
+TINY = 1e-30  # a group below it counts as zeros: 127 / absmax would be infinite soon
+_LARGEST = torch.tensor(127.0)  # a tensor: `127 / x` is `x.reciprocal() * 127`, rounded twice
+_SLICE_BYTES = 2**25  # weights that the plain path restores at a time, in FP32
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Absmax codes of each row, (M, K) -> int8 (M, K), and scales FP32 (M,): weight = scale x code.
+
+    Raises TypeError for what is no matrix in floating point, ValueError for an empty matrix, for
+    NaN and for infinity.
+    """
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise TypeError(
+            f"the weights are {weight.dtype} of shape {tuple(weight.shape)}; wanted is a matrix "
+            "(outputs, inputs) in floating point"
+        )
+    if weight.numel() == 0:
+        raise ValueError(f"weights of shape {tuple(weight.shape)} hold nothing to quantize")
+    absmax = weight.abs().amax(1).float()
+    if not absmax.isfinite().all():
+        row = int((~absmax.isfinite()).nonzero()[0])
+        raise ValueError(f"row {row} of the weights holds NaN or infinity; only numbers have codes")
+    scale = torch.where(absmax < TINY, 0.0, absmax / 127)
+    steps = torch.where(absmax < TINY, 0.0, _LARGEST / absmax)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    for first in range(0, len(weight), 4096):  # a large output layer once in FP32 would be GBs
+        rows = slice(first, first + 4096)
+        codes[rows] = (weight[rows].float() * steps[rows, None]).round().to(torch.int8)
+    return codes, scale
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> codes, int8 (N, G, GROUP), zeros at the end of the last group, and scales (N, G).
+
+    A group with NaN or infinity gets codes 0 and the scale NaN, so that its token's outputs are NaN.
+    """
+    groups = pad(x.float(), (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))  # (N, G, GROUP)
+    absmax = groups.abs().amax(-1)  # (N, G)
+    finite = absmax.isfinite()
+    steps = torch.where(finite & (absmax >= TINY), _LARGEST / absmax, 0.0)
+    scale = torch.where(absmax < TINY, 0.0, absmax / 127).masked_fill(~finite, torch.nan)
+    codes = (groups * steps[..., None]).nan_to_num(0.0).round().to(torch.int8)
+    return codes, scale
+
+
+def pack(codes: Tensor) -> Tensor:
+    """int8 (M, K) -> uint8 (M / ROWS, K / 4, ROWS, 4), code + 128, filled up with codes 0.
+
+    The order in which the kernel reads: 4 neighbouring inputs of 32 outputs, then the next 4 inputs.
+    """
+    full = pad(codes, (0, -codes.shape[1] % GROUP, 0, -codes.shape[0] % ROWS))
+    blocks = (full ^ -128).view(torch.uint8)  # code + 128: the sign bit turned over
+    return blocks.view(len(full) // ROWS, ROWS, -1, 4).transpose(1, 2).contiguous()
+
+
+def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """What `pack` was given: uint8 (M / ROWS, K / 4, ROWS, 4) -> int8 (M, K)."""
+    full = packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)
+    return (full.view(torch.int8) ^ -128)[:outputs, :inputs]
+
+
+def plain_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in PyTorch alone, (N, K) -> (N, M) in x's dtype, bit for bit that of the kernel.
+
+    The codes of one group are multiplied in FP32, which holds every sum of 64 products exactly;
+    the groups are scaled and added in the kernel's order. Any machine can do it, none does it fast.
+    """
+    codes, of_tokens = quantize_activations(x)
+    codes = codes.float().transpose(0, 1).contiguous()  # (G, N, GROUP)
+    outputs = len(scale)
+    y = torch.empty(len(x), outputs, dtype=x.dtype)
+    blocks = max(1, _SLICE_BYTES // (4 * ROWS * packed.shape[1] * 4))
+    for first in range(0, len(packed), blocks):
+        part = packed[first : first + blocks]
+        rows = slice(first * ROWS, min(outputs, (first + blocks) * ROWS))
+        weights = unpack(part, rows.stop - rows.start, 4 * part.shape[1]).float()  # (m, K)
+        total = torch.zeros(len(x), len(weights))
+        for g, group in enumerate(weights.split(GROUP, dim=1)):
+            total += (codes[g] @ group.T) * of_tokens[:, g, None]
+        total *= scale[rows]
+        if bias is not None:
+            total += bias[rows]
+        y[:, rows] = total.to(x.dtype)
+    return y

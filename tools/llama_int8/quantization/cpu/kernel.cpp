@@ -1,0 +1,409 @@
+// int8 products and one decode step of a LLaMA on a CPU, for AVX-512 VNNI or AVX2.
+//
+// Plain C functions on plain pointers: no PyTorch header, so it compiles in seconds, and Python
+// calls it through ctypes. The file reads from the inside out: numbers, a block of 64 activations,
+// a tile of the product, a whole linear layer, and at the end the decode step.
+//
+// Format of a layer's weights, M outputs and K inputs: codes q in [-127, 127] with one scale per
+// output, stored as bytes q + 128 in the order [M / 32][K / 4][32][4], so that one vector load
+// brings the next 4 inputs of 16 (AVX-512) or 8 (AVX2) outputs. Zeros fill M up to a multiple of 32
+// and K up to a multiple of 64.
+//
+// Compile with -ffp-contract=off: a fused multiply-add rounds once where PyTorch rounds twice, and
+// both shall give the same bits.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+constexpr int64_t GROUP = 64;  // activations that share a scale
+constexpr int64_t ROWS = 32;   // outputs in a block of the weights
+
+struct Linear {
+    const uint8_t* codes;
+    const float* scale;  // M
+    const float* bias;   // M, or null
+    int64_t outputs, inputs;
+};
+
+struct Layer {
+    const float* input_norm;
+    Linear qkv;
+    Linear o;
+    const float* post_attention_norm;
+    Linear gate_up;
+    Linear down;
+};
+
+struct Model {
+    const uint16_t* embedding;  // bf16 (vocabulary, width)
+    const Layer* layers;
+    const float* norm;
+    Linear head;
+    const float* cos;  // (context, head_dim / 2)
+    const float* sin;
+    uint16_t* cache;  // bf16 (layers, 2, batch, kv_heads, context, head_dim)
+    int64_t layer_count, width, inner, heads, kv_heads, head_dim, context, batch;
+    float eps;
+};
+
+// ---- numbers ---------------------------------------------------------------------------------
+
+static inline float from_bf16(uint16_t value) {
+    const uint32_t bits = uint32_t(value) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
+static inline uint16_t to_bf16(float value) {  // to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : uint16_t(rounded);  // NaN stays NaN
+}
+
+static inline float load(const float* p) { return *p; }
+static inline float load(const uint16_t* p) { return from_bf16(*p); }
+static inline void store(float* p, float value) { *p = value; }
+static inline void store(uint16_t* p, float value) { *p = to_bf16(value); }
+
+static inline float round_to_even(float x) {  // for |x| < 2^22: the sum has no bits left below 1
+    return (x + 12582912.0f) - 12582912.0f;
+}
+
+static inline float fast_exp(float x) {  // 2^n times a polynomial, relative error about 2e-7
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float n = round_to_even(x * 1.44269504f);
+    const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const uint32_t bits = uint32_t(int32_t(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+// ---- activations: int8 codes, one scale for every 64 -------------------------------------------
+
+struct Activations {
+    std::vector<int8_t> codes;   // (tokens, padded inputs)
+    std::vector<float> scale;    // (tokens, groups)
+    std::vector<int32_t> start;  // (tokens, groups): what the accumulators begin with
+    int64_t inputs = 0, groups = 0;
+
+    void resize(int64_t tokens, int64_t inputs_) {
+        inputs = (inputs_ + GROUP - 1) / GROUP * GROUP;
+        groups = inputs / GROUP;
+        codes.resize(tokens * inputs);
+        scale.resize(tokens * groups);
+        start.resize(tokens * groups);
+    }
+};
+
+static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* start) {
+    // The bits of |x|, read as integers, are in the order of the numbers, with infinity and NaN at
+    // the end: one maximum finds the largest and does not lose a NaN.
+    int32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < GROUP; i++) {
+        int32_t bits;
+        std::memcpy(&bits, x + i, 4);
+        largest = std::max(largest, bits & 0x7FFFFFFF);
+    }
+    float absmax;
+    std::memcpy(&absmax, &largest, 4);
+    const bool finite = largest < 0x7F800000;
+    const bool zero = absmax < 1e-30f;  // 127 / absmax would be infinite soon
+    const float steps = finite && !zero ? 127.0f / absmax : 0.0f;
+    *scale = finite ? (zero ? 0.0f : absmax / 127.0f) : NAN;  // NaN in, NaN out
+    int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < GROUP; i++) {
+        const int32_t code = finite ? int32_t(round_to_even(x[i] * steps)) : 0;
+        codes[i] = int8_t(code);
+        sum += code;
+    }
+#ifdef __AVX512VNNI__
+    *start = -128 * sum;  // the product below takes q + 128 for q
+#else
+    *start = 0;
+#endif
+}
+
+template <class T>
+static void quantize_row(const T* x, int64_t inputs, Activations& out, int64_t row) {
+    float group[GROUP];
+    for (int64_t g = 0; g < out.groups; g++) {
+        const int64_t first = g * GROUP, count = std::min(GROUP, inputs - first);
+        for (int64_t i = 0; i < count; i++) group[i] = load(x + first + i);
+        for (int64_t i = count; i < GROUP; i++) group[i] = 0.0f;
+        quantize_group(group, out.codes.data() + row * out.inputs + first,
+                       &out.scale[row * out.groups + g], &out.start[row * out.groups + g]);
+    }
+}
+
+// ---- a tile: TOKENS rows of activations times a block of 32 rows of weights --------------------
+// Vectors of LANES numbers; dot4 adds to each int32 lane the products of 4 weights with 4 codes.
+
+#ifdef __AVX512VNNI__
+constexpr int LANES = 16;
+typedef __m512i Ints;
+typedef __m512 Floats;
+static const char* const NAME = "AVX-512 VNNI";
+static inline Ints ints(int32_t value) { return _mm512_set1_epi32(value); }
+static inline Floats floats(float value) { return _mm512_set1_ps(value); }
+static inline Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+static inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+static inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+static inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+static inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+static inline void dot4(Ints& sum, Ints weights, Ints codes) {
+    // One instruction: bytes without sign times bytes with sign. As assembly, because gcc 12 adds
+    // copies of registers to _mm512_dpbusd_epi32 and loses a third of the speed.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
+}
+#else
+constexpr int LANES = 8;
+typedef __m256i Ints;
+typedef __m256 Floats;
+static const char* const NAME = "AVX2";
+static inline Ints ints(int32_t value) { return _mm256_set1_epi32(value); }
+static inline Floats floats(float value) { return _mm256_set1_ps(value); }
+static inline Ints load_ints(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+static inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+static inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+static inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+static inline void dot4(Ints& sum, Ints weights, Ints codes) {
+    // AVX2 adds pairs of products in 16 bits. With codes up to 127 a pair is at most 32,258: exact.
+    const Ints q = _mm256_xor_si256(weights, _mm256_set1_epi8(char(0x80)));  // q + 128 -> q
+    const Ints pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(q, codes));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#endif
+
+template <int TOKENS>
+static void tile(const Activations& x, int64_t token, const uint8_t* weights, float* out) {
+    constexpr int VECTORS = ROWS / LANES;
+    Floats total[TOKENS][VECTORS];
+    for (auto& row : total)
+        for (auto& v : row) v = floats(0.0f);
+    for (int64_t g = 0; g < x.groups; g++) {
+        Ints sum[TOKENS][VECTORS];
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sum[t][v] = ints(x.start[(token + t) * x.groups + g]);
+#pragma GCC unroll 1
+        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
+            const uint8_t* w = weights + k * ROWS;
+            if (TOKENS == 1) {  // one token waits for memory: ask for what comes 4 KB later
+                _mm_prefetch((const char*)w + 4096, _MM_HINT_T0);
+                _mm_prefetch((const char*)w + 4160, _MM_HINT_T0);
+            }
+            Ints block[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) block[v] = load_ints(w + v * 4 * LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < TOKENS; t++) {
+                int32_t four;  // the codes of 4 inputs
+                std::memcpy(&four, &x.codes[(token + t) * x.inputs + k], 4);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) dot4(sum[t][v], block[v], ints(four));
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                const Floats scale = floats(x.scale[(token + t) * x.groups + g]);
+                total[t][v] = add(total[t][v], mul(to_floats(sum[t][v]), scale));
+            }
+    }
+    for (int t = 0; t < TOKENS; t++)
+        for (int v = 0; v < VECTORS; v++) store_floats(out + t * ROWS + v * LANES, total[t][v]);
+}
+
+// ---- a linear layer --------------------------------------------------------------------------
+
+template <class T>
+static void multiply(const Activations& x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                     int threads) {
+    const int64_t blocks = (layer.outputs + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(threads) if (blocks > 1) schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t* weights = layer.codes + b * ROWS * x.inputs;
+        const int64_t first = b * ROWS, count = std::min(ROWS, layer.outputs - first);
+        float out[8 * ROWS];
+        for (int64_t token = 0; token < tokens;) {
+            const int64_t left = tokens - token;
+            const int64_t taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (taken == 8) tile<8>(x, token, weights, out);
+            else if (taken == 4) tile<4>(x, token, weights, out);
+            else if (taken == 2) tile<2>(x, token, weights, out);
+            else tile<1>(x, token, weights, out);
+            for (int64_t t = 0; t < taken; t++) {
+                T* row = y + (token + t) * layer.outputs + first;
+                for (int64_t i = 0; i < count; i++) {
+                    float value = out[t * ROWS + i] * layer.scale[first + i];
+                    if (layer.bias) value += layer.bias[first + i];
+                    store(row + i, add_to_y ? load(row + i) + value : value);
+                }
+            }
+            token += taken;
+        }
+    }
+}
+
+template <class T>
+static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                   int threads) {
+    static thread_local Activations codes_of_this_thread;
+    Activations& codes = codes_of_this_thread;  // one name for all threads of the loop
+    codes.resize(tokens, layer.inputs);
+#pragma omp parallel for num_threads(threads) if (tokens > 1) schedule(static)
+    for (int64_t t = 0; t < tokens; t++)
+        quantize_row(x + t * layer.inputs, layer.inputs, codes, t);
+    multiply(codes, tokens, layer, y, add_to_y, threads);
+}
+
+// ---- one decode step: everything between the products in FP32, one token of each sequence -------
+
+static void rms_norm(const float* x, const float* weight, int64_t width, float eps, float* out) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; i++) squares += x[i] * x[i];
+    const float factor = 1 / std::sqrt(squares / width + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor * weight[i];
+}
+
+static void rotate(float* head, const float* cos, const float* sin, int64_t half) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        const float first = head[i], second = head[i + half];
+        head[i] = first * cos[i] - second * sin[i];
+        head[i + half] = second * cos[i] + first * sin[i];
+    }
+}
+
+static void attend(const float* query, const uint16_t* keys, const uint16_t* values, int64_t length,
+                   int64_t dim, float* out) {
+    static thread_local std::vector<float> scores;
+    scores.resize(length);
+    const float scale = 1 / std::sqrt(float(dim));
+    float largest = -INFINITY;
+    for (int64_t t = 0; t < length; t++) {
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t d = 0; d < dim; d++) dot += query[d] * from_bf16(keys[t * dim + d]);
+        scores[t] = dot * scale;
+        largest = std::max(largest, scores[t]);
+    }
+    float sum = 0;
+    float* weights = scores.data();
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < length; t++) {
+        weights[t] = fast_exp(weights[t] - largest);
+        sum += weights[t];
+    }
+    std::fill(out, out + dim, 0.0f);
+    for (int64_t t = 0; t < length; t++) {
+        const float weight = weights[t] / sum;
+#pragma omp simd
+        for (int64_t d = 0; d < dim; d++) out[d] += weight * from_bf16(values[t * dim + d]);
+    }
+}
+
+static void attention(const Model& m, int64_t layer, float* qkv, int64_t position, float* out,
+                      int threads) {
+    const int64_t dim = m.head_dim, half = dim / 2, heads = m.heads, shared = m.kv_heads;
+    const int64_t row = (heads + 2 * shared) * dim, plane = m.batch * shared * m.context * dim;
+    const float *cos = m.cos + position * half, *sin = m.sin + position * half;
+    uint16_t* keys = m.cache + layer * 2 * plane;
+    uint16_t* values = keys + plane;
+    for (int64_t b = 0; b < m.batch; b++)
+        for (int64_t h = 0; h < shared; h++) {  // the new token's keys and values join the cache
+            float* key = qkv + b * row + (heads + h) * dim;
+            const float* value = key + shared * dim;
+            rotate(key, cos, sin, half);
+            const int64_t place = ((b * shared + h) * m.context + position) * dim;
+            for (int64_t d = 0; d < dim; d++) {
+                keys[place + d] = to_bf16(key[d]);
+                values[place + d] = to_bf16(value[d]);
+            }
+        }
+    const bool worth_it = m.batch * heads * (position + 1) > 512;
+#pragma omp parallel for num_threads(threads) if (worth_it) schedule(static)
+    for (int64_t i = 0; i < m.batch * heads; i++) {
+        const int64_t b = i / heads, h = i % heads;
+        float* query = qkv + b * row + h * dim;
+        rotate(query, cos, sin, half);
+        const int64_t place = (b * shared + h * shared / heads) * m.context * dim;
+        attend(query, keys + place, values + place, position + 1, dim, out + i * dim);
+    }
+}
+
+static void step(const Model& m, const int64_t* tokens, int64_t position, float* logits,
+                 int threads) {
+    const int64_t B = m.batch, C = m.width, F = m.inner, Q = m.heads * m.head_dim;
+    std::vector<float> x(B * C), normed(B * C), mixed(B * Q), gate_up(B * 2 * F), hidden(B * F);
+    std::vector<float> qkv(B * (Q + 2 * m.kv_heads * m.head_dim));
+    auto norm_all = [&](const float* weight) {
+        for (int64_t b = 0; b < B; b++)
+            rms_norm(&x[b * C], weight, C, m.eps, &normed[b * C]);
+    };
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < C; i++) x[b * C + i] = from_bf16(m.embedding[tokens[b] * C + i]);
+    for (int64_t l = 0; l < m.layer_count; l++) {
+        const Layer& layer = m.layers[l];
+        norm_all(layer.input_norm);
+        linear(normed.data(), B, layer.qkv, qkv.data(), false, threads);
+        attention(m, l, qkv.data(), position, mixed.data(), threads);
+        linear(mixed.data(), B, layer.o, x.data(), true, threads);  // added to the residual
+        norm_all(layer.post_attention_norm);
+        linear(normed.data(), B, layer.gate_up, gate_up.data(), false, threads);
+        for (int64_t b = 0; b < B; b++) {
+            const float *gate = &gate_up[b * 2 * F], *up = gate + F;
+            float* out = &hidden[b * F];
+#pragma omp simd
+            for (int64_t i = 0; i < F; i++) out[i] = gate[i] / (1 + fast_exp(-gate[i])) * up[i];
+        }
+        linear(hidden.data(), B, layer.down, x.data(), true, threads);
+    }
+    norm_all(m.norm);
+    linear(normed.data(), B, m.head, logits, false, threads);
+}
+
+// ---- what Python calls -------------------------------------------------------------------------
+
+extern "C" {
+
+const char* kernel_name() { return NAME; }
+
+void int8_linear_bf16(const uint16_t* x, int64_t tokens, const Linear* layer, uint16_t* y,
+                      int threads) {
+    linear(x, tokens, *layer, y, false, threads);
+}
+
+void int8_linear_fp32(const float* x, int64_t tokens, const Linear* layer, float* y, int threads) {
+    linear(x, tokens, *layer, y, false, threads);
+}
+
+void llama_step(const Model* model, const int64_t* tokens, int64_t position, float* logits,
+                int threads) {
+    step(*model, tokens, position, logits, threads);
+}
+}

@@ -1,0 +1,214 @@
+"""Which code multiplies: the C++ kernel for AVX-512 VNNI or AVX2, or plain PyTorch.
+
+The kernel is compiled once, at first use, by the machine's own compiler (a few seconds), and kept
+in the course's cache. Where there is no compiler or no such CPU, PyTorch does the same sums.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_int8.files import build_once, cache_folder
+
+CHOICE = "LLAMA_INT8_KERNEL"
+PYTORCH = "pytorch"
+# What each version needs of the CPU, as Linux names it, and of the compiler. The fastest first.
+VERSIONS = {
+    "vnni": (
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma",
+    ),
+    "avx2": (("avx2", "fma"), "-mavx2 -mfma"),
+}
+FLAGS = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fopenmp -shared -fPIC"
+_Pointer = ctypes.c_void_p
+_Int = ctypes.c_int64
+
+
+class LinearStruct(ctypes.Structure):
+    """`Linear` in kernel.cpp."""
+
+    _fields_ = (
+        ("codes", _Pointer),
+        ("scale", _Pointer),
+        ("bias", _Pointer),
+        ("outputs", _Int),
+        ("inputs", _Int),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    """`Layer` in kernel.cpp."""
+
+    _fields_ = (
+        ("input_norm", _Pointer),
+        ("qkv", LinearStruct),
+        ("o", LinearStruct),
+        ("post_attention_norm", _Pointer),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+    )
+
+
+class ModelStruct(ctypes.Structure):
+    """`Model` in kernel.cpp."""
+
+    _fields_ = (
+        ("embedding", _Pointer),
+        ("layers", ctypes.POINTER(LayerStruct)),
+        ("norm", _Pointer),
+        ("head", LinearStruct),
+        ("cos", _Pointer),
+        ("sin", _Pointer),
+        ("cache", _Pointer),
+        *((name, _Int) for name in "layer_count width inner heads kv_heads head_dim".split()),
+        ("context", _Int),
+        ("batch", _Int),
+        ("eps", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The code that runs, and why it is not a faster one ("" if there is none faster)."""
+
+    name: str
+    library: ctypes.CDLL | None
+    reason: str = ""
+
+
+def cpu_features() -> frozenset[str]:
+    """What the CPU can do, by Linux's names ("avx2", "avx512_vnni"); empty on other systems."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def chosen() -> Choice:
+    """The code that runs now: the fastest one here, or what $LLAMA_INT8_KERNEL names.
+
+    Raises ValueError for an unknown name there, RuntimeError for a version that this machine
+    cannot run or compile.
+    """
+    wanted = os.environ.get(CHOICE, "auto")
+    if wanted not in ("auto", PYTORCH, *VERSIONS):
+        raise ValueError(
+            f"{CHOICE} is {wanted!r}; known are auto, {', '.join(VERSIONS)}, {PYTORCH}"
+        )
+    return _choose(wanted)
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[Choice]:
+    """Within the block the named version runs: "vnni", "avx2" or "pytorch"."""
+    before = os.environ.get(CHOICE)
+    os.environ[CHOICE] = name
+    try:
+        yield chosen()
+    finally:
+        os.environ.pop(CHOICE)
+        if before is not None:
+            os.environ[CHOICE] = before
+
+
+@functools.cache
+def _choose(wanted: str) -> Choice:
+    if wanted == PYTORCH:
+        return Choice("PyTorch", None, f"{CHOICE} asks for it")
+    reasons = []
+    for version in VERSIONS if wanted == "auto" else (wanted,):
+        reason, library = _load(version)
+        if library is not None:
+            return Choice(library.kernel_name().decode(), library, "; ".join(reasons))
+        reasons.append(f"{version}: {reason}")
+    if wanted != "auto":
+        raise RuntimeError(
+            f"{CHOICE} is {wanted!r}, but {reasons[0]}; unset it to let it fall back"
+        )
+    return Choice("PyTorch", None, "; ".join(reasons))
+
+
+def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
+    """Why not, or the compiled library."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"this is no x86 processor but {platform.machine()}", None
+    needed, flags = VERSIONS[version]
+    lacking = [feature for feature in needed if feature not in cpu_features()]
+    if lacking:
+        return f"the CPU lacks {lacking[0]}", None
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    if compiler is None:
+        return "there is no C++ compiler (g++) on this machine", None
+    with as_file(files(__package__) / "kernel.cpp") as source:
+        return _compiled(compiler, source, [*FLAGS.split(), *flags.split()])
+
+
+def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, ctypes.CDLL | None]:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    content = [version, source.read_bytes(), " ".join(flags).encode()]
+    name = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
+    log = ""
+
+    def compile_into(folder: Path) -> None:
+        nonlocal log
+        command = [compiler, *flags, "-o", str(folder / "kernel.so"), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        log = done.stderr
+        if done.returncode:
+            raise OSError
+
+    try:
+        folder = build_once(cache_folder() / "kernels" / name, compile_into)
+        # PyTorch is loaded, and its OpenMP with it: the library finds that one, so that both work
+        # with one pool of threads and not with two that wait for each other's cores.
+        return "", _declared(ctypes.CDLL(str(folder / "kernel.so")))
+    except OSError as error:
+        first = next((line for line in log.splitlines() if "error" in line), str(error))
+        return f"{Path(compiler).name} could not compile it ({first.strip()})", None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.kernel_name.restype = ctypes.c_char_p
+    for name in ("int8_linear_bf16", "int8_linear_fp32"):
+        product = getattr(library, name)
+        product.argtypes = (_Pointer, _Int, ctypes.POINTER(LinearStruct), _Pointer, ctypes.c_int)
+        product.restype = None
+    model = ctypes.POINTER(ModelStruct)
+    library.llama_step.argtypes = (model, _Pointer, _Int, _Pointer, ctypes.c_int)
+    library.llama_step.restype = None
+    return library
+
+
+def compiled_linear(
+    library: ctypes.CDLL, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The kernel's product, (N, K) -> (N, M) in x's dtype (FP16 by way of FP32)."""
+    work = x if x.dtype in (torch.bfloat16, torch.float32) else x.float()
+    work = work.contiguous()
+    y = work.new_empty(len(x), len(scale))
+    layer = linear_struct(packed, scale, bias, x.shape[1])
+    product = library.int8_linear_fp32
+    if work.dtype == torch.bfloat16:
+        product = library.int8_linear_bf16
+    product(work.data_ptr(), len(x), layer, y.data_ptr(), torch.get_num_threads())
+    return y.to(x.dtype)
+
+
+def linear_struct(packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int) -> LinearStruct:
+    """Pointers to a layer's tensors, which must live as long as it does."""
+    address = None if bias is None else bias.data_ptr()
+    return LinearStruct(packed.data_ptr(), scale.data_ptr(), address, len(scale), inputs)

@@ -1,0 +1,220 @@
+"""A LLaMA for a CPU: merged projections, a cache of fixed length, and one call for a decode step.
+
+Shapes: B sequences of equal length, T new tokens, S all tokens, H heads, H_kv key-value heads,
+D head dimension, C width, F inner width, V vocabulary, L layers.
+"""
+
+import ctypes
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.layers import Int8FastLinear
+from llama_int8.transformer.attention import causal_mask
+from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
+
+
+class FastBlock(nn.Module):
+    """One layer: two norms and four products, q, k and v in one and gate and up in another."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        attention, mlp = block.self_attn, block.mlp
+        self.input_norm = block.input_layernorm.weight.detach().float()
+        self.post_attention_norm = block.post_attention_layernorm.weight.detach().float()
+        self.qkv_proj = Int8FastLinear.merged(
+            [attention.q_proj, attention.k_proj, attention.v_proj]
+        )
+        self.o_proj = attention.o_proj
+        self.gate_up_proj = Int8FastLinear.merged([mlp.gate_proj, mlp.up_proj])
+        self.down_proj = mlp.down_proj
+
+
+class FastLlama(nn.Module):
+    """A LLaMA that has read `position` tokens of each of `batch` sequences into its cache."""
+
+    def __init__(self, model: nn.Module, context: int = 1024, batch: int = 1) -> None:
+        """From Hugging Face's model in "int8-fast", or any with the same names and such layers.
+
+        The layers that need no merging are shared with `model`. Raises TypeError where the model's
+        layers are no `Int8FastLinear`.
+        """
+        super().__init__()
+        if not isinstance(model.lm_head, Int8FastLinear):
+            raise TypeError(
+                f"lm_head is {type(model.lm_head).__name__}: load the model with precision "
+                "'int8-fast', or call replace_linears first"
+            )
+        self.config = _config(model)
+        self.embedding = model.model.embed_tokens.weight.detach().to(torch.bfloat16)
+        self.layers = nn.ModuleList([FastBlock(block) for block in model.model.layers])
+        self.norm = model.model.norm.weight.detach().float()
+        self.lm_head = model.lm_head
+        self.reserve(context, batch)
+
+    def reserve(self, context: int, batch: int = 1) -> Self:
+        """Make room for `batch` sequences of `context` tokens, and forget what was read."""
+        config = self.config
+        if not 1 <= context <= config.max_position_embeddings or batch < 1:
+            raise ValueError(
+                f"context is {context} and batch {batch}; wanted are 1 to "
+                f"{config.max_position_embeddings} tokens and at least one sequence"
+            )
+        self.context, self.batch, self.position = context, batch, 0
+        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, context)
+        self.cache = torch.zeros(*shape, config.head_dim, dtype=torch.bfloat16)
+        rotation = rope_rotation(torch.arange(context), rope_frequencies(config), torch.float32)
+        self.cos, self.sin = (part.contiguous() for part in rotation)  # (S, D / 2)
+        self._described: tuple[Any, Any] | None = None
+        return self
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, logits_to_keep: int = 1) -> Tensor:
+        """Read T tokens of each sequence, (B, T) -> logits (B, T, V) of the last ones, in bf16.
+
+        `logits_to_keep`: how many of them, 0 for all. In PyTorch's operations, but the products.
+        """
+        self._check(tokens, 2)
+        length, start = tokens.shape[1], self.position
+        end = start + length
+        x = self.embedding[tokens]  # (B, T) -> (B, T, C)
+        rotation = (self.cos[start:end].bfloat16(), self.sin[start:end].bfloat16())
+        mask = causal_mask(length, start) if start and length > 1 else None
+        for block, cache in zip(self.layers, self.cache, strict=True):
+            mixed = self._attend(
+                block.qkv_proj(self._normed(x, block.input_norm)), cache, rotation, mask
+            )
+            x = x + block.o_proj(mixed)
+            normed = self._normed(x, block.post_attention_norm)
+            gate, up = block.gate_up_proj(normed).chunk(2, dim=-1)  # two (B, T, F)
+            x = x + block.down_proj(silu(gate) * up)
+        self.position = end
+        return self.lm_head(self._normed(x[:, -logits_to_keep:], self.norm))
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each sequence, (B,) -> logits of the next, (B, V).
+
+        One call of the compiled kernel, in FP32 between the products; without a kernel, `forward`.
+        """
+        library = kernels.chosen().library
+        if library is None:
+            return self.forward(tokens[:, None])[:, -1].float()
+        self._check(tokens, 1)
+        tokens = tokens.long().contiguous()
+        logits = torch.empty(self.batch, self.config.vocab_size)
+        if self._described is None:
+            self._described = self._describe()
+        model, _ = self._described
+        threads = torch.get_num_threads()
+        library.llama_step(model, tokens.data_ptr(), self.position, logits.data_ptr(), threads)
+        self.position += 1
+        return logits
+
+    def generate(self, prompt: Tensor, new_tokens: int, compiled: bool = True) -> Tensor:
+        """Greedy continuation, (B, T) -> (B, new_tokens); the cache is made to fit."""
+        needed = prompt.shape[1] + new_tokens
+        if self.batch != len(prompt) or self.context < needed:
+            self.reserve(needed, len(prompt))
+        self.position = 0
+        logits = self.forward(prompt)[:, -1]
+        found = [logits.argmax(-1)]  # (B,)
+        while len(found) < new_tokens:
+            last = found[-1]
+            logits = self.step(last) if compiled else self.forward(last[:, None])[:, -1]
+            found.append(logits.argmax(-1))
+        return torch.stack(found, 1)
+
+    def _attend(
+        self,
+        qkv: Tensor,
+        cache: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        """(B, T, (H + 2 H_kv) D) -> (B, T, H D); `cache`: this layer's, (2, B, H_kv, S, D)."""
+        config = self.config
+        heads = qkv.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
+        sizes = (config.num_attention_heads, *(config.num_key_value_heads,) * 2)
+        q, k, v = heads.split(sizes, dim=1)
+        start, end = self.position, self.position + qkv.shape[1]
+        cache[0, :, :, start:end] = rotate(k, *rotation)
+        cache[1, :, :, start:end] = v
+        k, v = cache[:, :, :, :end]
+        causal = mask is None and qkv.shape[1] > 1
+        q = rotate(q, *rotation)
+        mixed = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, x.shape[-1:], weight.to(x.dtype), self.config.rms_norm_eps)
+
+    def _check(self, tokens: Tensor, dimensions: int) -> None:
+        if tokens.dim() != dimensions or len(tokens) != self.batch or tokens.numel() == 0:
+            shape = "(B, T)" if dimensions == 2 else "(B,)"
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; wanted is {shape} with B = {self.batch}"
+            )
+        new = tokens.shape[1] if dimensions == 2 else 1
+        if self.position + new > self.context:
+            raise ValueError(
+                f"{self.position + new} tokens exceed the cache of {self.context}; call reserve"
+            )
+        wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+        if wrong.numel():
+            raise ValueError(
+                f"token {wrong[0].item()} is not in the vocabulary of {self.config.vocab_size}"
+            )
+
+    def _describe(self) -> tuple[kernels.ModelStruct, Any]:
+        """The kernel's view of the model: pointers into its tensors; and the array they need."""
+        config = self.config
+
+        def linear(layer: Int8FastLinear) -> kernels.LinearStruct:
+            return kernels.linear_struct(layer.weight, layer.scale, layer.bias, layer.in_features)
+
+        layers = (kernels.LayerStruct * len(self.layers))(
+            *(
+                kernels.LayerStruct(
+                    block.input_norm.data_ptr(),
+                    linear(block.qkv_proj),
+                    linear(block.o_proj),
+                    block.post_attention_norm.data_ptr(),
+                    linear(block.gate_up_proj),
+                    linear(block.down_proj),
+                )
+                for block in self.layers
+            )
+        )
+        model = kernels.ModelStruct(
+            embedding=self.embedding.data_ptr(),
+            layers=layers,
+            norm=self.norm.data_ptr(),
+            head=linear(self.lm_head),
+            cos=self.cos.data_ptr(),
+            sin=self.sin.data_ptr(),
+            cache=self.cache.data_ptr(),
+            layer_count=config.num_hidden_layers,
+            width=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            context=self.context,
+            batch=self.batch,
+            eps=config.rms_norm_eps,
+        )
+        return model, ctypes.cast(layers, ctypes.c_void_p)
+
+
+def _config(model: nn.Module) -> LlamaConfig:
+    config = model.config
+    return (
+        config
+        if isinstance(config, LlamaConfig)
+        else LlamaConfig.from_hugging_face(config.to_dict())
+    )
