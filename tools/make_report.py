@@ -95,6 +95,7 @@ class Report:
             "shown": self.shown,
             "figure": self.figure,
             "by_machine": self.by_machine,
+            "by_path": self.by_path,
             "machines": self.machines,
             "claims_table": self.claims_table,
             "published": self.published_table,
@@ -166,6 +167,32 @@ class Report:
         return markdown_table(
             header, [[label, *(cell(r, name) for r in runs)] for label, name in rows.items()]
         )
+
+    def by_path(
+        self, notebook: str, cases: dict[str, str], paths: list[str], digits: str = ",.1f"
+    ) -> str:
+        """A table for each machine and model: a row for each path, a column for each case.
+
+        `cases`: {label: measurement}, to which "." and the path's name are added.
+        """
+        tables = []
+        for run in (run for run in self.runs if run["notebook"].startswith(notebook)):
+            found = run["measurements"]
+            rows = []
+            for path in paths:
+                keys = [f"{key}.{path}" for key in cases.values()]
+                shown = [
+                    format(found[k]["value"], digits) if k in found else "not measured"
+                    for k in keys
+                ]
+                if any(k in found for k in keys):
+                    rows.append([path, *shown])
+            if rows:
+                title = f"*{run['environment']['machine']}, {run['model']}:*"
+                tables.append(f"{title}\n\n{markdown_table(['', *cases], rows)}")
+        if not tables:
+            raise CourseError(f"the report needs {notebook}, and no machine has measured it")
+        return "\n\n".join(tables)
 
     def machines(self) -> str:
         """A table of the machines: hardware and versions."""

@@ -2,6 +2,7 @@
 
 import math
 
+from llama_int8.classroom.cpu_exercises import CPU
 from llama_int8.classroom.evaluation_exercises import EVALUATION
 from llama_int8.classroom.exercises import Exercise
 from llama_int8.classroom.quantization_exercises import QUANTIZATION
@@ -576,5 +577,6 @@ EXERCISES: dict[str, Exercise] = {
         ),
         *QUANTIZATION,
         *EVALUATION,
+        *CPU,
     ]
 }

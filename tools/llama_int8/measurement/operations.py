@@ -17,7 +17,13 @@ KINDS = (
     "between operations",
 )
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
-_INT8_PRODUCTS = ("aten::_int_mm", "bitsandbytes::int8_linear_matmul")
+_INT8_PRODUCTS = (
+    "aten::_int_mm",
+    "aten::_weight_int8pack_mm",
+    "bitsandbytes::int8_linear_matmul",
+    "int8_fast::linear",
+    "int8_fast::step",
+)
 
 
 def kind_of(names: list[str]) -> str:
@@ -28,6 +34,8 @@ def kind_of(names: list[str]) -> str:
     """
     if names[0] in _INT8_PRODUCTS:
         return "int8 products"
+    if "int8_fast::linear" in names:  # what PyTorch does around the kernel's call
+        return "quantizing, outliers, scaling"
     if names[0] in _PRODUCTS and any(name in _INT8_PRODUCTS for name in names):
         return "int8 products"
     if any(name.startswith(("bitsandbytes::", "MatMul8bitLt")) for name in names):

@@ -28,6 +28,7 @@ KIND_OF_UNIT = {
     "ms": "timing",
     "tokens/s": "timing",
     "GB/s": "timing",
+    "GOP/s": "timing",
     "x": "timing",  # a ratio of two timings
     "nats": "quality",
     "bits": "quality",

@@ -25,7 +25,7 @@ from llama_int8.models.loading import (
     placement,
 )
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC, config_of
-from llama_int8.models.synthetic import save_synthetic
+from llama_int8.models.synthetic import build_synthetic, save_synthetic
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -41,6 +41,7 @@ __all__ = [
     "UnknownModelError",
     "available_model",
     "baseline_precision",
+    "build_synthetic",
     "check_precision",
     "config_of",
     "default_device",

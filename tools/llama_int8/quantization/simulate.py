@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
 
 from llama_int8.quantization.codes import absmax_quantize, dequantize, zeropoint_quantize
+from llama_int8.quantization.cpu.layout import GROUP
 
-Blocks = Literal["tensor", "row"]
+Blocks = Literal["tensor", "row", "group"]  # group: GROUP neighbours of a row
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,10 @@ def _restored(values: Tensor, blocks: Blocks | None, zero_point: bool) -> Tensor
     if blocks is None:
         return values
     quantize = zeropoint_quantize if zero_point else absmax_quantize
-    return dequantize(quantize(values, granularity=blocks)).to(values.dtype)
+    size = GROUP if blocks == "group" else None
+    flat = values.flatten(0, -2) if size else values  # groups are cut from a matrix's rows
+    restored = dequantize(quantize(flat, granularity=blocks, group_size=size))
+    return restored.view(values.shape).to(values.dtype)
 
 
 def _rounded_input(

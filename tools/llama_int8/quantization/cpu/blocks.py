@@ -95,3 +95,14 @@ def plain_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) 
             total += bias[rows]
         y[:, rows] = total.to(x.dtype)
     return y
+
+
+def lost_bits(x: Tensor) -> Tensor:
+    """Bits that each group of a token loses to the token's one scale, (N, K) -> (N, G).
+
+    log2 of the largest magnitude in the row over the largest in the group: a group that is 8 times
+    smaller than its row uses an eighth of the codes. Groups of zeros lose nothing.
+    """
+    groups = pad(x.float(), (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP)).abs().amax(-1)
+    lost = (groups.amax(-1, keepdim=True) / groups).log2()
+    return lost.masked_fill(groups == 0, 0.0)

@@ -1,6 +1,6 @@
 """A linear layer of `int8-fast`, and its way into a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -112,8 +112,12 @@ class Int8FastLinear(nn.Module):
         return self
 
 
-def replace_linears(model: nn.Module, skip: Sequence[str] = ()) -> nn.Module:
-    """Put an `Int8FastLinear` in the place of every linear layer but those in `skip`, `lm_head` too.
+def replace_linears(
+    model: nn.Module,
+    skip: Sequence[str] = (),
+    make: Callable[[nn.Linear], nn.Module] = Int8FastLinear.from_linear,
+) -> nn.Module:
+    """Put what `make` makes in the place of every linear layer but those in `skip`, `lm_head` too.
 
     Works layer by layer. Returns the model; an embedding that shared its table with the output layer
     keeps it in its own format. Raises ValueError where there is nothing to replace.
@@ -123,5 +127,5 @@ def replace_linears(model: nn.Module, skip: Sequence[str] = ()) -> nn.Module:
         if not name:
             raise ValueError("the model is a linear layer itself; use Int8FastLinear.from_linear")
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Int8FastLinear.from_linear(linear))
+        setattr(model.get_submodule(parent), child, make(linear).train(linear.training))
     return model

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Every path to int8 on this machine's CPU, raced on one model; beside llama.cpp, where installed.
+
+  python3 tools/benchmark_cpu.py                                  the default model, batch 1
+  python3 tools/benchmark_cpu.py --batch 1,4,16 --rounds 7
+  python3 tools/benchmark_cpu.py --model synthetic:llama-3.2-1b --patience 20
+  python3 tools/benchmark_cpu.py --gguf llama.cpp-Q8_0=model-q8.gguf --model ~/models/mine
+
+Writes results/<machine>/int8_cpu@<model>.json. Needs the course's environment (`python3
+tools/course.py run` makes it); `llama-cpp-python` and `torchao` take part if they can be imported.
+Leave the machine alone meanwhile: on few cores a second program spoils every number.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+TOOLS = Path(__file__).resolve().parent
+VENV_PYTHON = TOOLS.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+PEER = "llama.cpp"
+
+
+def main() -> int:
+    options = parse()
+    from llama_int8 import models
+    from llama_int8.measurement import cpu_paths
+    from llama_int8.measurement.results import Results
+    from llama_int8.profiles import Settings
+
+    config = models.config_of(options.model)
+    points = {"contexts": options.context, "batches": options.batch, "prompt": options.prompt}
+    settings = Settings(
+        {**points, "steps": options.steps, "rounds": options.rounds, "patience": options.patience},
+        model=options.model,
+        profile="benchmark",
+        device="cpu",
+    )
+    results = Results("int8_cpu", settings, str(options.out))
+    synthetic = options.model.startswith(models.SYNTHETIC)
+    revision = None if synthetic else models.revision_of(models.model_folder(options.model))
+    results.use_model(options.model, revision)
+    print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
+    runners: dict[str, Any] = dict(cpu_paths.load_paths(options.model, options.path))
+    with tempfile.TemporaryDirectory() as scratch:
+        runners |= peers(options, Path(scratch))
+        roof = cpu_paths.measured_roof(results)
+        cases = list(make_cases(options))
+        for number, case in enumerate(cases, 1):
+            print(f"{case.key} ({number} of {len(cases)})", flush=True)
+            able = {p: r for p, r in runners.items() if case.batch == 1 or not p.startswith(PEER)}
+            timing = (options.steps, options.rounds, config.vocab_size, options.patience)
+            seconds = cpu_paths.race(able, [case], *timing)
+            race = cpu_paths.record_race(results, seconds, [case], config, roof)
+            show(race, case)
+    print(f"results: {results.path}")
+    return 0
+
+
+def make_cases(options: argparse.Namespace):
+    """Prefill of one prompt, then decode over contexts and batches, by threads."""
+    from llama_int8.measurement import cpu_paths
+
+    counts = cpu_paths.thread_counts()
+    for count in counts:
+        yield cpu_paths.Case("prefill", 1, options.prompt, count)
+    for context in options.context:
+        for count in counts:
+            yield cpu_paths.Case("decode", 1, context, count)
+    for batch in options.batch:
+        if batch > 1:
+            yield cpu_paths.Case("prefill", batch, 128, counts[-1])
+            for count in counts:
+                yield cpu_paths.Case("decode", batch, options.context[0], count)
+
+
+def peers(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Other people's programs for the same model, as far as they are installed."""
+    found: dict[str, Any] = {}
+    if importlib.util.find_spec("torchao"):
+        found["torchao, eager"] = torchao_runner(options.model)
+    if not importlib.util.find_spec("llama_cpp"):
+        print("llama-cpp-python is not installed: no llama.cpp in this run")
+        return found
+    files = dict(entry.split("=", 1) for entry in options.gguf)
+    files = files or default_gguf(options.model, scratch)
+    length = max(options.prompt, *options.context) + options.steps
+    for name, file in files.items():
+        found[name] = LlamaCppRunner(Path(file), length)
+    return found
+
+
+def default_gguf(model: str, scratch: Path) -> dict[str, str]:
+    """The embedded model as F16 and Q8_0: of the same values that all other paths start from."""
+    from llama_int8 import models
+    from llama_int8.models.embedded import embedded_gguf
+
+    if model != models.DEFAULT_MODEL:
+        print(f"for llama.cpp, name files of {model}: --gguf llama.cpp-Q8_0=FILE")
+        return {}
+    source = embedded_gguf(scratch)
+    return {
+        f"{PEER}-{kind}": str(recode(source, scratch / f"{kind}.gguf", kind))
+        for kind in ("F16", "Q8_0")
+    }
+
+
+def recode(source: Path, target: Path, kind: str) -> Path:
+    """A GGUF file with the same contents and its matrices in another type."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        kinds = field.types
+        sub = kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=sub)
+    wanted = gguf.GGMLQuantizationType[kind]
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if values.ndim == 1:
+            writer.add_tensor(tensor.name, values.astype("float32"))
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+class LlamaCppRunner:
+    """llama.cpp through llama-cpp-python, one sequence, with PyTorch's number of threads."""
+
+    def __init__(self, file: Path, length: int) -> None:
+        import llama_cpp
+
+        self.library = llama_cpp
+        self.model = llama_cpp.Llama(str(file), n_ctx=length, n_batch=512, verbose=False)
+
+    def prefill(self, tokens: Any) -> None:
+        """Read (1, T) tokens into an empty cache."""
+        self._begin()
+        self.model.eval(tokens[0].tolist())
+
+    def decode(self, batch: int, context: int, steps: int) -> float:
+        """Seconds of `steps` greedy steps after `context` tokens."""
+        import time
+
+        import numpy as np
+
+        assert batch == 1, "one sequence alone"
+        self._begin()
+        self.model.eval([1] * context)
+        token, vocabulary = 1, self.model.n_vocab()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.model.eval([token])
+            logits = self.library.llama_get_logits_ith(self.model.ctx, -1)
+            token = int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
+        return time.perf_counter() - start
+
+    def _begin(self) -> None:
+        import torch
+
+        count = torch.get_num_threads()
+        self.library.llama_set_n_threads(self.model.ctx, count, count)
+        self.model.reset()
+
+
+def torchao_runner(name: str) -> Any:
+    """bf16 with torchao's int8 dynamic activations and int8 weights, not compiled."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    from llama_int8 import models
+    from llama_int8.measurement import cpu_paths
+
+    model = models.load_model(name, "bf16", "cpu")
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return cpu_paths.HuggingFaceRunner(model)
+
+
+def show(race: Any, case: Any) -> None:
+    """The case as lines of text."""
+    for path, speed in race.speeds[case].items():
+        ratio, share = race.over_bf16[case][path], race.shares[case].get(path)
+        reached = "" if share is None else f"{share:6.0%} of its ceiling"
+        print(
+            f"  {path:26} {speed.median:9.1f} tokens/s [{speed.low:.1f} to {speed.high:.1f}]"
+            f" {ratio.median:6.2f}x {reached}"
+        )
+
+
+def parse() -> argparse.Namespace:
+    numbers: Callable[[str], list[int]] = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = partial(parser.add_argument)
+    add("--model", default="smollm2-135m", help="a registered name, synthetic:NAME, or a folder")
+    add("--batch", type=numbers, default=[1], metavar="1,4,16", help="sequences in decode")
+    add("--context", type=numbers, default=[32, 512], metavar="32,512", help="tokens in the cache")
+    add("--prompt", type=int, default=512, help="tokens of the prompt in prefill (512)")
+    add("--steps", type=int, default=16, help="decode steps in one timing (16)")
+    add("--rounds", type=int, default=5, help="repeats, in turns (5)")
+    add("--patience", type=float, default=60, help="leave a path out that takes longer, s (60)")
+    add("--path", action="append", help="one of the paths; may be repeated (all, bf16 needed)")
+    add(
+        "--gguf",
+        action="append",
+        default=[],
+        metavar="llama.cpp-NAME=FILE",
+        help="llama.cpp's files",
+    )
+    add("--out", type=Path, default=TOOLS.parent, help="results/ is below it (the repository)")
+    options = parser.parse_args()
+    from llama_int8.measurement.cpu_paths import BASELINE, PATHS
+
+    options.path = options.path or list(PATHS)
+    if BASELINE not in options.path:
+        options.path.insert(0, BASELINE)
+    return options
+
+
+if __name__ == "__main__":
+    if VENV_PYTHON.exists() and Path(sys.prefix) != VENV_PYTHON.parents[1]:
+        os.execv(VENV_PYTHON, [str(VENV_PYTHON), __file__, *sys.argv[1:]])
+    sys.path.insert(0, str(TOOLS))
+    raise SystemExit(main())

@@ -1,0 +1,173 @@
+"""The race of all paths on a CPU: every path is the same model, and every number has its case."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import tiny_llama
+
+from llama_int8 import models
+from llama_int8.measurement import cpu_paths
+from llama_int8.measurement.cost import forward_bytes, forward_flops
+from llama_int8.measurement.cpu_paths import BASELINE, FAST, ONE_CALL, PATHS, STORED, Case
+from llama_int8.measurement.operations import kind_of
+from llama_int8.measurement.results import Results
+from llama_int8.profiles import Settings
+from llama_int8.quantization.cpu import kernels
+
+PROMPT = torch.arange(1, 13)[None] * 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    shapes = {"vocab_size": 320, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tiny_llama(**shapes, **heads, max_position_embeddings=256).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def runners(folder):
+    return cpu_paths.load_paths(folder)
+
+
+def logits_of(runner):
+    with torch.inference_mode():
+        if isinstance(runner, cpu_paths.FastRunner):
+            runner.model.reserve(64)
+            return runner.model(PROMPT, logits_to_keep=0)[0].float()
+        return runner.model(PROMPT).logits[0].float()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_is_the_same_model_up_to_its_rounding(runners, path):
+    full, found = logits_of(runners["fp32"]), logits_of(runners[path])
+    error = (found - full).norm() / full.norm()
+    assert error < {"fp32": 1e-6, "fp16": 2e-3}.get(path, 4e-2), error
+
+
+def test_all_paths_are_there_and_an_unknown_one_is_named(runners, folder):
+    assert tuple(runners) == PATHS and set(STORED) == set(PATHS)
+    with pytest.raises(ValueError, match="'int4'"):
+        cpu_paths.load_paths(folder, ["int4"])
+
+
+def test_the_two_thresholds_share_a_model_and_differ_in_the_threshold(runners):
+    import bitsandbytes as bnb
+
+    six, zero = runners["LLM.int8()"], runners["LLM.int8(), threshold 0"]
+    assert six.model is zero.model
+    for runner, wanted in ((six, 6.0), (zero, 0.0), (six, 6.0)):
+        runner.prefill(PROMPT)
+        layers = [m for m in runner.model.modules() if isinstance(m, bnb.nn.Linear8bitLt)]
+        assert layers and all(layer.state.threshold == wanted for layer in layers)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_decode_step_attends_to_the_whole_context(runners, path):
+    """The cache is as long as the case says, whatever was run before."""
+    seconds = [
+        runners[path].decode(batch, context, 2) for batch, context in ((2, 9), (1, 33), (3, 4))
+    ]
+    assert all(s > 0 for s in seconds)
+    if path in FAST[1:]:
+        assert runners[path].model.position == 6  # 4 tokens of context and 2 steps
+
+
+def test_a_race_has_every_case_path_and_round(runners):
+    few = {path: runners[path] for path in (BASELINE, ONE_CALL)}
+    cases = [Case("prefill", 1, 8, 1), Case("decode", 2, 4, 1)]
+    before = torch.get_num_threads()
+    raced = cpu_paths.race(few, cases, steps=2, rounds=3, vocabulary=320)
+    assert torch.get_num_threads() == before
+    assert set(raced) == {"prefill.1x8.one", "decode.2x4.one"}
+    for one in raced.values():
+        assert set(one) == set(few) and all(len(s) == 3 and min(s) > 0 for s in one.values())
+
+
+def test_a_path_that_takes_too_long_is_left_out():
+    class Slow:
+        def prefill(self, tokens):
+            torch.zeros(1)
+
+        def decode(self, batch, context, steps):
+            return 10.0 * steps
+
+    class Quick(Slow):
+        def decode(self, batch, context, steps):
+            return 0.001 * steps
+
+    runners = {"slow": Slow(), "quick": Quick()}
+    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=15)
+    assert set(raced["decode.1x4.one"]) == {"quick"}
+
+
+def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
+    config = models.config_of(folder)
+    step, prompt = Case("decode", 1, 50, 1), Case("prefill", 2, 64, 1)
+    read = forward_bytes(config, "int8-fast", 1, 50, 1)
+    assert cpu_paths.ceiling(config, ONE_CALL, step, 1e9, 1e15) == pytest.approx(read / 1e9)
+    work = forward_flops(config, 64, 0, 2)
+    assert cpu_paths.ceiling(config, BASELINE, prompt, 1e15, 1e9) == pytest.approx(work / 1e9)
+
+
+def test_speed_counts_the_tokens_of_the_whole_batch():
+    assert cpu_paths.tokens_per_second(Case("prefill", 3, 100, 1), [2.0])[0] == 150
+    assert cpu_paths.tokens_per_second(Case("decode", 8, 100, 1), [2.0])[0] == 4
+
+
+def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
+    settings = Settings(model=folder, profile="benchmark", device="cpu")
+    results = Results("int8_cpu", settings, str(tmp_path))
+    cases = [Case("decode", 1, 32, 1), Case("decode", 1, 32, 2)]
+    times = {"bf16": [2.0, 4.0, 8.0], ONE_CALL: [1.0, 1.0, 1.0], "llama.cpp-Q8_0": [1.0, 2.0, 4.0]}
+    roof = {count: (1e12, {"int8": 1e15}) for count in (1, 2)}
+    seconds = {case.key: times for case in cases}
+    race = cpu_paths.record_race(results, seconds, cases, models.config_of(folder), roof)
+    ratio = race.over_bf16[cases[0]]
+    assert ratio["llama.cpp-Q8_0"].median == 2 and ratio["llama.cpp-Q8_0"].high == 2
+    assert ratio[ONE_CALL].median == 4 and race.speeds[cases[1]]["bf16"].median == 0.25
+    assert "llama.cpp-Q8_0" not in race.shares[cases[0]]  # its bytes are not ours to know
+    by_threads = race.by_threads(race.speeds, cases[0])
+    assert set(by_threads["bf16"]) == {1, 2}
+    text = results.path.read_text()
+    assert "ratio.decode.1x32.all.int8-fast: one call" in text and "decode.1x32.one.bf16" in text
+
+
+def test_a_profile_sees_the_kernels_calls(runners):
+    found = cpu_paths.profile_steps({p: runners[p] for p in (BASELINE, *FAST)}, 8)
+    assert found[BASELINE]["16-bit products"] > 0 == found[BASELINE]["int8 products"]
+    if kernels.chosen().library is None:
+        pytest.skip("no kernel on this machine")
+    assert found[FAST[0]]["int8 products"] > 0 == found[FAST[0]]["16-bit products"]
+    assert found[ONE_CALL]["one compiled call"] > 0 == found[ONE_CALL]["int8 products"]
+    assert found[ONE_CALL]["count"] < found[FAST[1]]["count"] < found[BASELINE]["count"]
+    assert kind_of(["aten::empty", "int8_fast::linear"]) == "quantizing, outliers, scaling"
+
+
+def test_single_layers_are_raced_at_their_shapes():
+    raced = cpu_paths.race_layers({"small": (64, 128)}, 3, 2, held=2 * 64 * 128)
+    assert set(raced["small"]) >= {"bf16", "fp16", "LLM.int8()", "int8-fast"}
+    assert all(len(times) == 2 for times in raced["small"].values())
+
+
+@pytest.mark.slow
+def test_a_process_takes_about_the_bytes_of_its_weights(tmp_path):
+    from llama_int8.measurement.cost import weight_bytes
+
+    config = models.config_of(models.DEFAULT_MODEL)
+    found = cpu_paths.resident_bytes(models.DEFAULT_MODEL, "int8-fast: swapped")
+    wanted = weight_bytes(config, "int8-fast").total
+    assert 0.8 * wanted < found < 1.5 * wanted
+
+
+def test_fast_paths_give_the_same_tokens_as_the_swapped_model(runners):
+    """In a batch, too: the kernel's tokens do not know each other."""
+    swapped, fast = runners[FAST[0]].model, runners[ONE_CALL].model
+    batch = torch.stack([PROMPT[0], PROMPT[0].flip(0)])
+    with torch.inference_mode():
+        wanted = swapped(batch).logits[:, -1].float()
+    fast.reserve(32, 2)
+    fast(batch[:, :-1])
+    found = fast.step(batch[:, -1])
+    assert np.allclose(found, wanted, atol=0.05 * wanted.std())

@@ -1,0 +1,376 @@
+"""FastLlama: Hugging Face's model with the same layers gives the same logits, step by step."""
+
+import copy
+import re
+
+import pytest
+import torch
+from tiny_llama import tiny_config, tiny_llama
+from transformers import DynamicCache
+
+from llama_int8.models.synthetic import restore_rotary
+from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
+from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.llama import Llama
+
+CONTEXT = 24
+MODELS = {
+    "grouped heads": {},  # 6 heads of 8 share 2 keys: 48, not the width; inner 40, not 64
+    "as many keys as queries": {"num_key_value_heads": 6},
+    "one key for all": {"num_key_value_heads": 1},
+    "heads as wide as the width": {
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 200,
+    },
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "biases of attention": {"attention_bias": True},
+    "tied": {"tie_word_embeddings": True},
+    "large eps": {"rms_norm_eps": 0.5},
+    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
+    "llama3 rope": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}
+EACH_MODEL = pytest.mark.parametrize("name", MODELS)
+BF16 = 0.12  # of the logits' norm; random weights make much of bf16's roundings
+
+
+def refused(error, *words):
+    """Expect an error whose message has all these words."""
+    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
+
+
+@pytest.fixture(params=["vnni", "avx2"])
+def compiled(request, monkeypatch):
+    """A version of the kernel runs, if this machine can."""
+    monkeypatch.setenv(kernels.CHOICE, request.param)
+    try:
+        return kernels.chosen().name
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def threads():
+    """Set PyTorch's number of threads; the one before comes back at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def swapped(**changes):
+    """Hugging Face's model in FP32 with layers of int8-fast; bf16 holds its embedding and norms.
+
+    The weights are so large that every token attends to few others, in its own way.
+    """
+    model, generator = tiny_llama(**changes), torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        random = torch.randn(weight.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            random = 1 + random / 5
+        elif weight.dim() == 1:  # a bias
+            random /= 2
+        elif "embed_tokens" not in name:
+            random *= 1.5 / weight.shape[1] ** 0.5
+        weight.requires_grad_(False).copy_(random.bfloat16())
+    return replace_linears(model)
+
+
+def in_bf16(model):
+    return restore_rotary(copy.deepcopy(model).bfloat16(), "cpu")
+
+
+def some_tokens(batch=3, length=CONTEXT, seed=0):
+    return torch.randint(97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+class RoundedCache(DynamicCache):
+    """Keeps keys and values in bf16, as FastLlama does."""
+
+    def update(self, keys, values, *args, **options):
+        rounded = (part.bfloat16().to(part.dtype) for part in (keys, values))
+        return super().update(*rounded, *args, **options)
+
+
+@torch.no_grad()
+def reference(model, tokens):
+    """Logits of Hugging Face's model, token by token."""
+    cache = RoundedCache()
+    steps = [
+        model(column[:, None], past_key_values=cache).logits[:, -1] for column in tokens.unbind(1)
+    ]
+    return torch.stack(steps, 1)
+
+
+def by_steps(fast, tokens):
+    return torch.stack([fast.step(column) for column in tokens.unbind(1)], 1)
+
+
+def distance(ours, theirs):
+    """Of each position's logits, relative to their norm."""
+    theirs = theirs.float()
+    return (ours.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+
+
+# --- the three ways to the same logits --------------------------------------------------------
+
+
+@EACH_MODEL
+def test_steps_give_hugging_faces_logits_in_fp32(compiled, name):
+    model, tokens = swapped(**MODELS[name]), some_tokens()
+    fast = FastLlama(model, CONTEXT, 3)
+    logits = by_steps(fast, tokens)
+    assert logits.dtype == torch.float32 and logits.shape == (3, CONTEXT, 97)
+    far = distance(logits, reference(model, tokens))
+    # FP32's own roundings; now and then one of them takes an int8 code to its neighbour.
+    assert far.median() < 1e-6 and far.max() < 0.1
+    assert (far < 1e-6).float().mean() > 0.75
+    assert fast.position == CONTEXT
+
+
+@EACH_MODEL
+def test_a_forward_pass_gives_hugging_faces_logits_in_bf16(name):
+    model, tokens = swapped(**MODELS[name]), some_tokens()
+    logits = FastLlama(model, CONTEXT, 3).forward(tokens, 0)
+    assert logits.dtype == torch.bfloat16 and logits.shape == (3, CONTEXT, 97)
+    with torch.no_grad():
+        whole = in_bf16(model)(tokens, use_cache=False).logits
+    assert distance(logits, whole).max() < 2 * BF16
+    assert distance(logits.flatten(), whole.flatten()) < BF16
+    assert distance(logits.flatten(), reference(model, tokens).flatten()) < BF16
+
+
+@EACH_MODEL
+def test_steps_after_a_forward_pass_go_on_where_it_ended(compiled, name):
+    model, tokens = swapped(**MODELS[name]), some_tokens()
+    wanted = reference(model, tokens)[:, 16:]
+    fast = FastLlama(model, CONTEXT, 3)
+    fast.forward(tokens[:, :16])
+    assert fast.position == 16
+    assert distance(by_steps(fast, tokens[:, 16:]).flatten(), wanted.flatten()) < BF16
+
+
+@EACH_MODEL
+def test_reading_in_two_pieces_is_reading_in_one(name):
+    model, tokens = swapped(**MODELS[name]), some_tokens()
+    fast = FastLlama(model, CONTEXT, 3)
+    whole = fast.forward(tokens, 0)
+    for cut in (1, 9, 23):
+        fast.reserve(CONTEXT, 3)
+        pieces = torch.cat([fast.forward(tokens[:, :cut], 0), fast.forward(tokens[:, cut:], 0)], 1)
+        assert distance(pieces.flatten(), whole.flatten()) < BF16 / 2
+
+
+def test_a_forward_pass_after_steps_sees_what_they_read(compiled):
+    model, tokens = swapped(), some_tokens()
+    fast = FastLlama(model, CONTEXT, 3)
+    by_steps(fast, tokens[:, :10])
+    logits, wanted = fast.forward(tokens[:, 10:], 0), reference(model, tokens)[:, 10:]
+    assert distance(logits.flatten(), wanted.flatten()) < BF16
+
+
+def test_a_future_token_cannot_change_a_past_output():
+    model, tokens = swapped(), some_tokens()
+    fast, other = FastLlama(model, CONTEXT, 3), tokens.clone()
+    other[:, 15:] = (other[:, 15:] + 1) % 97
+    one, two = fast.forward(tokens, 0), fast.reserve(CONTEXT, 3).forward(other, 0)
+    assert torch.equal(one[:, :15], two[:, :15]) and not torch.equal(one[:, 15:], two[:, 15:])
+
+
+def test_without_a_kernel_a_step_is_a_forward_pass():
+    model, tokens = swapped(), some_tokens()
+    with kernels.using(kernels.PYTORCH):
+        fast, other = FastLlama(model, CONTEXT, 3), FastLlama(model, CONTEXT, 3)
+        fast.forward(tokens[:, :5]), other.forward(tokens[:, :5])
+        for column in tokens[:, 5:].unbind(1):
+            step = fast.step(column)
+            assert step.dtype == torch.float32
+            assert torch.equal(step, other.forward(column[:, None])[:, -1].float())
+        assert fast.position == CONTEXT
+
+
+def test_a_forward_pass_has_the_same_logits_with_every_version(compiled):
+    model, tokens = swapped(), some_tokens()
+    ours = FastLlama(model, CONTEXT, 3).forward(tokens, 0)
+    with kernels.using(kernels.PYTORCH):
+        assert torch.equal(FastLlama(model, CONTEXT, 3).forward(tokens, 0), ours)
+
+
+def test_a_sequence_does_not_depend_on_the_others_of_its_batch(compiled):
+    model, tokens = swapped(), some_tokens()
+    together, fast = by_steps(FastLlama(model, CONTEXT, 3), tokens), FastLlama(model, CONTEXT)
+    for row, wanted in zip(tokens, together, strict=True):
+        assert torch.equal(by_steps(fast.reserve(CONTEXT), row[None])[0], wanted)
+
+
+def test_a_step_does_not_depend_on_the_room_in_the_cache(compiled):
+    model, tokens = swapped(), some_tokens()
+    tight, wide = FastLlama(model, CONTEXT, 3), FastLlama(model, 64, 3)
+    assert torch.equal(by_steps(tight, tokens), by_steps(wide, tokens))
+    assert tight.cache.shape == (3, 2, 3, 2, CONTEXT, 8) and tight.cache.dtype == torch.bfloat16
+
+
+def test_any_number_of_threads_gives_the_same_steps(compiled, threads):
+    model, tokens = swapped(), some_tokens(length=40)  # in the end so long that heads are shared
+    threads(1)
+    single = by_steps(FastLlama(model, 40, 3), tokens)
+    threads(3)
+    assert torch.equal(by_steps(FastLlama(model, 40, 3), tokens), single)
+
+
+def test_the_course_s_own_model_gives_the_same(compiled):
+    model, tokens = swapped(attention_bias=True), some_tokens()
+    config = LlamaConfig.from_hugging_face(tiny_config(attention_bias=True).to_dict())
+    own = replace_linears(Llama(config).requires_grad_(False))
+    own.load_state_dict(model.state_dict())
+    one, two = (FastLlama(m, CONTEXT, 3) for m in (model, own))
+    assert torch.equal(one.forward(tokens[:, :9]), two.forward(tokens[:, :9]))
+    assert torch.equal(by_steps(one, tokens[:, 9:]), by_steps(two, tokens[:, 9:]))
+
+
+def test_a_bf16_model_gives_the_same_as_its_fp32_twin(compiled):
+    model, tokens = swapped(), some_tokens()
+    one, two = (by_steps(FastLlama(m, CONTEXT, 3), tokens) for m in (model, in_bf16(model)))
+    assert torch.equal(one, two)
+
+
+def test_the_logits_that_are_kept_are_the_last_ones():
+    model, tokens = swapped(), some_tokens()
+    fast = FastLlama(model, CONTEXT, 3)
+    every = fast.forward(tokens, 0)
+    assert torch.equal(fast.reserve(CONTEXT, 3).forward(tokens), every[:, -1:])
+    assert torch.equal(fast.reserve(CONTEXT, 3).forward(tokens, 5), every[:, -5:])
+
+
+def test_layers_that_need_no_merging_are_shared_with_the_origin():
+    model = swapped()
+    fast, block = FastLlama(model, CONTEXT), model.model.layers[1]
+    assert fast.lm_head is model.lm_head
+    assert fast.layers[1].o_proj is block.self_attn.o_proj
+    assert fast.layers[1].down_proj is block.mlp.down_proj
+    codes = [getattr(block.self_attn, name).codes() for name in ("q_proj", "k_proj", "v_proj")]
+    assert torch.equal(fast.layers[1].qkv_proj.codes(), torch.cat(codes))
+    assert type(fast.layers[1].gate_up_proj) is Int8FastLinear
+
+
+def test_reserving_forgets_what_was_read(compiled):
+    model, tokens = swapped(), some_tokens()
+    fast = FastLlama(model, CONTEXT, 3)
+    first = by_steps(fast, tokens)
+    fast.reserve(30, 1).forward(some_tokens(1, 7, seed=9))
+    assert fast.position == 7 and fast.cache.shape[2:5] == (1, 2, 30)
+    assert fast.reserve(CONTEXT, 3) is fast and fast.position == 0
+    assert torch.equal(by_steps(fast, tokens), first)
+
+
+# --- generation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_generation_is_the_loop_over_the_likeliest_tokens(by_kernel, batch):
+    model, prompt = swapped(), some_tokens(batch, 7)
+    fast, loop = FastLlama(model, 8), FastLlama(model, CONTEXT, batch)
+    found = fast.generate(prompt, 12, compiled=by_kernel)
+    wanted = [loop.forward(prompt)[:, -1].argmax(-1)]
+    for _ in range(11):
+        last = wanted[-1]
+        logits = loop.step(last) if by_kernel else loop.forward(last[:, None])[:, -1]
+        wanted.append(logits.argmax(-1))
+    assert found.shape == (batch, 12) and torch.equal(found, torch.stack(wanted, 1))
+    assert (fast.batch, fast.context) == (batch, 19)  # the cache was made to fit
+
+
+def test_generation_by_steps_and_by_passes_finds_much_the_same(compiled):
+    model, prompt = swapped(), some_tokens(3, 7)
+    fast = FastLlama(model, CONTEXT, 3)
+    one, two = fast.generate(prompt, 4), fast.generate(prompt, 4, compiled=False)
+    assert torch.equal(one[:, 0], two[:, 0]) and (one == two).float().mean() > 0.5
+
+
+def test_generation_forgets_what_was_read_before():
+    model, prompt = swapped(), some_tokens(3, 7)
+    fast = FastLlama(model, CONTEXT, 3)
+    first, cache = fast.generate(prompt, 5), fast.cache
+    other = fast.generate((prompt + 1) % 97, 9)
+    assert not torch.equal(other[:, :5], first)
+    assert torch.equal(fast.generate(prompt, 5), first)
+    assert fast.cache is cache  # what is large enough stays
+    assert fast.generate(prompt, 1).shape == (3, 1)
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+def test_a_model_in_another_precision_is_refused():
+    with refused(TypeError, "lm_head is Linear", "int8-fast", "replace_linears"):
+        FastLlama(tiny_llama())
+
+
+@pytest.mark.parametrize(("context", "batch"), [(0, 1), (-1, 1), (65, 1), (8, 0), (8, -2)])
+def test_a_cache_that_cannot_be_is_refused(context, batch):
+    fast = FastLlama(swapped(), 8)
+    for make in (
+        lambda: fast.reserve(context, batch),
+        lambda: FastLlama(swapped(), context, batch),
+    ):
+        with refused(ValueError, f"context is {context}", f"batch {batch}", "1 to 64"):
+            make()
+    assert fast.forward(some_tokens(1, 8)).isfinite().all()  # the one it had is still there
+
+
+def test_more_tokens_than_the_cache_holds_are_refused_and_nothing_is_read():
+    fast = FastLlama(swapped(), 8, 2)
+    with refused(ValueError, "9 tokens", "cache of 8", "reserve"):
+        fast.forward(some_tokens(2, 9))
+    assert fast.position == 0
+    fast.forward(some_tokens(2, 8))
+    for read in (
+        lambda: fast.forward(some_tokens(2, 1)),
+        lambda: fast.step(some_tokens(2, 1)[:, 0]),
+    ):
+        with refused(ValueError, "9 tokens", "cache of 8", "reserve"):
+            read()
+    assert fast.position == 8
+    with refused(ValueError, "context is 65", "1 to 64"):
+        fast.generate(some_tokens(2, 60), 5)
+
+
+@pytest.mark.parametrize("token", [-1, 97, 2**40])
+def test_a_token_that_is_not_in_the_vocabulary_is_refused(token):
+    fast, tokens = FastLlama(swapped(), 8, 2), some_tokens(2, 3)
+    tokens[1, 2] = token
+    for read in (lambda: fast.forward(tokens), lambda: fast.step(tokens[:, 2])):
+        with refused(ValueError, f"token {token} ", "vocabulary of 97"):
+            read()
+    assert fast.position == 0
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (2, 0), (2, 2, 1), ()])
+def test_tokens_of_another_shape_are_refused(shape):
+    fast = FastLlama(swapped(), 8, 2)
+    with refused(ValueError, f"shape {shape}", "(B, T)", "B = 2"):
+        fast.forward(torch.zeros(shape, dtype=torch.long))
+    with refused(ValueError, f"shape {shape}", "(B,)", "B = 2"):
+        fast.step(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_tokens_may_be_integers_of_any_width_and_lie_in_any_order(compiled, dtype):
+    model, tokens = swapped(), some_tokens()
+    fast, wanted = FastLlama(model, CONTEXT, 3), by_steps(FastLlama(model, CONTEXT, 3), tokens)
+    for column in range(4):
+        strided = tokens.to(dtype).repeat(1, 2)[:, column]
+        assert not strided.is_contiguous()
+        assert torch.equal(fast.step(strided), wanted[:, column])

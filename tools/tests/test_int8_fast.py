@@ -1,0 +1,863 @@
+"""int8-fast: its codes and products against float64, its three versions against each other."""
+
+import copy
+import math
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from llama_int8.models import MODELS
+from llama_int8.quantization.codes import absmax_quantize
+from llama_int8.quantization.cpu import blocks, kernels
+from llama_int8.quantization.cpu.baselines import VectorwiseLinear, WeightOnlyLinear
+from llama_int8.quantization.cpu.blocks import (
+    TINY,
+    lost_bits,
+    pack,
+    quantize_activations,
+    quantize_weight,
+    unpack,
+)
+from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
+from llama_int8.quantization.cpu.layout import GROUP, ROWS, packed_bytes, packed_shape
+from llama_int8.quantization.simulate import Scheme, simulated
+
+INF, NAN = math.inf, math.nan
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+COMPILED = ("vnni", "avx2")
+# Largest rounding of a number, and of one among the subnormals.
+UNIT = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+LEAST = {torch.float32: 2**-149, torch.bfloat16: 2**-133, torch.float16: 2**-24}
+FP32_MAX = torch.finfo(torch.float32).max
+OF_TINY = float(np.float32(TINY))
+AROUND_TINY = [
+    float(np.nextafter(np.float32(TINY), np.float32(0))),
+    OF_TINY,
+    float(np.nextafter(np.float32(TINY), np.float32(1))),
+]
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def refused(error, *words):
+    """Expect an error whose message has all these words."""
+    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
+
+
+def available(version):
+    """Skip the test where this machine cannot run or compile the version."""
+    try:
+        with kernels.using(version):
+            return version
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=COMPILED)
+def compiled(request):
+    """A version of the kernel."""
+    return available(request.param)
+
+
+@pytest.fixture(params=[*COMPILED, kernels.PYTORCH])
+def version(request):
+    """A version of the product: of the kernel, or plain PyTorch."""
+    return available(request.param)
+
+
+@pytest.fixture
+def threads():
+    """Set PyTorch's number of threads; the one before comes back at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_linear(inputs=70, outputs=33, bias=True, seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs, bias)
+
+
+def some_layer(*shape, **options):
+    return Int8FastLinear.from_linear(some_linear(*shape, **options))
+
+
+def product(version, layer, x):
+    with kernels.using(version):
+        return layer(x)
+
+
+def same_bits(ours, theirs):
+    """Equal dtype, shape and bits; NaN at the same places, whatever its own bits."""
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    bits = (y.masked_fill(y.isnan(), 0).view(BITS[y.dtype]) for y in (ours, theirs))
+    assert torch.equal(*bits)
+
+
+def by_definition(values):
+    """Codes and scale of each row of float64 numbers, in the steps and the roundings of FP32."""
+    absmax = np.abs(values).max(-1)
+    real = np.where(absmax < np.float32(TINY), np.inf, absmax)
+    steps = (127 / real).astype(np.float32).astype(float)  # 0 for what counts as zeros
+    codes = np.rint((values * steps[..., None]).astype(np.float32))  # half to even
+    scale = np.where(np.isinf(real), 0, absmax / 127).astype(np.float32)
+    return codes, scale
+
+
+def in_groups(x):
+    """(N, K) -> float64 (N, G, 64), filled up with zeros."""
+    x = x.double().numpy()
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % 64))).reshape(len(x), -1, 64)
+
+
+def exact(linear, x):
+    """The float64 product of the dequantized operands, and how far FP32 sums may lie from it."""
+    codes, scale = by_definition(linear.weight.detach().double().numpy())
+    W = in_groups(torch.tensor(codes * scale[:, None].astype(float)))  # (M, G, 64)
+    codes, scale = by_definition(in_groups(x))
+    A = codes * scale[..., None].astype(float)  # (N, G, 64)
+    terms = torch.tensor(np.einsum("ngi,mgi->nmg", A, W))
+    bias = torch.zeros(()) if linear.bias is None else linear.bias.detach().double()
+    y = terms.sum(-1) + bias
+    steps = (terms.shape[-1] + 3) * terms.abs().sum(-1) + 2 * bias.abs()
+    tiny = LEAST[torch.float32] * (1 + terms.shape[-1] * np.abs(W).max())
+    bound = UNIT[x.dtype] * y.abs() + 2**-24 * steps + LEAST[x.dtype] + tiny
+    return y, 1.01 * bound
+
+
+@st.composite
+def cases(draw):
+    """A layer, and tokens of any format with zeros, outliers and tiny groups among them."""
+    N, K, M = draw(st.integers(1, 20)), draw(st.integers(1, 200)), draw(st.integers(1, 70))
+    dtype, seed = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 999))
+    linear = some_linear(K, M, draw(st.booleans()), seed)
+    linear.weight.data *= draw(st.sampled_from([1e-42, 1e-30, 1e-3, 1.0, 30.0]))
+    if draw(st.booleans()):
+        linear.weight.data[draw(st.integers(0, M - 1))] = 0
+    sizes = [1e-7, 1e-4, 1, 20] if dtype == torch.float16 else [1e-42, 1e-30, 1e-10, 1, 20, 1e30]
+    x = normal(N, K, seed=seed + 1) * draw(st.sampled_from(sizes))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, N - 1)), draw(st.integers(0, K - 1))
+        x[place] = draw(st.sampled_from([80.0, -600.0, 1e-3, 0.0, *AROUND_TINY]))
+    if draw(st.booleans()):
+        x[draw(st.integers(0, N - 1))] = 0
+    return linear.to(draw(st.sampled_from([dtype, torch.float32]))), x.to(dtype)
+
+
+PROPERTY = settings(max_examples=120, deadline=None)
+# Shapes at the edges: 1 of everything; one below, at and above a group and a block of rows.
+EDGES = [1, 2, ROWS - 1, ROWS, ROWS + 1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP + 3]
+
+
+# --- codes ------------------------------------------------------------------------------------
+
+
+def test_activations_by_hand():
+    x = torch.zeros(1, 66)
+    x[0, :4] = torch.tensor([254.0, 1, 3, -5])  # steps of 2: 0.5, 1.5, -2.5 go to the even
+    x[0, 65] = -1e-6
+    codes, scale = quantize_activations(x)
+    assert codes.dtype == torch.int8 and codes.shape == (1, 2, 64)
+    assert codes[0, 0, :5].tolist() == [127, 0, 2, -2, 0]
+    assert codes[0, 1, :3].tolist() == [0, -127, 0]  # what the other group holds does not count
+    assert scale.tolist() == [[2.0, torch.tensor(1e-6).div(127).item()]]
+
+
+def test_weights_by_hand():
+    codes, scale = quantize_weight(torch.tensor([[254.0, 1, 3, -5], [0, 0, 0, 0], [-1, 0, 0, 0.6]]))
+    assert codes.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0], [-127, 0, 0, 76]]
+    assert scale.tolist() == [2.0, 0.0, torch.tensor(1.0).div(127).item()]
+
+
+@PROPERTY
+@given(cases())
+def test_every_code_and_scale_is_that_of_the_definition(case):
+    linear, x = case
+    weight = linear.weight.detach()
+    for (codes, scale), values in (
+        (quantize_weight(weight), weight.double().numpy()),
+        (quantize_activations(x), in_groups(x)),
+    ):
+        theirs = by_definition(values)
+        assert codes.dtype == torch.int8 and scale.dtype == torch.float32
+        assert np.array_equal(codes.numpy(), theirs[0])
+        assert np.array_equal(scale.numpy(), theirs[1])
+        step = scale.numpy().astype(float)[..., None]
+        lost = np.abs(codes.numpy() * step - values)
+        assert (lost <= np.where(step > 0, 0.50002 * step, TINY)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 999), st.sampled_from(DTYPES))
+def test_scales_are_those_of_absmax_quantization_and_codes_too_but_for_ties(n, groups, seed, dtype):
+    x = normal(n, groups * GROUP, seed=seed).to(dtype)
+    for ours, theirs in (
+        (quantize_activations(x), absmax_quantize(x, granularity="group", group_size=GROUP)),
+        (quantize_weight(x), absmax_quantize(x, granularity="row")),
+    ):
+        assert torch.equal(ours[1].flatten(), theirs.scale.flatten())
+        codes = theirs.codes.view(ours[0].shape)
+        share = x.double().view(codes.shape) / theirs.scale.double().view(*codes.shape[:-1], 1)
+        tie = (share.abs() % 1 - 0.5).abs() < 1e-4
+        assert torch.equal(ours[0][~tie], codes[~tie])
+
+
+@pytest.mark.parametrize("value", AROUND_TINY)
+def test_what_lies_below_tiny_counts_as_zero_and_what_reaches_it_does_not(value):
+    counts = value >= OF_TINY
+    x = torch.tensor([[value, 0.0]])
+    for codes, scale in (quantize_activations(x), quantize_weight(x)):
+        assert (codes.flatten()[0].item(), scale.item() > 0) == (127 * counts, counts)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@EACH_DTYPE
+def test_a_group_that_is_not_finite_has_codes_0_and_the_scale_nan(value, dtype):
+    x = normal(2, 3 * GROUP).to(dtype)
+    whole = quantize_activations(x)
+    x[1, GROUP + 5] = value
+    codes, scale = quantize_activations(x)
+    assert codes[1, 1].count_nonzero() == 0
+    assert scale.isnan().nonzero().tolist() == [[1, 1]]
+    others = torch.tensor([[True, True, True], [True, False, True]])
+    assert torch.equal(codes[others], whole[0][others])
+    assert torch.equal(scale[others], whole[1][others])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_many_rows_are_quantized_as_each_row_alone(dtype):
+    weight = normal(9000, 3).to(dtype)  # more than two of the slices in which they are taken
+    codes, scale = quantize_weight(weight)
+    theirs = by_definition(weight.double().numpy())
+    assert np.array_equal(codes.numpy(), theirs[0]) and np.array_equal(scale.numpy(), theirs[1])
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_weights_that_are_not_finite_are_refused_with_their_row(value):
+    weight = normal(5, 4)
+    weight[3, 1] = value
+    with refused(ValueError, "row 3", "NaN or infinity"):
+        quantize_weight(weight)
+
+
+def test_what_is_no_matrix_of_floating_point_numbers_is_refused():
+    with refused(TypeError, "torch.int8", "(2, 3)"):
+        quantize_weight(torch.ones(2, 3, dtype=torch.int8))
+    with refused(TypeError, "torch.float32", "(3,)"):
+        quantize_weight(torch.ones(3))
+    for shape in ((0, 3), (3, 0)):
+        with refused(ValueError, str(shape)):
+            quantize_weight(torch.ones(shape))
+
+
+def test_lost_bits_are_the_logarithm_of_how_much_smaller_a_group_is_than_its_row():
+    x = torch.zeros(2, 2 * GROUP + 5)
+    x[0, 3], x[0, GROUP], x[0, -1] = -8.0, 1.0, 0.25
+    x[1, GROUP + 1] = 5.0
+    assert lost_bits(x).tolist() == [[0, 3, 5], [0, 0, 0]]
+    assert lost_bits(x.bfloat16()).tolist() == [[0, 3, 5], [0, 0, 0]]
+
+
+# --- the layout -------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 100), st.integers(1, 200), st.integers(0, 999))
+def test_unpacking_gives_back_what_was_packed(outputs, inputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-127, 128, (outputs, inputs), generator=generator).char()
+    packed = pack(codes)
+    assert packed.dtype == torch.uint8 and packed.is_contiguous()
+    assert packed.shape == packed_shape(outputs, inputs)
+    assert packed.numel() == packed_bytes(outputs, inputs)
+    assert torch.equal(unpack(packed, outputs, inputs), codes)
+    assert packed.long().sum() - 128 * packed.numel() == codes.long().sum()  # filled up with zeros
+
+
+def test_the_byte_of_each_weight_lies_where_the_kernel_reads_it():
+    M, K = 2 * ROWS + 3, GROUP + 9
+    codes = torch.randint(-127, 128, (M, K), generator=torch.Generator().manual_seed(0)).char()
+    flat, padded = pack(codes).flatten(), 2 * GROUP
+    for m, k in [(0, 0), (0, 1), (1, 0), (31, 5), (32, 4), (66, 72), (40, 63), (65, 64)]:
+        place = (m // 32 * (padded // 4) + k // 4) * 128 + m % 32 * 4 + k % 4
+        assert flat[place].item() == codes[m, k].item() + 128
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_layer_of_every_registered_model_has_a_layout_and_needs_little_to_fill_it_up(name):
+    config = MODELS[name].config
+    head = (config.vocab_size, config.hidden_size)
+    for outputs, inputs in [*config.linear_shapes().values(), head]:
+        layer = Int8FastLinear.empty(outputs, inputs)
+        assert layer.weight.is_meta and (layer.out_features, layer.in_features) == (outputs, inputs)
+        assert layer.weight.numel() == packed_bytes(outputs, inputs)
+        assert layer.weight.numel() == outputs * inputs  # these widths fit exactly
+
+
+# --- products ---------------------------------------------------------------------------------
+
+
+def largest_tie():
+    """The codes that make the largest sum of a pair of products: 127 x 127 twice."""
+    linear = some_linear(GROUP, ROWS, False)
+    linear.weight.data = torch.ones(ROWS, GROUP)
+    linear.weight.data[::2] = -1
+    return linear, torch.stack([torch.ones(GROUP), -torch.ones(GROUP)])
+
+
+@pytest.mark.parametrize("name", [*COMPILED, kernels.PYTORCH])
+@PROPERTY
+@given(case=cases())
+@example(case=largest_tie())
+def test_the_output_is_the_float_product_of_the_dequantized_operands(name, case):
+    linear, x = case
+    y = product(available(name), Int8FastLinear.from_linear(linear), x)
+    wanted, bound = exact(linear, x)
+    fits = wanted.abs() + bound <= torch.finfo(x.dtype).max
+    assert y.dtype == x.dtype and y.shape == wanted.shape
+    assert ((y.double() - wanted).abs() <= bound)[fits].all()
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@PROPERTY
+@given(case=cases())
+@example(case=largest_tie())
+def test_compiled_and_plain_products_have_the_same_bits(name, case):
+    linear, x = case
+    layer = Int8FastLinear.from_linear(linear)
+    same_bits(product(available(name), layer, x), product(kernels.PYTORCH, layer, x))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("bias", [True, False])
+def test_they_do_at_every_edge_of_the_shapes(compiled, dtype, bias):
+    for K in EDGES:
+        for M in EDGES:
+            layer, x = some_layer(K, M, bias=bias), normal(3, K, seed=M).to(dtype)
+            same_bits(product(compiled, layer, x), product(kernels.PYTORCH, layer, x))
+
+
+@EACH_DTYPE
+def test_they_do_for_every_number_of_tokens(compiled, dtype):
+    layer, x = some_layer(130, 45), normal(20, 130).to(dtype)
+    for N in range(21):  # tiles of 8, 4, 2 and 1 in all their sequences
+        same_bits(product(compiled, layer, x[:N]), product(kernels.PYTORCH, layer, x[:N]))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(
+    "value", [1e30, 0.99 * FP32_MAX, FP32_MAX, 65504.0, 1e-45, 1e-38, *AROUND_TINY, NAN, INF, -INF]
+)
+def test_they_do_for_values_at_the_ends_of_the_format(compiled, dtype, value):
+    layer, x = some_layer(130, 45), normal(5, 130).to(dtype)
+    x[1, 3], x[2], x[3] = value, value, 0.0
+    x[4] = torch.where(normal(130) > 0, value, -value).to(dtype)
+    same_bits(product(compiled, layer, x), product(kernels.PYTORCH, layer, x))
+
+
+@EACH_DTYPE
+def test_they_do_where_weights_are_zeros_or_at_the_ends_of_fp32(compiled, dtype):
+    linear, x = some_linear(130, 45), normal(5, 130).to(dtype)
+    linear.weight.data[0] = 0
+    linear.weight.data[1:4] *= torch.tensor([1e-45, 1e-31, 1e30])[:, None]
+    linear.weight.data[4, 0], linear.weight.data[5, 0] = FP32_MAX, OF_TINY
+    linear.bias.data[6] = FP32_MAX
+    layer = Int8FastLinear.from_linear(linear)
+    same_bits(product(compiled, layer, x), product(kernels.PYTORCH, layer, x))
+
+
+def test_they_do_for_every_way_a_bf16_can_be_rounded(compiled):
+    # An input of zeros leaves the bias, and with it every kind of FP32 that is to be rounded.
+    linear = some_linear(1, 600)
+    upper = torch.arange(100, dtype=torch.int32)[:, None] * 0x6D7 % 0x7F80 << 16  # even and odd
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    linear.bias.data = (upper | lower).flatten().view(torch.float32)
+    linear.bias.data[::7] *= -1
+    linear.bias.data[-1] = FP32_MAX  # goes to infinity
+    layer, x = Int8FastLinear.from_linear(linear), torch.zeros(1, 1, dtype=torch.bfloat16)
+    y = product(compiled, layer, x)
+    assert torch.equal(y[0], linear.bias.data.bfloat16())
+    same_bits(y, product(kernels.PYTORCH, layer, x))
+
+
+def test_a_bf16_layer_rounds_once_from_fp32(version):
+    layer, x = some_layer(200, 40), normal(9, 200).bfloat16()
+    same_bits(product(version, layer, x), product(version, layer, x.float()).bfloat16())
+
+
+def test_an_fp16_layer_rounds_once_from_fp32(version):
+    layer, x = some_layer(200, 40), normal(9, 200).half()
+    same_bits(product(version, layer, x), product(version, layer, x.float()).half())
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_token_that_is_not_finite_gets_nan_and_the_others_do_not_notice(version, dtype, value):
+    linear, x = some_linear(130, 45), normal(11, 130).to(dtype)
+    linear.weight.data[7] = 0
+    layer = Int8FastLinear.from_linear(linear)
+    clean = product(version, layer, x)
+    for token in (0, 5, 10):
+        spoilt = x.clone()
+        spoilt[token, 129] = value
+        y = product(version, layer, spoilt)
+        others = torch.arange(11) != token
+        assert y[token].isnan().all()
+        same_bits(y[others], clean[others])
+
+
+@EACH_DTYPE
+def test_a_tokens_output_does_not_depend_on_the_others(version, dtype):
+    layer, x = some_layer(130, 45), normal(15, 130).to(dtype)
+    x[3] *= 500
+    together = product(version, layer, x)
+    alone = torch.cat([product(version, layer, row[None]) for row in x])
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
+    same_bits(together, alone)
+    same_bits(product(version, layer, x[order]), together[order])
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_any_number_of_threads_gives_the_same_bits(version, threads, dtype, tokens):
+    layer, x = some_layer(200, 330), normal(tokens, 200).to(dtype)
+    threads(1)
+    single = product(version, layer, x)
+    for count in (2, 3, 5):
+        threads(count)
+        same_bits(product(version, layer, x), single)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (2, 1, 3), (0,), (2, 0), (0, 3)])
+def test_any_batch_shape_keeps_dtype_and_input_and_has_no_gradient(version, dtype, shape):
+    layer, x = some_layer(), normal(*shape, 70).to(dtype)
+    before, y = x.clone(), product(version, layer, x.requires_grad_())
+    assert y.shape == (*shape, 33) and y.dtype == dtype and not y.requires_grad
+    assert torch.equal(x, before)
+    same_bits(y.reshape(-1, 33), product(version, layer, x.detach().reshape(-1, 70)))
+
+
+def test_what_lies_in_memory_in_another_order_gives_the_same(version):
+    layer, x = some_layer(), normal(4, 6, 70)
+    y = product(version, layer, x)
+    turned = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    wide = torch.stack([x, -x], -1)[..., 0]
+    for other in (turned, wide, torch.cat([x, x], -1)[..., :70]):
+        assert not other.is_contiguous()
+        same_bits(product(version, layer, other), y)
+    same_bits(product(version, layer, x[:, ::2]), y[:, ::2])
+    repeated = x[:1, :1].expand(2, 3, 70)
+    same_bits(product(version, layer, repeated), y[:1, :1].expand(2, 3, 33))
+
+
+def test_weights_that_the_plain_path_restores_in_slices_give_the_same(monkeypatch):
+    layer, x = some_layer(130, 200), normal(5, 130)
+    whole = product(kernels.PYTORCH, layer, x)
+    for size in (1, 4 * ROWS * 192, 2 * 4 * ROWS * 192):  # one block of rows, one, two
+        monkeypatch.setattr(blocks, "_SLICE_BYTES", size)
+        same_bits(product(kernels.PYTORCH, layer, x), whole)
+
+
+def test_an_outlier_coarsens_its_63_neighbours_and_no_others(version):
+    linear = some_linear(2 * GROUP, 40, bias=False)
+    x = normal(1, 2 * GROUP)
+    x[0, 0] = 1000
+    half = nn.Linear(GROUP, 40, bias=False)
+    half.weight.data = linear.weight.data[:, GROUP:]
+    calm = x.clone()
+    calm[0, :GROUP] = 0
+    y = product(version, Int8FastLinear.from_linear(linear), calm)
+    error = (y - calm @ linear.weight.T).norm() / (calm @ linear.weight.T).norm()
+    assert error < 0.02  # as if the outlier were not there: with its scale all would be zeros
+    assert (product(version, Int8FastLinear.from_linear(linear), x) - y).abs().max() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_simulated_groups_are_what_the_kernel_computes(version, dtype):
+    linear = some_linear(2 * GROUP, 40)
+    x = normal(2, 3, 2 * GROUP)
+    y = product(version, Int8FastLinear.from_linear(linear), x)
+    twin = copy.deepcopy(linear).to(dtype)
+    with simulated({"twin": twin}, Scheme("row", "group")), torch.no_grad():
+        theirs = twin(x.to(dtype))
+    torch.testing.assert_close(y, theirs.float(), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(twin(x.to(dtype)), copy.deepcopy(linear).to(dtype)(x.to(dtype)))
+    with simulated({"twin": twin}, Scheme("row", "row")), torch.no_grad():
+        assert (twin(x.to(dtype)) - theirs).abs().max() > 1e-4  # groups are something else
+
+
+# --- the layer --------------------------------------------------------------------------------
+
+
+def test_a_layer_restores_its_codes_times_its_scales():
+    linear = some_linear(70, 33)
+    layer = Int8FastLinear.from_linear(linear)
+    codes, scale = quantize_weight(linear.weight.detach())
+    assert torch.equal(layer.codes(), codes) and torch.equal(layer.scale, scale)
+    assert torch.equal(layer.dequantized(), codes.float() * scale[:, None])
+    assert torch.equal(layer.bias, linear.bias)
+    assert repr(layer) == "Int8FastLinear(70, 33, bias=True)"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=4),
+    st.integers(1, 100),
+    st.sampled_from(DTYPES),
+)
+def test_merged_layers_give_the_outputs_of_the_separate_ones(parts, inputs, dtype):
+    layers = [some_layer(inputs, M, bias=bias, seed=M) for M, bias in parts]
+    merged, x = Int8FastLinear.merged(layers), normal(3, inputs).to(dtype)
+    assert (merged.bias is None) == (not any(bias for _, bias in parts))
+    for name in ("auto", kernels.PYTORCH):
+        apart = torch.cat([product(name, layer, x) for layer in layers], -1)
+        same_bits(product(name, merged, x), apart)
+
+
+def test_layers_with_other_inputs_cannot_be_merged():
+    with refused(ValueError, "[64, 70]"):
+        Int8FastLinear.merged([some_layer(70, 3), some_layer(64, 3)])
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to("cpu", torch.bfloat16)],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_casting_the_module_leaves_scale_bias_and_codes_as_they_are(cast, bias):
+    layer, x = some_layer(bias=bias), normal(3, 70)
+    before, y = copy.deepcopy(layer), layer(x)
+    other = cast(nn.Sequential(layer))[0]
+    assert other.scale.dtype == torch.float32 and other.weight.dtype == torch.uint8
+    assert (other.bias is not None) == bias and (not bias or other.bias.dtype == torch.float32)
+    assert other.state_dict().keys() == before.state_dict().keys()
+    assert all(torch.equal(t, before.state_dict()[k]) for k, t in other.state_dict().items())
+    same_bits(other(x), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_layer_gives_scale_and_bias_in_fp32(dtype):
+    layer = Int8FastLinear.from_linear(some_linear().to(dtype))
+    assert layer.scale.dtype == layer.bias.dtype == torch.float32
+
+
+def test_a_layer_does_not_share_memory_with_its_origin():
+    linear, x = some_linear(), normal(3, 70).bfloat16()
+    layer = Int8FastLinear.from_linear(linear.bfloat16())
+    y = layer(x)
+    linear.weight.data.zero_(), linear.bias.data.zero_()
+    same_bits(layer(x), y)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_state_dict_and_deepcopy_carry_all_that_the_output_needs(bias, tmp_path):
+    layer, x = some_layer(bias=bias), normal(3, 70)
+    assert set(layer.state_dict()) == {"weight", "scale"} | ({"bias"} if bias else set())
+    torch.save(layer.state_dict(), tmp_path / "state")
+    other, empty = some_layer(bias=bias, seed=9), Int8FastLinear.empty(33, 70, bias)
+    assert not torch.equal(other(x), layer(x))
+    other.load_state_dict(torch.load(tmp_path / "state"))
+    empty.load_state_dict(torch.load(tmp_path / "state"), assign=True)
+    for twin in (other, empty, copy.deepcopy(layer)):
+        same_bits(twin(x), layer(x))
+
+
+def test_a_layer_on_the_meta_device_has_the_shapes_of_the_real_one():
+    for bias in (True, False):
+        real = some_layer(bias=bias)
+        meta = Int8FastLinear.from_linear(some_linear(bias=bias).to("meta"))
+        assert {k: (t.shape, t.dtype) for k, t in meta.state_dict().items()} == {
+            k: (t.shape, t.dtype) for k, t in real.state_dict().items()
+        }
+        assert all(tensor.is_meta for tensor in meta.state_dict().values())
+
+
+def test_what_is_no_linear_layer_is_refused():
+    for other in (nn.Embedding(4, 4), nn.Conv1d(3, 3, 1), some_layer()):
+        with refused(TypeError, type(other).__name__, "nn.Linear"):
+            Int8FastLinear.from_linear(other)
+    linear = some_linear()
+    linear.weight = nn.Parameter(torch.ones(33, 70, dtype=torch.int8), requires_grad=False)
+    with refused(TypeError, "torch.int8"):
+        Int8FastLinear.from_linear(linear)
+
+
+def test_codes_of_another_shape_than_the_scales_and_inputs_say_are_refused():
+    layer = some_layer()
+    with refused(ValueError, "(2, 32, 32, 4)", "(2, 48, 32, 4)", "130 inputs"):
+        Int8FastLinear(layer.weight, layer.scale, None, 130)
+    with refused(ValueError, "(2, 32, 32, 4)", "3 outputs"):
+        Int8FastLinear(layer.weight, layer.scale[:3], None, 70)
+    with refused(ValueError, "torch.int8", "uint8"):
+        Int8FastLinear(layer.weight.char(), layer.scale, None, 70)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.int64, torch.bool])
+def test_inputs_of_another_dtype_are_refused(version, dtype):
+    with refused(TypeError, str(dtype)):
+        product(version, some_layer(), torch.ones(2, 70, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (69,), (2, 71), (70, 2), (2, 128)])
+def test_inputs_of_another_width_are_refused(version, shape):
+    with refused(ValueError, str(shape), "(..., 70)"):
+        product(version, some_layer(), torch.ones(shape))
+
+
+class Model(nn.Module):
+    """An output layer that shares the embedding's table, as in many a LLaMA."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(9, 8)
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 8, False))
+        self.lm_head = nn.Linear(8, 9, bias=False)
+        self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, tokens):
+        return self.lm_head(self.inner(self.embed_tokens(tokens)))
+
+
+def test_replacing_takes_the_output_layer_too_and_leaves_the_embedding():
+    model = Model()
+    table, before = model.embed_tokens.weight, model.embed_tokens.weight.clone()
+    origin = copy.deepcopy(model)
+    assert replace_linears(model) is model
+    kinds = [type(m) for m in (model.inner[0], model.inner[2], model.lm_head)]
+    assert kinds == [Int8FastLinear] * 3
+    assert model.embed_tokens.weight is table and torch.equal(table, before)
+    assert torch.equal(model.lm_head.codes(), quantize_weight(before)[0])
+    tokens = torch.arange(9)
+    torch.testing.assert_close(model(tokens), origin(tokens), rtol=0.1, atol=0.02)
+
+
+def test_replacing_leaves_what_is_skipped_and_makes_what_is_asked_for():
+    model = replace_linears(Model(), skip=["lm_head"])
+    assert type(model.lm_head) is nn.Linear and type(model.inner[0]) is Int8FastLinear
+    assert type(replace_linears(Model(), make=VectorwiseLinear).lm_head) is VectorwiseLinear
+
+
+def test_replacing_where_there_is_nothing_to_replace_is_refused():
+    with refused(ValueError, "Int8FastLinear.from_linear"):
+        replace_linears(some_linear())
+    with refused(ValueError, "no linear layer"):
+        replace_linears(nn.Sequential(nn.SiLU()))
+
+
+# --- which code runs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing chosen yet and nothing asked for, before and after."""
+    monkeypatch.delenv(kernels.CHOICE, raising=False)
+    kernels._choose.cache_clear()
+    yield monkeypatch
+    kernels._choose.cache_clear()
+
+
+@pytest.fixture
+def able(fresh):
+    """A machine that looks able to run every version, whatever it is."""
+    every = frozenset(feature for needed, _ in kernels.VERSIONS.values() for feature in needed)
+    fresh.setattr(platform, "machine", lambda: "x86_64")
+    fresh.setattr(kernels, "cpu_features", lambda: every)
+    return fresh
+
+
+def falls_back(*words):
+    """PyTorch runs and the reason has these words; a version asked for by name says so, too."""
+    choice = kernels.chosen()
+    assert choice.name == "PyTorch" and choice.library is None
+    assert all(word in choice.reason for word in (*words, *COMPILED)), choice.reason
+    layer, x = some_layer(), normal(3, 70)
+    same_bits(layer(x), product(kernels.PYTORCH, layer, x))
+    for name in COMPILED:
+        with refused(RuntimeError, repr(name), *words), kernels.using(name):
+            raise AssertionError
+
+
+def test_a_name_in_the_environment_decides(fresh, version):
+    names = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "pytorch": "PyTorch"}
+    fresh.setenv(kernels.CHOICE, version)
+    choice = kernels.chosen()
+    assert choice.name == names[version] and (choice.library is None) == (version == "pytorch")
+    assert (kernels.CHOICE in choice.reason) == (version == "pytorch")
+
+
+def test_without_a_name_the_fastest_runs_and_the_reason_says_why_no_faster_one(fresh):
+    choice = kernels.chosen()
+    fresh.setenv(kernels.CHOICE, "auto")
+    assert kernels.chosen() is choice
+    for name, label in (("vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("pytorch", "PyTorch")):
+        if choice.name == label:
+            break
+        assert f"{name}: " in choice.reason
+    assert (choice.reason == "") == (choice.name == "AVX-512 VNNI")
+
+
+def test_an_unknown_name_lists_the_known_ones(fresh):
+    fresh.setenv(kernels.CHOICE, "sse2")
+    for call in (kernels.chosen, lambda: some_layer()(normal(2, 70))):
+        with refused(ValueError, "'sse2'", "auto", "vnni", "avx2", "pytorch"):
+            call()
+
+
+def test_using_restores_what_was_asked_for_before(fresh):
+    with kernels.using("pytorch"):
+        with pytest.raises(ValueError), kernels.using("sse2"):
+            pass
+        assert os.environ[kernels.CHOICE] == "pytorch"
+    assert kernels.CHOICE not in os.environ
+    with pytest.raises(KeyError), kernels.using("pytorch"):
+        raise KeyError
+    assert kernels.CHOICE not in os.environ
+
+
+def test_without_a_compiler_pytorch_runs(able):
+    able.setattr(shutil, "which", lambda _: None)
+    falls_back("no C++ compiler", "g++")
+
+
+def test_on_another_processor_pytorch_runs(fresh):
+    fresh.setattr(platform, "machine", lambda: "arm64")
+    falls_back("arm64", "no x86")
+
+
+def test_a_cpu_without_avx2_runs_pytorch(able):
+    able.setattr(kernels, "cpu_features", lambda: frozenset({"sse4_2"}))
+    falls_back("the CPU lacks avx")
+
+
+def test_a_cpu_without_vnni_runs_avx2(fresh):
+    available("avx2")
+    features = kernels.cpu_features() - {"avx512_vnni"}
+    fresh.setattr(kernels, "cpu_features", lambda: features)
+    kernels._choose.cache_clear()
+    choice = kernels.chosen()
+    assert choice.name == "AVX2" and choice.reason.startswith("vnni: the CPU lacks avx512")
+    with refused(RuntimeError, "'vnni'", "lacks avx512"), kernels.using("vnni"):
+        pass
+
+
+def compiler(folder, body):
+    """A program `g++` in `folder` that answers --version and else runs `body`."""
+    path = folder / "g++"
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec echo "g++ 1"\n{body}\n')
+    path.chmod(0o755)
+    return path
+
+
+needs_shell = pytest.mark.skipif(os.name != "posix", reason="the compiler here is a shell script")
+
+
+@needs_shell
+def test_a_compiler_that_fails_is_quoted_and_pytorch_runs(able, tmp_path):
+    path = compiler(tmp_path, 'echo "note: x" >&2; echo "k.cpp:1: error: no omp.h" >&2; exit 1')
+    able.setattr(shutil, "which", lambda _: str(path))
+    able.setenv("LLAMA_INT8_CACHE", str(tmp_path / "cache"))
+    falls_back("g++ could not compile it (k.cpp:1: error: no omp.h)")
+    assert not list((tmp_path / "cache" / "kernels").iterdir())  # no half of a library is left
+
+
+@needs_shell
+def test_a_library_that_cannot_be_loaded_is_named_and_pytorch_runs(able, tmp_path):
+    path = compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"')
+    able.setattr(shutil, "which", lambda _: str(path))
+    able.setenv("LLAMA_INT8_CACHE", str(tmp_path / "cache"))
+    falls_back("g++ could not compile it", "kernel.so")
+
+
+@needs_shell
+def test_a_kernel_is_compiled_once_and_found_again(fresh, tmp_path, compiled):
+    with kernels.using(compiled) as choice:
+        ready = Path(choice.library._name)
+    log = tmp_path / "log"
+    body = f'echo "$@" >> {log}; while [ "$1" != -o ]; do shift; done; cp {ready} "$2"'
+    path = compiler(tmp_path, body)
+    fresh.setattr(shutil, "which", lambda _: str(path))
+    fresh.setenv("LLAMA_INT8_CACHE", str(tmp_path / "cache"))
+    for _ in range(3):
+        kernels._choose.cache_clear()
+        with kernels.using(compiled) as choice:
+            assert tmp_path in Path(choice.library._name).parents
+    (call,) = log.read_text().splitlines()
+    assert "-ffp-contract=off" in call and "kernel.cpp" in call
+    compiler(tmp_path, f"# another version\n{body}".replace("g++ 1", "g++ 2"))
+    path.write_text(path.read_text().replace("g++ 1", "g++ 2"))
+    kernels._choose.cache_clear()
+    with kernels.using(compiled):
+        assert len(log.read_text().splitlines()) == 2  # another compiler, another library
+
+
+@pytest.mark.slow  # compiles
+def test_a_kernel_compiled_anew_gives_the_same_bits(fresh, tmp_path, compiled):
+    fresh.setenv("LLAMA_INT8_CACHE", str(tmp_path))
+    kernels._choose.cache_clear()
+    layer, x = some_layer(), normal(9, 70)
+    same_bits(product(compiled, layer, x), product(kernels.PYTORCH, layer, x))
+    assert len(list((tmp_path / "kernels").glob("*/kernel.so"))) == 1
+
+
+# --- the usual ways ---------------------------------------------------------------------------
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (2, 0, 3)])
+def test_vectorwise_is_the_float_product_of_its_dequantized_operands(dtype, shape):
+    linear, x = some_linear(70, 33, bias=False), normal(*shape, 70).to(dtype)
+    y = VectorwiseLinear(linear)(x)
+    codes, scale = by_definition(linear.weight.detach().double().numpy())
+    W = torch.tensor(codes * scale[:, None].astype(float))
+    rows = x.reshape(-1, 70).double()
+    step = rows.abs().amax(1, keepdim=True) / 127
+    wanted = ((rows / step).round() * step) @ W.T
+    assert y.dtype == dtype and y.shape == (*shape, 33)
+    torch.testing.assert_close(
+        y.reshape(-1, 33).double(), wanted, rtol=1.01 * UNIT[dtype], atol=1e-5
+    )
+
+
+def test_vectorwise_tokens_and_rows_of_zeros_give_zeros():
+    linear, x = some_linear(70, 33, bias=False), normal(4, 70)
+    linear.weight.data[5], x[2] = 0, 0
+    y = VectorwiseLinear(linear)(x)
+    assert y.isfinite().all() and y[2].count_nonzero() == 0 and y[:, 5].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17, 40])  # either side of where the way changes
+@pytest.mark.parametrize("outputs", [32, 33, 7])
+def test_weight_only_is_the_float_product_of_the_input_with_its_dequantized_weights(
+    tokens, outputs
+):
+    linear, x = some_linear(96, outputs, bias=False), normal(tokens, 96).bfloat16()
+    layer = WeightOnlyLinear.from_linear(linear)
+    codes, scale = quantize_weight(linear.weight.detach())
+    W = codes.double() * scale.bfloat16().double()[:, None]
+    y, wanted = layer(x), x.double() @ W.T
+    size = x.double().abs() @ W.abs().T
+    assert y.dtype == torch.bfloat16 and y.shape == (tokens, outputs)
+    bound = 2**-8 * wanted.abs() + (2**-8 if tokens > 16 else 2**-20) * size  # weights in bf16
+    assert ((y.double() - wanted).abs() <= 1.01 * bound).all()
+    assert torch.equal(layer(x.view(tokens, 1, 96)), y.view(tokens, 1, outputs))
+
+
+def test_weight_only_has_no_bias():
+    with refused(TypeError, "no bias"):
+        WeightOnlyLinear.from_linear(some_linear())

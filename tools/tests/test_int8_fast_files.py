@@ -1,0 +1,308 @@
+"""int8-fast as a precision: loaded, saved, loaded again, predicted to the byte, every fault named."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_llama import tiny_llama
+
+from llama_int8.measurement.cost import forward_bytes, kv_cache_bytes, weight_bytes
+from llama_int8.measurement.memory import weight_memory
+from llama_int8.measurement.quality import StridedText, divergence, window_scores
+from llama_int8.models import (
+    MODELS,
+    ModelFilesError,
+    PrecisionError,
+    load_model,
+    loading,
+    save_int8_fast,
+    save_synthetic,
+)
+from llama_int8.models.int8_fast import is_int8_fast
+from llama_int8.models.registry import ModelSpec
+from llama_int8.models.synthetic import empty_model
+from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
+from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.layers import linear_layers
+from llama_int8.transformer.config import LlamaConfig
+
+TINY = LlamaConfig(96, 32, 72, 2, 4, 2, 8, 64)  # inner 72: filled up to 128
+CONFIGS = {
+    "untied": TINY,
+    "tied": replace(TINY, tie_word_embeddings=True),
+    "biases": replace(TINY, attention_bias=True, mlp_bias=True),
+    "biases of attention": replace(TINY, attention_bias=True, tie_word_embeddings=True),
+    "biases of the feed-forward": replace(TINY, mlp_bias=True, vocab_size=101),
+}
+TOKENS = torch.tensor([[1, 17, 42, 3, 95, 8]])
+
+
+@pytest.fixture(params=CONFIGS)
+def tiny(request, monkeypatch) -> LlamaConfig:
+    """A tiny model, registered as "tiny"."""
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", CONFIGS[request.param], "none"))
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder in int8-fast, to be damaged."""
+    save_synthetic(CONFIGS["biases"], tmp_path / "bf16", torch.bfloat16)
+    return save_int8_fast(load_model(tmp_path / "bf16", "int8-fast"), tmp_path / "int8-fast")
+
+
+@torch.no_grad()
+def logits(model):
+    return model(TOKENS).logits
+
+
+def same_state(one, two):
+    ours, theirs = one.state_dict(), two.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"] |= changes
+    path.write_text(json.dumps(content))
+
+
+# --- a precision of load_model ----------------------------------------------------------------
+
+
+def test_every_linear_layer_is_int8_and_the_rest_bf16(tiny, tmp_path):
+    save_synthetic(tiny, tmp_path, torch.bfloat16)
+    for model in (load_model("synthetic:tiny", "int8-fast"), load_model(tmp_path, "int8-fast")):
+        fast = {n: m for n, m in model.named_modules() if isinstance(m, Int8FastLinear)}
+        assert len(fast) == 7 * tiny.num_hidden_layers + 1 and "lm_head" in fast
+        assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert {layer.scale.dtype for layer in fast.values()} == {torch.float32}
+        biases = [layer.bias for layer in fast.values() if layer.bias is not None]
+        assert len(biases) == 2 * (4 * tiny.attention_bias + 3 * tiny.mlp_bias)
+        assert all(bias.dtype == torch.float32 for bias in biases)
+        assert model.config.tie_word_embeddings == tiny.tie_word_embeddings
+        assert not any(module.training for module in model.modules())
+
+
+def test_a_synthetic_model_is_the_same_in_memory_from_shards_and_from_its_own_format(
+    tiny, tmp_path
+):
+    save_synthetic(tiny, tmp_path / "bf16", torch.bfloat16, 20_000)
+    model, loaded = (
+        load_model("synthetic:tiny", "int8-fast"),
+        load_model(tmp_path / "bf16", "int8-fast"),
+    )
+    saved = load_model(save_int8_fast(loaded, tmp_path / "fast"), "int8-fast")
+    for other in (loaded, saved):
+        same_state(model, other)
+        assert torch.equal(logits(other), logits(model))
+        assert not any(module.training for module in other.modules())
+    ours, theirs = (FastLlama(m, context=8).forward(TOKENS, 0) for m in (saved, model))
+    assert torch.equal(ours, theirs)
+
+
+def test_its_logits_are_near_those_of_bf16(tiny, tmp_path):
+    save_synthetic(tiny, tmp_path, torch.bfloat16)
+    bf16, fast = (logits(load_model(tmp_path, p, "cpu")) for p in ("bf16", "int8-fast"))
+    assert fast.dtype == torch.bfloat16
+    assert 0 < (fast - bf16).norm() / bf16.norm() < 0.03
+
+
+def test_predicted_bytes_are_the_measured_ones(tiny, tmp_path):
+    save_synthetic(tiny, tmp_path / "bf16", torch.bfloat16)
+    predicted = weight_bytes(tiny, "int8-fast")
+    model = load_model(tmp_path / "bf16", "int8-fast")
+    saved = load_model(save_int8_fast(model, tmp_path / "fast"), "int8-fast")
+    for other in (model, saved, load_model("synthetic:tiny", "int8-fast")):
+        assert weight_memory(other) == predicted.total  # to the byte
+    layers = [m for m in model.modules() if isinstance(m, Int8FastLinear)]
+    blocks = [layer for layer in layers if layer is not model.lm_head]
+    assert predicted.linear == sum(layer.weight.numel() for layer in blocks)
+    assert predicted.scales == 4 * sum(layer.out_features for layer in layers)
+    assert predicted.lm_head == model.lm_head.weight.numel()
+    assert predicted.biases == 4 * sum(
+        layer.bias.numel() for layer in layers if layer.bias is not None
+    )
+    size = (tmp_path / "fast" / "model.safetensors").stat().st_size
+    assert 0 <= size - predicted.total < 20_000  # names and shapes
+
+
+def test_a_step_reads_every_weight_but_the_embedding_and_the_cache():
+    config = CONFIGS["tied"]
+    table, cache = 2 * config.vocab_size * config.hidden_size, kv_cache_bytes(config, 10)
+    whole = weight_bytes(config, "int8-fast").total
+    assert forward_bytes(config, "int8-fast", 1, 9) == whole - table + cache
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_predicted_bytes_of_every_registered_model_are_those_of_its_empty_layers(name):
+    config = MODELS[name].config
+    model = replace_linears(empty_model(replace(config, num_hidden_layers=2)))
+    sizes = {torch.uint8: 1, torch.float32: 4}
+    measured = 0
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        assert tensor.is_meta
+        kept = isinstance(tensor, torch.nn.Parameter)  # embedding and norms: bf16, when loaded
+        measured += tensor.numel() * (2 if kept else sizes[tensor.dtype])
+        assert kept == ("norm" in key or "embed" in key)
+    assert weight_bytes(replace(config, num_hidden_layers=2), "int8-fast").total == measured
+
+
+def test_its_place_is_the_cpu_whatever_else_is_there(tiny, monkeypatch):
+    monkeypatch.setattr(loading, "default_device", lambda: "cuda")
+    assert load_model("synthetic:tiny", "int8-fast").device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "auto"])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_is_refused(tiny, monkeypatch, device, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(PrecisionError, match=f"for CPUs.*{device!r}.*precision='int8'.*'cpu'"):
+        load_model("synthetic:tiny", "int8-fast", device=device)
+
+
+# --- the files --------------------------------------------------------------------------------
+
+
+def test_a_saved_folder_says_what_it_is_and_holds_what_it_says(folder):
+    content = json.loads((folder / "config.json").read_text())
+    assert content["quantization_config"] == {
+        "quant_method": "llama-int8-fast",
+        "version": 1,
+        "group": 64,
+        "rows": 32,
+    }
+    assert LlamaConfig.from_hugging_face(content) == CONFIGS["biases"]
+    assert is_int8_fast(folder) and not is_int8_fast(folder.parent / "bf16")
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors["lm_head.weight"].dtype == torch.uint8
+    assert tensors["lm_head.scale"].dtype == torch.float32
+    assert tensors["model.layers.0.mlp.up_proj.bias"].dtype == torch.float32
+    assert tensors["model.embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_a_loaded_model_computes_after_its_files_are_gone(folder):
+    model = load_model(folder, "int8-fast")
+    before = logits(model)
+    shutil.rmtree(folder)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_tokenizer_is_saved_beside_the_model(folder, tmp_path):
+    model = load_model(folder, "int8-fast")
+    writes = SimpleNamespace(save_pretrained=lambda place: (place / "tokenizer.json").touch())
+    assert (save_int8_fast(model, tmp_path / "new", writes) / "tokenizer.json").exists()
+
+
+def test_a_folder_that_cannot_be_finished_leaves_nothing(folder, tmp_path):
+    def fails(_):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_int8_fast(
+            load_model(folder, "int8-fast"),
+            tmp_path / "empty" / "new",
+            SimpleNamespace(save_pretrained=fails),
+        )
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_folder_that_exists_is_not_overwritten(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"int8-fast exists already; name a new folder"):
+        save_int8_fast(load_model(folder, "int8-fast"), str(folder))
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_in_another_precision_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="not in int8-fast; load it with that precision"):
+        save_int8_fast(tiny_llama().bfloat16(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_of_the_format_is_refused(folder, version):
+    change_config(folder, version=version)
+    with pytest.raises(ModelFilesError, match=f"version {version!r}.*reads 1; quantize"):
+        load_model(folder, "int8-fast")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_it_cannot_be_loaded_in_another_precision(folder, precision):
+    with pytest.raises(PrecisionError, match=f"{precision} cannot be made.*precision='int8-fast'"):
+        load_model(folder, precision, "cpu")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_truncated_file_is_named_with_its_length(folder, keep):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()[:keep]
+    path.write_bytes(content)
+    with pytest.raises(ModelFilesError, match=rf"model.safetensors \({len(content):,} bytes\)"):
+        load_model(folder, "int8-fast")
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelFilesError, match=r"model.safetensors is missing"):
+        load_model(folder, "int8-fast")
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.scale", "model.norm.weight", "model.layers.1.self_attn.q_proj.bias"]
+)
+@pytest.mark.parametrize("change", ["missing", "unknown", "of another shape"])
+def test_tensors_that_do_not_fit_the_config_are_named(folder, name, change):
+    tensors = load_file(folder / "model.safetensors")
+    tensor = tensors.pop(name)
+    if change == "unknown":
+        tensors |= {name: tensor, f"{name}.more": tensor.clone()}
+    elif change == "of another shape":
+        tensors[name] = tensor[:-1].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelFilesError, match=rf"do not fit its config.json: {name}.*{change}"):
+        load_model(folder, "int8-fast")
+
+
+# --- its quality against the baseline ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_divergence_from_the_baseline_is_that_of_both_models_own_logits(tied):
+    torch.manual_seed(0)
+    base = tiny_llama(tie_word_embeddings=tied).bfloat16()
+    for parameter in base.parameters():
+        parameter.data = parameter.data + (torch.randn_like(parameter) / 4).bfloat16()
+    base.tie_weights()
+    fast = replace_linears(copy.deepcopy(base), skip=() if tied else ("lm_head",))
+    windows = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(1))
+    text = StridedText(windows, 8, np.array([20, 20]))
+    found = window_scores(fast, text, reference=window_scores(base, text, keep=2))
+    for window, score in zip(windows, found, strict=True):
+        with torch.no_grad():
+            p, q = (
+                m(window[None], use_cache=False).logits[0, -9:-1].float().log_softmax(-1)
+                for m in (base, fast)
+            )
+        assert score["kl"] == pytest.approx(divergence(p, q).mean().item(), rel=1e-3)
+        assert score["kl"] > 1e-5
+        assert score["agreement"] == (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+
+
+def test_the_layers_of_a_synthetic_model_have_the_codes_of_its_bf16_weights(monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", CONFIGS["tied"], "none"))
+    fast, bf16 = (load_model("synthetic:tiny", p, "cpu") for p in ("int8-fast", "bf16"))
+    for name, linear in linear_layers(bf16, skip=()).items():
+        ours, theirs = fast.get_submodule(name), Int8FastLinear.from_linear(linear)
+        same_state(ours, theirs)
