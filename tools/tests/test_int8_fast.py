@@ -18,7 +18,7 @@ from torch import nn
 from llama_int8.models import MODELS
 from llama_int8.quantization.codes import absmax_quantize
 from llama_int8.quantization.cpu import blocks, kernels
-from llama_int8.quantization.cpu.baselines import VectorwiseLinear, WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import WeightOnlyLinear
 from llama_int8.quantization.cpu.blocks import (
     TINY,
     lost_bits,
@@ -29,6 +29,7 @@ from llama_int8.quantization.cpu.blocks import (
 )
 from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
 from llama_int8.quantization.cpu.layout import GROUP, ROWS, packed_bytes, packed_shape
+from llama_int8.quantization.cpu.vectorwise import VectorwiseLinear
 from llama_int8.quantization.simulate import Scheme, simulated
 
 INF, NAN = math.inf, math.nan
@@ -134,7 +135,9 @@ def exact(linear, x):
     bias = torch.zeros(()) if linear.bias is None else linear.bias.detach().double()
     y = terms.sum(-1) + bias
     steps = (terms.shape[-1] + 3) * terms.abs().sum(-1) + 2 * bias.abs()
-    tiny = LEAST[torch.float32] * (1 + terms.shape[-1] * np.abs(W).max())
+    tiny = LEAST[torch.float32] * (1 + terms.shape[-1] * 64 * 127**2)  # scales that leave FP32
+    size = torch.tensor(np.einsum("ngi,mgi->nm", np.abs(A), np.abs(W)))
+    steps = steps + 2**-24 * size + (terms.shape[-1] + 5) * terms.abs().sum(-1)  # float64's own
     bound = UNIT[x.dtype] * y.abs() + 2**-24 * steps + LEAST[x.dtype] + tiny
     return y, 1.01 * bound
 

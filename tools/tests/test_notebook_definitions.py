@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from llama_int8.quantization import codes, formats, int8_linear
-from llama_int8.quantization.cpu import baselines
+from llama_int8.quantization.cpu import vectorwise
 from llama_int8.transformer import attention, generation, llama
 
 HOMES = {
@@ -37,7 +37,7 @@ HOMES = {
         [int8_linear],
         "vectorwise_quantize Int8Linear replace_linears".split(),
     ),
-    "07_int8_on_cpu": ([baselines], ["VectorwiseLinear"]),
+    "07_int8_on_cpu": ([vectorwise], ["VectorwiseLinear"]),
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 

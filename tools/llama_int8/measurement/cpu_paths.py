@@ -18,9 +18,10 @@ from llama_int8.measurement.results import Results
 from llama_int8.measurement.statistics import Spread, spread
 from llama_int8.models.synthetic import bitsandbytes_linear
 from llama_int8.quantization.cpu import kernels
-from llama_int8.quantization.cpu.baselines import VectorwiseLinear, WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import WeightOnlyLinear
 from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
 from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.cpu.vectorwise import VectorwiseLinear
 from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The two usual ways to int8 on a CPU in PyTorch's own operations, to measure `int8-fast` against."""
+"""Weights alone in int8, in PyTorch's own operations: a usual way, to measure `int8-fast` against."""
 
 from typing import Self
 
@@ -7,28 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
 
 from llama_int8.quantization.cpu.blocks import quantize_weight
-from llama_int8.quantization.products import int8_matmul
-
-
-class VectorwiseLinear(nn.Module):
-    """int8 weights with a scale for each row, int8 activations with a scale for each token.
-
-    Vector-wise quantization (Dettmers et al., arXiv:2208.07339, section 3.1) without decomposition.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach().float()
-        self.scale = weight.abs().amax(1) / 127  # (M,)
-        self.codes = (weight / self.scale[:, None]).round().to(torch.int8)  # (M, K)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., M) in x's dtype."""
-        rows = x.flatten(0, -2).float()  # (N, K)
-        scale = rows.abs().amax(1, keepdim=True) / 127  # (N, 1)
-        codes = (rows / scale).round().to(torch.int8)
-        y = int8_matmul(codes, self.codes) * (scale * self.scale)  # (N, M)
-        return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 class WeightOnlyLinear(nn.Module):
