@@ -11,15 +11,14 @@ def explained_by_bytes(
     return allowed, ratio / allowed
 
 
-def group_codes(values: list[float], size: int) -> tuple[list[int], list[float]]:
-    """Codes of all values and a scale for each group of `size`; a group of zeros has scale 0."""
-    codes, scales = [], []
+def group_codes(values: list[float], size: int) -> list[int]:
+    """Codes of all values, with a scale for each group of `size`; zeros have codes 0."""
+    codes = []
     for first in range(0, len(values), size):
         group = values[first : first + size]
         scale = max(abs(v) for v in group) / 127
-        scales.append(scale)
         codes += [round(v / scale) if scale else 0 for v in group]
-    return codes, scales
+    return codes
 
 
 def unsigned_product(weights: list[int], codes: list[int]) -> int:
@@ -38,14 +37,15 @@ def break_even_batch(bandwidth: float, throughput: float, bytes_per_weight: floa
     return throughput * bytes_per_weight / (2 * bandwidth)
 
 
-def _one_scale(values: list[float], size: int) -> tuple[list[int], list[float]]:
-    top = max(abs(v) for v in values) / 127 or 1.0
-    return [round(v / top) for v in values], [top] * -(-len(values) // size)
+def _one_scale(values: list[float], size: int) -> list[int]:
+    scale = max(abs(v) for v in values) / 127
+    return [round(v / scale) for v in values]
 
 
-def _inverse_scales(values: list[float], size: int) -> tuple[list[int], list[float]]:
-    codes, scales = group_codes(values, size)
-    return codes, [1 / scale if scale else 0.0 for scale in scales]
+def _cut_off(values: list[float], size: int) -> list[int]:
+    groups = [values[first : first + size] for first in range(0, len(values), size)]
+    tops = [max(abs(v) for v in group) / 127 or 1.0 for group in groups]
+    return [int(v / top) for group, top in zip(groups, tops, strict=True) for v in group]
 
 
 def _stored_products(weights: list[int], codes: list[int]) -> int:
@@ -80,11 +80,11 @@ CPU: list[Exercise] = [
         ),
         (
             "Go through the values in steps of `size`; a last group may be shorter.",
-            "scale = max(|v|) / 127, code = round(v / scale); a group of zeros has scale and codes 0.",
+            "scale = max(|v|) / 127, code = round(v / scale); a group of zeros has codes 0.",
         ),
         (
             (_one_scale, "all groups have one scale here; each needs its own"),
-            (_inverse_scales, "the scale is absmax / 127, and not its inverse"),
+            (_cut_off, "codes are rounded to the nearest, not cut off"),
         ),
     ),
     Exercise(
@@ -116,7 +116,6 @@ CPU: list[Exercise] = [
         ),
         (
             (lambda w, c: w * c <= 2**15 - 1, "two products are added, not one"),
-            (lambda w, c: 2 * w * c <= 2**16 - 1, "with a sign, 16 bits end at 32,767"),
             (lambda w, c: 2 * w * c <= 2**15, "32,768 is one too many"),
         ),
     ),
