@@ -373,3 +373,11 @@ def test_tokens_may_be_integers_of_any_width_and_lie_in_any_order(compiled, dtyp
         strided = tokens.to(dtype).repeat(1, 2)[:, column]
         assert not strided.is_contiguous()
         assert torch.equal(fast.step(strided), wanted[:, column])
+
+
+def test_what_is_no_number_of_tokens_or_no_token_is_refused():
+    fast = FastLlama(swapped(**MODELS[next(iter(MODELS))]), CONTEXT, 1)
+    with pytest.raises(ValueError, match="new_tokens is 0"):
+        fast.generate(torch.ones(1, 3, dtype=torch.long), 0)
+    with pytest.raises(TypeError, match="float32"):
+        fast.step(torch.ones(1))

@@ -864,3 +864,8 @@ def test_weight_only_is_the_float_product_of_the_input_with_its_dequantized_weig
 def test_weight_only_has_no_bias():
     with refused(TypeError, "no bias"):
         WeightOnlyLinear.from_linear(some_linear())
+
+
+def test_weight_only_refuses_inputs_that_its_kernel_would_overrun():
+    with refused(ValueError, "70 inputs"):
+        WeightOnlyLinear.from_linear(some_linear(70, 32, bias=False))

@@ -192,6 +192,14 @@ def test_a_saved_folder_says_what_it_is_and_holds_what_it_says(folder):
     assert tensors["model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
+def test_a_tensor_in_another_format_is_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.scale"
+    save_file({**tensors, name: tensors[name].half()}, folder / "model.safetensors")
+    with pytest.raises(ModelFilesError, match=name):
+        load_model(folder, "int8-fast")
+
+
 def test_a_loaded_model_computes_after_its_files_are_gone(folder):
     model = load_model(folder, "int8-fast")
     before = logits(model)

@@ -84,15 +84,26 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
     tensors = load_file(folder / "model.safetensors")
     wanted = model.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or [
-        name for name in wanted if wanted[name].shape != tensors[name].shape
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape != wanted[name].shape or tensor.dtype != _dtype(name)
     ]
     if wrong:
         raise ModelFilesError(
             f"the weights in {folder} do not fit its config.json: {wrong[0]} is missing, unknown or "
-            "of another shape. Quantize the model again"
+            "of another shape or format. Quantize the model again"
         )
     model.load_state_dict(tensors, assign=True)
     return restore_rotary(model, "cpu").eval()
+
+
+def _dtype(name: str) -> "torch.dtype":
+    """The kernel gets addresses: a tensor in another format would be misread."""
+    import torch
+
+    if "embed" in name or "norm" in name:
+        return torch.bfloat16
+    return torch.uint8 if name.endswith("weight") else torch.float32
 
 
 def _described(folder: Path) -> dict[str, Any]:

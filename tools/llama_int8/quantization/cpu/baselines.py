@@ -24,9 +24,11 @@ class WeightOnlyLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """Quantize a linear layer's weights. Raises TypeError for one with a bias."""
+        """Quantize a linear layer's weights. Raises TypeError for a bias, ValueError for odd inputs."""
         if linear.bias is not None:
             raise TypeError("WeightOnlyLinear has no bias")
+        if linear.in_features % 16:  # PyTorch's kernel would read beyond the end
+            raise ValueError(f"{linear.in_features} inputs are no multiple of 16")
         return cls(*quantize_weight(linear.weight.detach()))
 
     @torch.no_grad()

@@ -117,6 +117,8 @@ class FastLlama(nn.Module):
 
     def generate(self, prompt: Tensor, new_tokens: int, compiled: bool = True) -> Tensor:
         """Greedy continuation, (B, T) -> (B, new_tokens); the cache is made to fit."""
+        if new_tokens < 1:
+            raise ValueError(f"new_tokens is {new_tokens}; at least 1 is needed")
         needed = prompt.shape[1] + new_tokens
         if self.batch != len(prompt) or self.context < needed:
             self.reserve(needed, len(prompt))
@@ -159,6 +161,8 @@ class FastLlama(nn.Module):
             raise ValueError(
                 f"tokens have shape {tuple(tokens.shape)}; wanted is {shape} with B = {self.batch}"
             )
+        if tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")
         new = tokens.shape[1] if dimensions == 2 else 1
         if self.position + new > self.context:
             raise ValueError(
