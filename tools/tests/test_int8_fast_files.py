@@ -87,7 +87,8 @@ def test_every_linear_layer_is_int8_and_the_rest_bf16(tiny, tmp_path):
         assert len(fast) == 7 * tiny.num_hidden_layers + 1 and "lm_head" in fast
         assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-        assert {layer.scale.dtype for layer in fast.values()} == {torch.float32}
+        assert {layer.scale.dtype for layer in fast.values()} == {torch.bfloat16}
+        assert {n for n, layer in fast.items() if layer.planes == 2} == {"lm_head"}
         biases = [layer.bias for layer in fast.values() if layer.bias is not None]
         assert len(biases) == 2 * (4 * tiny.attention_bias + 3 * tiny.mlp_bias)
         assert all(bias.dtype == torch.float32 for bias in biases)
@@ -129,7 +130,7 @@ def test_predicted_bytes_are_the_measured_ones(tiny, tmp_path):
     layers = [m for m in model.modules() if isinstance(m, Int8FastLinear)]
     blocks = [layer for layer in layers if layer is not model.lm_head]
     assert predicted.linear == sum(layer.weight.numel() for layer in blocks)
-    assert predicted.scales == 4 * sum(layer.out_features for layer in layers)
+    assert predicted.scales == 2 * sum(layer.scale.numel() for layer in layers)
     assert predicted.lm_head == model.lm_head.weight.numel()
     assert predicted.biases == 4 * sum(
         layer.bias.numel() for layer in layers if layer.bias is not None
@@ -149,7 +150,7 @@ def test_a_step_reads_every_weight_but_the_embedding_and_the_cache():
 def test_predicted_bytes_of_every_registered_model_are_those_of_its_empty_layers(name):
     config = MODELS[name].config
     model = replace_linears(empty_model(replace(config, num_hidden_layers=2)))
-    sizes = {torch.uint8: 1, torch.float32: 4}
+    sizes = {torch.uint8: 1, torch.bfloat16: 2, torch.float32: 4}
     measured = 0
     for key, tensor in model.state_dict(keep_vars=True).items():
         assert tensor.is_meta
@@ -179,7 +180,7 @@ def test_a_saved_folder_says_what_it_is_and_holds_what_it_says(folder):
     content = json.loads((folder / "config.json").read_text())
     assert content["quantization_config"] == {
         "quant_method": "llama-int8-fast",
-        "version": 1,
+        "version": 2,
         "group": 64,
         "rows": 32,
     }
@@ -187,7 +188,7 @@ def test_a_saved_folder_says_what_it_is_and_holds_what_it_says(folder):
     assert is_int8_fast(folder) and not is_int8_fast(folder.parent / "bf16")
     tensors = load_file(folder / "model.safetensors")
     assert tensors["lm_head.weight"].dtype == torch.uint8
-    assert tensors["lm_head.scale"].dtype == torch.float32
+    assert tensors["lm_head.scale"].dtype == torch.bfloat16
     assert tensors["model.layers.0.mlp.up_proj.bias"].dtype == torch.float32
     assert tensors["model.embed_tokens.weight"].dtype == torch.bfloat16
 
@@ -239,10 +240,10 @@ def test_a_model_in_another_precision_is_not_saved(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_another_version_of_the_format_is_refused(folder, version):
     change_config(folder, version=version)
-    with pytest.raises(ModelFilesError, match=f"version {version!r}.*reads 1; quantize"):
+    with pytest.raises(ModelFilesError, match=f"version {version!r}.*reads 2; quantize"):
         load_model(folder, "int8-fast")
 
 

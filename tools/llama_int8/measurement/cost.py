@@ -7,7 +7,7 @@ bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
 import math
 from dataclasses import dataclass
 
-from llama_int8.quantization.cpu.layout import packed_bytes
+from llama_int8.quantization.cpu.layout import packed_bytes, scale_bytes
 from llama_int8.transformer.config import LlamaConfig
 
 GIB = 2**30
@@ -21,7 +21,7 @@ class WeightBytes:
     """Bytes of each kind of weight."""
 
     linear: int  # the linear layers of the blocks: what LLM.int8() quantizes
-    scales: int  # one FP32 absmax for each output row (bitsandbytes' SCB); 0 in floating point
+    scales: int  # LLM.int8(): one FP32 absmax a row (bitsandbytes' SCB); 0 in floating point
     embedding: int
     lm_head: int  # 0 where it shares the embedding's memory
     norms: int
@@ -56,8 +56,11 @@ def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
     layers, shapes = config.num_hidden_layers, config.linear_shapes()
     table = config.vocab_size * config.hidden_size * other
     size = packed_bytes if fast else lambda out, in_: out * in_ * BYTES_PER_VALUE[precision]
-    scaled = sum(o for o, _ in shapes.values()) if precision in QUANTIZED else 0
-    output = packed_bytes(config.vocab_size, config.hidden_size) if fast else table
+    head = (config.vocab_size, config.hidden_size)
+    if fast:
+        scales = layers * sum(scale_bytes(*s) for s in shapes.values()) + scale_bytes(*head)
+    else:
+        scales = 4 * layers * sum(o for o, _ in shapes.values()) if precision == "int8" else 0
     biased = [
         out
         for name, (out, _) in shapes.items()
@@ -65,9 +68,9 @@ def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
     ]
     return WeightBytes(
         linear=layers * sum(size(*shape) for shape in shapes.values()),
-        scales=4 * (layers * scaled + (config.vocab_size if fast else 0)),
+        scales=scales,
         embedding=table,
-        lm_head=0 if config.tie_word_embeddings and not fast else output,
+        lm_head=packed_bytes(*head) if fast else 0 if config.tie_word_embeddings else table,
         norms=(2 * layers + 1) * config.hidden_size * other,
         biases=layers * sum(biased) * (4 if fast else other),
     )

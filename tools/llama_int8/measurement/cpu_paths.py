@@ -164,8 +164,8 @@ def with_layers(
 
     if name.startswith(models.SYNTHETIC):
         config = models.config_of(name)
-        return models.build_synthetic(config, torch.bfloat16, "cpu", make, skip=())
-    return replace_linears(models.load_model(name, BASELINE, "cpu"), make=make)
+        return models.build_synthetic(config, torch.bfloat16, "cpu", lambda _, x: make(x), skip=())
+    return replace_linears(models.load_model(name, BASELINE, "cpu"), make=lambda _, x: make(x))
 
 
 def race(
@@ -187,7 +187,8 @@ def race(
                 path: _timed(runner, case, steps, vocabulary) for path, runner in runners.items()
             }
             warm = {path: run()["call"] * _repeats(case, steps) for path, run in runs.items()}
-            runs = {path: run for path, run in runs.items() if warm[path] <= patience}
+            # The baseline stays: every ratio is to it.
+            runs = {p: run for p, run in runs.items() if warm[p] <= patience or p == BASELINE}
             times = latency.interleaved(runs, rounds, warmup=0) if runs else {}
         found[case.key] = {path: one["call"].tolist() for path, one in times.items()}
     return found
@@ -341,7 +342,7 @@ def _layer_kinds() -> dict[str, tuple[Callable[[Any], Any], "torch.dtype"]]:
         return lambda linear: copy.deepcopy(linear).to(dtype)
 
     def bitsandbytes(linear: Any) -> Any:
-        layer = bitsandbytes_linear(copy.deepcopy(linear).bfloat16(), threshold=6.0)
+        layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=6.0)
         return layer.to("cpu").eval()
 
     return {
@@ -476,8 +477,7 @@ def measured_roof(
             bandwidth = latency.read_bandwidth("cpu")
             rates = {}
             for precision in precisions:
-                size, repeats = (512, 2) if precision == "fp16" else (1024, 5)
-                rates[precision] = latency.matrix_throughput("cpu", precision, size, repeats)
+                rates[precision] = latency.matrix_throughput("cpu", precision, 1024, 5)
         word = thread_word(count)
         results.record(f"bandwidth.{word}", bandwidth / 1e9, "GB/s")
         for precision, rate in rates.items():

@@ -3,7 +3,8 @@
 Format: Hugging Face's folder. `config.json` has a `quantization_config` with `quant_method`
 "llama-int8-fast" and the layout's `version`. In `model.safetensors` every linear layer, the output
 layer included, has `weight` (uint8: codes + 128 in the order of `quantization.cpu.blocks.pack`),
-`scale` (FP32, one a row) and, if it has one, `bias` (FP32); the rest is bf16.
+`scale` (bf16, one for every 64 inputs of a row, in the order of `pack_scale`) and, if it has one,
+`bias` (FP32); the rest is bf16. The output layer, `lm_head`, reads its activations in two planes.
 """
 
 import json
@@ -101,9 +102,10 @@ def _dtype(name: str) -> "torch.dtype":
     """The kernel gets addresses: a tensor in another format would be misread."""
     import torch
 
-    if "embed" in name or "norm" in name:
-        return torch.bfloat16
-    return torch.uint8 if name.endswith("weight") else torch.float32
+    if name.endswith("bias"):
+        return torch.float32
+    codes = name.endswith("weight") and "embed" not in name and "norm" not in name
+    return torch.uint8 if codes else torch.bfloat16
 
 
 def _described(folder: Path) -> dict[str, Any]:

@@ -280,9 +280,9 @@ def _synthetic(
         layer = partial(bitsandbytes_linear, threshold=threshold)
         return build_synthetic(config, dtype, device, layer)
     if precision == "int8-fast":
-        from llama_int8.quantization.cpu.layers import Int8FastLinear
+        from llama_int8.quantization.cpu.layers import fast_linear
 
-        return build_synthetic(config, dtype, device, Int8FastLinear.from_linear, skip=())
+        return build_synthetic(config, dtype, device, fast_linear, skip=())
     return build_synthetic(config, dtype, device)
 
 

@@ -87,12 +87,12 @@ def build_synthetic(
     config: LlamaConfig,
     dtype: "torch.dtype",
     device: str,
-    quantized: Callable[["torch.nn.Linear"], "torch.nn.Module"] | None = None,
+    quantized: Callable[[str, "torch.nn.Linear"], "torch.nn.Module"] | None = None,
     skip: tuple[str, ...] = ("lm_head",),
 ) -> "torch.nn.Module":
     """The model on `device`, filled tensor by tensor, so that memory holds one layer twice.
 
-    `quantized(linear)` makes what stands in the place of a linear layer that is not in `skip`; its
+    `quantized(name, linear)` makes what stands in the place of a linear layer that is not in `skip`; its
     weights were rounded to `dtype` first, as a checkpoint's are when it is loaded: the same codes.
     """
     from torch import nn
@@ -110,7 +110,7 @@ def build_synthetic(
             setattr(module, key, nn.Parameter(value, requires_grad=False))
         if replaced:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], quantized(module).to(device))
+            setattr(parent, name.rpartition(".")[2], quantized(name, module).to(device))
     return restore_rotary(model, device).eval()
 
 
@@ -123,7 +123,7 @@ def restore_rotary(model: "torch.nn.Module", device: str) -> "torch.nn.Module":
     return model
 
 
-def bitsandbytes_linear(linear: "torch.nn.Linear", threshold: float) -> "torch.nn.Module":
+def bitsandbytes_linear(_: str, linear: "torch.nn.Linear", threshold: float) -> "torch.nn.Module":
     """A layer of LLM.int8() that quantizes these weights when it is moved to its device."""
     import bitsandbytes as bnb
 

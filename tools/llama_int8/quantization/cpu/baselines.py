@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
 
-from llama_int8.quantization.cpu.blocks import quantize_weight
+from llama_int8.quantization.codes import absmax_quantize
 
 
 class WeightOnlyLinear(nn.Module):
@@ -29,7 +29,8 @@ class WeightOnlyLinear(nn.Module):
             raise TypeError("WeightOnlyLinear has no bias")
         if linear.in_features % 16:  # PyTorch's kernel would read beyond the end
             raise ValueError(f"{linear.in_features} inputs are no multiple of 16")
-        return cls(*quantize_weight(linear.weight.detach()))
+        quantized = absmax_quantize(linear.weight.detach().float(), granularity="row")
+        return cls(quantized.codes, quantized.scale.flatten())
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

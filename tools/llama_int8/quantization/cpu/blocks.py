@@ -1,7 +1,7 @@
 """The format of `int8-fast`, and its product in plain PyTorch.
 
-Weights: int8 codes with one scale a row. Activations: int8 codes with one scale for every GROUP
-inputs of a token, so that an outlier coarsens 63 neighbours and not the whole row. Shapes: N tokens,
+Both operands: int8 codes with one scale for every GROUP inputs, of a token in FP32, of a row of
+weights in bf16, so that an outlier coarsens 63 neighbours and not the whole row. Shapes: N tokens,
 M outputs, K inputs, G = K / GROUP groups (rounded up).
 """
 
@@ -16,11 +16,17 @@ _LARGEST = torch.tensor(127.0)  # a tensor: `127 / x` is `x.reciprocal() * 127`,
 _SLICE_BYTES = 2**25  # weights that the plain path restores at a time, in FP32
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Absmax codes of each row, (M, K) -> int8 (M, K), and scales FP32 (M,): weight = scale x code.
+def in_groups(values: Tensor) -> Tensor:
+    """(..., K) -> (..., G, GROUP) in FP32, zeros at the end of the last group."""
+    return pad(values.float(), (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
 
-    Raises TypeError for what is no matrix in floating point, ValueError for an empty matrix, for
-    NaN and for infinity.
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of a matrix, (M, K) -> int8 (M, K), and scales bf16 (M, G): weight = scale x code.
+
+    Absmax of each group of a row; the codes are those for the scale as bf16 holds it. Raises
+    TypeError for what is no matrix in floating point, ValueError for an empty matrix, for NaN and for
+    infinity.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise TypeError(
@@ -29,17 +35,19 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         )
     if weight.numel() == 0:
         raise ValueError(f"weights of shape {tuple(weight.shape)} hold nothing to quantize")
-    absmax = weight.abs().amax(1).float()
-    if not absmax.isfinite().all():
-        row = int((~absmax.isfinite()).nonzero()[0])
-        raise ValueError(f"row {row} of the weights holds NaN or infinity; only numbers have codes")
-    scale = torch.where(absmax < TINY, 0.0, absmax / 127)
-    steps = torch.where(absmax < TINY, 0.0, _LARGEST / absmax)
-    codes = torch.empty(weight.shape, dtype=torch.int8)
+    codes, scales = [], []
     for first in range(0, len(weight), 4096):  # a large output layer once in FP32 would be GBs
-        rows = slice(first, first + 4096)
-        codes[rows] = (weight[rows].float() * steps[rows, None]).round().to(torch.int8)
-    return codes, scale
+        groups = in_groups(weight[first : first + 4096])  # (m, G, GROUP)
+        absmax = groups.abs().amax(-1)
+        if not absmax.isfinite().all():
+            row = first + int((~absmax.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"row {row} of the weights holds NaN or infinity; numbers have codes")
+        scale = torch.where(absmax < TINY, 0.0, absmax / 127).bfloat16()
+        steps = torch.where(scale > 0, 1 / scale.float(), 0.0)
+        rounded = (groups * steps[..., None]).round().clamp(-127, 127).to(torch.int8)
+        codes.append(rounded.flatten(1)[:, : weight.shape[1]])
+        scales.append(scale)
+    return torch.cat(codes), torch.cat(scales)
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +55,20 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A group with NaN or infinity gets codes 0 and the scale NaN, so that its token's outputs are NaN.
     """
-    groups = pad(x.float(), (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))  # (N, G, GROUP)
+    return _quantize_groups(in_groups(x))
+
+
+def quantize_in_planes(x: Tensor, planes: int) -> list[tuple[Tensor, Tensor]]:
+    """Codes and scales as above; with 2 planes those of what rounding left as well, in int8 again."""
+    groups = in_groups(x)
+    found = [_quantize_groups(groups)]
+    if planes == 2:
+        codes, scale = found[0]
+        found.append(_quantize_groups(groups - scale[..., None] * codes))
+    return found
+
+
+def _quantize_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
     absmax = groups.abs().amax(-1)  # (N, G)
     finite = absmax.isfinite()
     steps = torch.where(finite & (absmax >= TINY), _LARGEST / absmax, 0.0)
@@ -72,29 +93,54 @@ def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     return (full.view(torch.int8) ^ -128)[:outputs, :inputs]
 
 
-def plain_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def pack_scale(scale: Tensor) -> Tensor:
+    """bf16 (M, G) -> bf16 (M / ROWS, G, ROWS), filled up with zeros: the order of `pack`."""
+    full = pad(scale, (0, 0, 0, -scale.shape[0] % ROWS))
+    return full.view(-1, ROWS, scale.shape[1]).transpose(1, 2).contiguous()
+
+
+def unpack_scale(packed: Tensor, outputs: int) -> Tensor:
+    """What `pack_scale` was given: bf16 (M / ROWS, G, ROWS) -> bf16 (M, G)."""
+    return packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)[:outputs]
+
+
+def plain_linear(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, planes: int = 1
+) -> Tensor:
     """The product in PyTorch alone, (N, K) -> (N, M) in x's dtype, bit for bit that of the kernel.
 
     The codes of one group are multiplied in FP32, which holds every sum of 64 products exactly;
     the groups are scaled and added in the kernel's order. Any machine can do it, none does it fast.
     """
-    codes, of_tokens = quantize_activations(x)
-    codes = codes.float().transpose(0, 1).contiguous()  # (G, N, GROUP)
-    outputs = len(scale)
+    quantized = quantize_in_planes(x, planes)
     y = torch.empty(len(x), outputs, dtype=x.dtype)
     blocks = max(1, _SLICE_BYTES // (4 * ROWS * packed.shape[1] * 4))
     for first in range(0, len(packed), blocks):
         part = packed[first : first + blocks]
         rows = slice(first * ROWS, min(outputs, (first + blocks) * ROWS))
-        weights = unpack(part, rows.stop - rows.start, 4 * part.shape[1]).float()  # (m, K)
-        total = torch.zeros(len(x), len(weights))
-        for g, group in enumerate(weights.split(GROUP, dim=1)):
-            total += (codes[g] @ group.T) * of_tokens[:, g, None]
-        total *= scale[rows]
+        count = rows.stop - rows.start
+        weights = (
+            unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
+        )  # G x (m, GROUP)
+        of_weights = unpack_scale(scale[first : first + blocks], count).float()  # (m, G)
+        sums = [
+            _scaled_sums(codes, of_tokens, weights, of_weights) for codes, of_tokens in quantized
+        ]
+        total = sums[0] if planes == 1 else sums[0] + sums[1]
         if bias is not None:
-            total += bias[rows]
+            total = total + bias[rows]
         y[:, rows] = total.to(x.dtype)
     return y
+
+
+def _scaled_sums(
+    codes: Tensor, of_tokens: Tensor, weights: tuple[Tensor, ...], of_weights: Tensor
+) -> Tensor:
+    total = torch.zeros(len(codes), len(of_weights))
+    for g, group in enumerate(weights):
+        scale = of_tokens[:, g, None] * of_weights[:, g]  # (N, m)
+        total += (codes[:, g].float() @ group.T) * scale
+    return total
 
 
 def lost_bits(x: Tensor) -> Tensor:
@@ -103,6 +149,6 @@ def lost_bits(x: Tensor) -> Tensor:
     log2 of the largest magnitude in the row over the largest in the group: a group that is 8 times
     smaller than its row uses an eighth of the codes. Groups of zeros lose nothing.
     """
-    groups = pad(x.float(), (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP)).abs().amax(-1)
+    groups = in_groups(x).abs().amax(-1)
     lost = (groups.amax(-1, keepdim=True) / groups).log2()
     return lost.masked_fill(groups == 0, 0.0)

@@ -4,10 +4,10 @@
 // calls it through ctypes. The file reads from the inside out: numbers, a block of 64 activations,
 // a tile of the product, a whole linear layer, and at the end the decode step.
 //
-// Format of a layer's weights, M outputs and K inputs: codes q in [-127, 127] with one scale per
-// output, stored as bytes q + 128 in the order [M / 32][K / 4][32][4], so that one vector load
-// brings the next 4 inputs of 16 (AVX-512) or 8 (AVX2) outputs. Zeros fill M up to a multiple of 32
-// and K up to a multiple of 64.
+// Format of a layer's weights, M outputs and K inputs: codes q in [-127, 127], stored as bytes
+// q + 128 in the order [M / 32][K / 4][32][4], so that one vector load brings the next 4 inputs of
+// 16 (AVX-512) or 8 (AVX2) outputs. Every 64 inputs of an output share a scale, in bf16, in the order
+// [M / 32][K / 64][32]. Zeros fill M up to a multiple of 32 and K up to a multiple of 64.
 //
 // Compile with -ffp-contract=off: a fused multiply-add rounds once where PyTorch rounds twice, and
 // both shall give the same bits.
@@ -20,14 +20,15 @@
 #include <cstring>
 #include <vector>
 
-constexpr int64_t GROUP = 64;  // activations that share a scale
+constexpr int64_t GROUP = 64;  // inputs that share a scale, of a token or of an output
 constexpr int64_t ROWS = 32;   // outputs in a block of the weights
 
 struct Linear {
     const uint8_t* codes;
-    const float* scale;  // M
-    const float* bias;   // M, or null
+    const uint16_t* scale;  // bf16
+    const float* bias;      // M, or null
     int64_t outputs, inputs;
+    int64_t planes;  // 2: activations are codes and, again in int8, what rounding them left
 };
 
 struct Layer {
@@ -140,19 +141,25 @@ static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t*
 #endif
 }
 
+// One token: a row of codes, or with two planes a second row, of what rounding left in the first.
 template <class T>
-static void quantize_row(const T* x, int64_t inputs, Activations& out, int64_t row) {
+static void quantize_token(const T* x, int64_t inputs, Activations& out, int64_t row, int64_t planes) {
     float group[GROUP];
     for (int64_t g = 0; g < out.groups; g++) {
         const int64_t first = g * GROUP, count = std::min(GROUP, inputs - first);
         for (int64_t i = 0; i < count; i++) group[i] = load(x + first + i);
         for (int64_t i = count; i < GROUP; i++) group[i] = 0.0f;
-        quantize_group(group, out.codes.data() + row * out.inputs + first,
-                       &out.scale[row * out.groups + g], &out.start[row * out.groups + g]);
+        for (int64_t r = row; r < row + planes; r++) {
+            int8_t* codes = out.codes.data() + r * out.inputs + first;
+            float* scale = &out.scale[r * out.groups + g];
+            quantize_group(group, codes, scale, &out.start[r * out.groups + g]);
+            if (r + 1 == row + planes) break;
+            for (int64_t i = 0; i < GROUP; i++) group[i] -= *scale * codes[i];
+        }
     }
 }
 
-// ---- a tile: TOKENS rows of activations times a block of 32 rows of weights --------------------
+// ---- a tile: TOKENS rows of codes times a block of 32 rows of weights --------------------
 // Vectors of LANES numbers; dot4 adds to each int32 lane the products of 4 weights with 4 codes.
 
 #ifdef __AVX512VNNI__
@@ -163,7 +170,10 @@ static const char* const NAME = "AVX-512 VNNI";
 static inline Ints ints(int32_t value) { return _mm512_set1_epi32(value); }
 static inline Floats floats(float value) { return _mm512_set1_ps(value); }
 static inline Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
-static inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+static inline Floats load_bf16(const uint16_t* p) {
+    const Ints wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
 static inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 static inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
@@ -181,7 +191,10 @@ static const char* const NAME = "AVX2";
 static inline Ints ints(int32_t value) { return _mm256_set1_epi32(value); }
 static inline Floats floats(float value) { return _mm256_set1_ps(value); }
 static inline Ints load_ints(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-static inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+static inline Floats load_bf16(const uint16_t* p) {
+    const Ints wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
 static inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 static inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
@@ -195,7 +208,8 @@ static inline void dot4(Ints& sum, Ints weights, Ints codes) {
 #endif
 
 template <int TOKENS>
-static void tile(const Activations& x, int64_t token, const uint8_t* weights, float* out) {
+static void tile(const Activations& x, int64_t token, const uint8_t* weights, const uint16_t* scales,
+                 float* out) {
     constexpr int VECTORS = ROWS / LANES;
     Floats total[TOKENS][VECTORS];
     for (auto& row : total)
@@ -224,11 +238,14 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, fl
                 for (int v = 0; v < VECTORS; v++) dot4(sum[t][v], block[v], ints(four));
             }
         }
+        Floats of_weights[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) of_weights[v] = load_bf16(scales + g * ROWS + v * LANES);
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++)
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
-                const Floats scale = floats(x.scale[(token + t) * x.groups + g]);
+                const Floats scale = mul(floats(x.scale[(token + t) * x.groups + g]), of_weights[v]);
                 total[t][v] = add(total[t][v], mul(to_floats(sum[t][v]), scale));
             }
     }
@@ -239,30 +256,31 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, fl
 // ---- a linear layer --------------------------------------------------------------------------
 
 template <class T>
-static void multiply(const Activations& x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+static void multiply(const Activations& x, int64_t rows, const Linear& layer, T* y, bool add_to_y,
                      int threads) {
-    const int64_t blocks = (layer.outputs + ROWS - 1) / ROWS;
+    const int64_t blocks = (layer.outputs + ROWS - 1) / ROWS, planes = layer.planes;
 #pragma omp parallel for num_threads(threads) if (blocks > 1) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
         const uint8_t* weights = layer.codes + b * ROWS * x.inputs;
+        const uint16_t* scales = layer.scale + b * ROWS * x.groups;
         const int64_t first = b * ROWS, count = std::min(ROWS, layer.outputs - first);
         float out[8 * ROWS];
-        for (int64_t token = 0; token < tokens;) {
-            const int64_t left = tokens - token;
-            const int64_t taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            if (taken == 8) tile<8>(x, token, weights, out);
-            else if (taken == 4) tile<4>(x, token, weights, out);
-            else if (taken == 2) tile<2>(x, token, weights, out);
-            else tile<1>(x, token, weights, out);
-            for (int64_t t = 0; t < taken; t++) {
-                T* row = y + (token + t) * layer.outputs + first;
+        for (int64_t row = 0; row < rows;) {
+            const int64_t left = rows - row, taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (taken == 8) tile<8>(x, row, weights, scales, out);
+            else if (taken == 4) tile<4>(x, row, weights, scales, out);
+            else if (taken == 2) tile<2>(x, row, weights, scales, out);
+            else tile<1>(x, row, weights, scales, out);
+            for (int64_t r = 0; r < taken; r += planes) {
+                T* token = y + (row + r) / planes * layer.outputs + first;
                 for (int64_t i = 0; i < count; i++) {
-                    float value = out[t * ROWS + i] * layer.scale[first + i];
+                    float value = out[r * ROWS + i];
+                    if (planes == 2) value += out[(r + 1) * ROWS + i];
                     if (layer.bias) value += layer.bias[first + i];
-                    store(row + i, add_to_y ? load(row + i) + value : value);
+                    store(token + i, add_to_y ? load(token + i) + value : value);
                 }
             }
-            token += taken;
+            row += taken;
         }
     }
 }
@@ -272,11 +290,11 @@ static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool a
                    int threads) {
     static thread_local Activations codes_of_this_thread;
     Activations& codes = codes_of_this_thread;  // one name for all threads of the loop
-    codes.resize(tokens, layer.inputs);
+    codes.resize(tokens * layer.planes, layer.inputs);
 #pragma omp parallel for num_threads(threads) if (tokens > 1) schedule(static)
     for (int64_t t = 0; t < tokens; t++)
-        quantize_row(x + t * layer.inputs, layer.inputs, codes, t);
-    multiply(codes, tokens, layer, y, add_to_y, threads);
+        quantize_token(x + t * layer.inputs, layer.inputs, codes, t * layer.planes, layer.planes);
+    multiply(codes, tokens * layer.planes, layer, y, add_to_y, threads);
 }
 
 // ---- one decode step: everything between the products in FP32, one token of each sequence -------

@@ -46,6 +46,7 @@ class LinearStruct(ctypes.Structure):
         ("bias", _Pointer),
         ("outputs", _Int),
         ("inputs", _Int),
+        ("planes", _Int),
     )
 
 
@@ -193,22 +194,13 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def compiled_linear(
-    library: ctypes.CDLL, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None
-) -> Tensor:
+def compiled_linear(library: ctypes.CDLL, x: Tensor, layer: LinearStruct) -> Tensor:
     """The kernel's product, (N, K) -> (N, M) in x's dtype (FP16 by way of FP32)."""
     work = x if x.dtype in (torch.bfloat16, torch.float32) else x.float()
     work = work.contiguous()
-    y = work.new_empty(len(x), len(scale))
-    layer = linear_struct(packed, scale, bias, x.shape[1])
+    y = work.new_empty(len(x), layer.outputs)
     product = library.int8_linear_fp32
     if work.dtype == torch.bfloat16:
         product = library.int8_linear_bf16
     product(work.data_ptr(), len(x), layer, y.data_ptr(), torch.get_num_threads())
     return y.to(x.dtype)
-
-
-def linear_struct(packed: Tensor, scale: Tensor, bias: Tensor | None, inputs: int) -> LinearStruct:
-    """Pointers to a layer's tensors, which must live as long as it does."""
-    address = None if bias is None else bias.data_ptr()
-    return LinearStruct(packed.data_ptr(), scale.data_ptr(), address, len(scale), inputs)

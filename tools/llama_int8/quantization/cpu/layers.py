@@ -7,35 +7,45 @@ import torch
 from torch import Tensor, nn
 
 from llama_int8.quantization.cpu import blocks, kernels
-from llama_int8.quantization.cpu.layout import packed_shape
+from llama_int8.quantization.cpu.layout import GROUP, packed_shape, scale_shape
 from llama_int8.quantization.layers import linear_layers
 
 
 class Int8FastLinear(nn.Module):
-    """A linear layer with int8 weights per row and int8 activations per 64, for inference on a CPU.
+    """A linear layer with int8 weights and activations, a scale for every 64 inputs, on a CPU.
 
-    `weight`: packed codes, uint8 (M / 32, K / 4, 32, 4), see `blocks.pack`. `scale`: FP32 (M,).
-    `bias`: FP32 (M,) or None. The product is the kernel's or plain PyTorch's, bit for bit the same.
+    `weight`: packed codes, uint8 (M / 32, K / 4, 32, 4), see `blocks.pack`. `scale`: bf16
+    (M / 32, K / 64, 32). `bias`: FP32 (M,) or None. `planes`: with 2, activations are int8 codes and,
+    again in int8, what rounding them left: 15 bits for twice the products, and no more bytes.
+    The product is the kernel's or plain PyTorch's, bit for bit the same.
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None, in_features: int
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        shape: tuple[int, int],
+        planes: int = 1,
     ) -> None:
-        """Raises ValueError for packed codes of another shape than scale and inputs say."""
+        """`shape`: outputs and inputs. Raises ValueError for packed tensors of another shape."""
         super().__init__()
-        self.in_features, self.out_features = in_features, len(scale)
-        wanted = packed_shape(self.out_features, in_features)
-        if tuple(weight.shape) != wanted or weight.dtype != torch.uint8:
-            raise ValueError(
-                f"the codes are {weight.dtype} of shape {tuple(weight.shape)}; {len(scale)} outputs "
-                f"and {in_features} inputs need uint8 {wanted}"
-            )
+        self.out_features, self.in_features = shape
+        self.planes = planes
+        wanted = {"weight": packed_shape(*shape), "scale": scale_shape(*shape)}
+        for name, tensor in (("weight", weight), ("scale", scale)):
+            dtype = torch.uint8 if name == "weight" else torch.bfloat16
+            if tuple(tensor.shape) != wanted[name] or tensor.dtype != dtype:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; {shape[0]} outputs "
+                    f"and {shape[1]} inputs need {dtype} {wanted[name]}"
+                )
         self.register_buffer("weight", weight.contiguous())
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.contiguous())
         self.register_buffer("bias", bias)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Self:
+    def from_linear(cls, linear: nn.Linear, planes: int = 1) -> Self:
         """Quantize a linear layer. Raises TypeError for what is none, ValueError for NaN."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"{type(linear).__name__} is no nn.Linear")
@@ -43,33 +53,41 @@ class Int8FastLinear(nn.Module):
             raise ValueError(f"the layer is on {linear.weight.device}; int8-fast is for a CPU")
         bias = None if linear.bias is None else linear.bias.detach().float()
         if linear.weight.is_meta:
-            return cls.empty(*linear.weight.shape, bias is not None)
-        codes, scale = blocks.quantize_weight(linear.weight.detach())
-        return cls(blocks.pack(codes), scale, bias, linear.in_features)
+            return cls.empty(tuple(linear.weight.shape), bias is not None, planes)
+        return cls._from_codes(*blocks.quantize_weight(linear.weight.detach()), bias, planes)
 
     @classmethod
-    def empty(cls, outputs: int, inputs: int, bias: bool = False) -> Self:
+    def empty(cls, shape: tuple[int, int], bias: bool = False, planes: int = 1) -> Self:
         """A layer on the meta device: shapes that wait for a file's tensors."""
         with torch.device("meta"):
-            packed = torch.empty(packed_shape(outputs, inputs), dtype=torch.uint8)
-            return cls(packed, torch.empty(outputs), torch.empty(outputs) if bias else None, inputs)
+            packed = torch.empty(packed_shape(*shape), dtype=torch.uint8)
+            scale = torch.empty(scale_shape(*shape), dtype=torch.bfloat16)
+            return cls(packed, scale, torch.empty(shape[0]) if bias else None, shape, planes)
 
     @classmethod
     def merged(cls, layers: Sequence["Int8FastLinear"]) -> Self:
         """One layer with all their outputs, one after another: their inputs are quantized once."""
-        inputs = {layer.in_features for layer in layers}
-        if len(inputs) != 1:
-            raise ValueError(f"layers with {sorted(inputs)} inputs do not share their input")
+        for name in ("in_features", "planes"):
+            found = {getattr(layer, name) for layer in layers}
+            if len(found) != 1:
+                raise ValueError(f"layers that differ in {name}, {sorted(found)}, cannot be merged")
         biases = [layer.bias for layer in layers]
+        bias = None
         if any(b is not None for b in biases):
-            biases = [
-                torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-                for layer in layers
-            ]
+            bias = torch.cat(
+                [
+                    torch.zeros(layer.out_features) if layer.bias is None else layer.bias
+                    for layer in layers
+                ]
+            )
         codes = torch.cat([layer.codes() for layer in layers])
-        scale = torch.cat([layer.scale for layer in layers])
-        bias = None if biases[0] is None else torch.cat(biases)
-        return cls(blocks.pack(codes), scale, bias, inputs.pop())
+        scales = torch.cat([blocks.unpack_scale(x.scale, x.out_features) for x in layers])
+        return cls._from_codes(codes, scales, bias, layers[0].planes)
+
+    @classmethod
+    def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:
+        packed = blocks.pack(codes), blocks.pack_scale(scale)
+        return cls(*packed, bias, (codes.shape[0], codes.shape[1]), planes)
 
     def codes(self) -> Tensor:
         """The int8 codes, (M, K)."""
@@ -77,7 +95,14 @@ class Int8FastLinear(nn.Module):
 
     def dequantized(self) -> Tensor:
         """scale x code, FP32 (M, K)."""
-        return self.codes().float() * self.scale[:, None]
+        scale = blocks.unpack_scale(self.scale, self.out_features).float()  # (M, G)
+        return self.codes().float() * scale.repeat_interleave(GROUP, 1)[:, : self.in_features]
+
+    def struct(self) -> kernels.LinearStruct:
+        """Pointers to the tensors for the kernel; they must live as long as it does."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        pointers = (self.weight.data_ptr(), self.scale.data_ptr(), bias)
+        return kernels.LinearStruct(*pointers, self.out_features, self.in_features, self.planes)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -94,15 +119,16 @@ class Int8FastLinear(nn.Module):
             )
         rows = x.reshape(-1, self.in_features)  # (..., K) -> (N, K)
         library = kernels.chosen().library
-        own = (self.weight, self.scale, self.bias)
         if library is None:
+            own = (self.weight, self.scale, self.bias, self.out_features, self.planes)
             y = blocks.plain_linear(rows, *own)
         else:
-            y = kernels.compiled_linear(library, rows, *own)
+            y = kernels.compiled_linear(library, rows, self.struct())
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        bias = self.bias is not None
+        return f"{self.in_features}, {self.out_features}, bias={bias}, planes={self.planes}"
 
     def _apply(self, fn, recurse: bool = True):
         scale, bias = self.scale, self.bias  # `.to(dtype)` would round them
@@ -112,20 +138,30 @@ class Int8FastLinear(nn.Module):
         return self
 
 
+def fast_linear(name: str, linear: nn.Linear) -> Int8FastLinear:
+    """The layer for `linear` in int8-fast, by its name: two planes for the output layer.
+
+    That layer's rounding goes into the probabilities as it is, and in generation it reads one token,
+    so that twice the products cost next to nothing beside the bytes.
+    """
+    return Int8FastLinear.from_linear(linear, planes=2 if name.endswith("lm_head") else 1)
+
+
 def replace_linears(
     model: nn.Module,
     skip: Sequence[str] = (),
-    make: Callable[[nn.Linear], nn.Module] = Int8FastLinear.from_linear,
+    make: Callable[[str, nn.Linear], nn.Module] = fast_linear,
 ) -> nn.Module:
-    """Put what `make` makes in the place of every linear layer but those in `skip`, `lm_head` too.
+    """Put `make(name, layer)` in the place of every linear layer but those in `skip`, `lm_head` too.
 
-    Works layer by layer. Returns the model; an embedding that shared its table with the output layer
-    keeps it in its own format. Raises ValueError where there is nothing to replace.
+    Works layer by layer. Returns the model; an embedding that shared its
+    table with the output layer keeps it in its own format. Raises ValueError where there is nothing
+    to replace.
     """
     linears = linear_layers(model, skip)
     for name, linear in linears.items():
         if not name:
             raise ValueError("the model is a linear layer itself; use Int8FastLinear.from_linear")
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, make(linear).train(linear.training))
+        setattr(model.get_submodule(parent), child, make(name, linear).train(linear.training))
     return model

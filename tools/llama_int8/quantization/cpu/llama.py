@@ -178,18 +178,15 @@ class FastLlama(nn.Module):
         """The kernel's view of the model: pointers into its tensors; and the array they need."""
         config = self.config
 
-        def linear(layer: Int8FastLinear) -> kernels.LinearStruct:
-            return kernels.linear_struct(layer.weight, layer.scale, layer.bias, layer.in_features)
-
         layers = (kernels.LayerStruct * len(self.layers))(
             *(
                 kernels.LayerStruct(
                     block.input_norm.data_ptr(),
-                    linear(block.qkv_proj),
-                    linear(block.o_proj),
+                    block.qkv_proj.struct(),
+                    block.o_proj.struct(),
                     block.post_attention_norm.data_ptr(),
-                    linear(block.gate_up_proj),
-                    linear(block.down_proj),
+                    block.gate_up_proj.struct(),
+                    block.down_proj.struct(),
                 )
                 for block in self.layers
             )
@@ -198,7 +195,7 @@ class FastLlama(nn.Module):
             embedding=self.embedding.data_ptr(),
             layers=layers,
             norm=self.norm.data_ptr(),
-            head=linear(self.lm_head),
+            head=self.lm_head.struct(),
             cos=self.cos.data_ptr(),
             sin=self.sin.data_ptr(),
             cache=self.cache.data_ptr(),
