@@ -150,22 +150,22 @@ class LlamaCppRunner:
         self._begin()
         self.model.eval(tokens[0].tolist())
 
-    def decode(self, batch: int, context: int, steps: int) -> float:
-        """Seconds of `steps` greedy steps after `context` tokens."""
-        import time
-
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        """A greedy step after `context` tokens."""
         import numpy as np
 
         assert batch == 1, "one sequence alone"
         self._begin()
         self.model.eval([1] * context)
         token, vocabulary = 1, self.model.n_vocab()
-        start = time.perf_counter()
-        for _ in range(steps):
+
+        def step() -> None:
+            nonlocal token
             self.model.eval([token])
             logits = self.library.llama_get_logits_ith(self.model.ctx, -1)
             token = int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
-        return time.perf_counter() - start
+
+        return step
 
     def _begin(self) -> None:
         import torch

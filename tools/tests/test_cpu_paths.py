@@ -1,5 +1,7 @@
 """The race of all paths on a CPU: every path is the same model, and every number has its case."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -67,10 +69,11 @@ def test_the_two_thresholds_share_a_model_and_differ_in_the_threshold(runners):
 def test_a_decode_step_attends_to_the_whole_context(runners, path):
     """The cache is as long as the case says, whatever was run before."""
     seconds = [
-        runners[path].decode(batch, context, 2) for batch, context in ((2, 9), (1, 33), (3, 4))
+        cpu_paths.decode(runners[path], batch, context, 2)
+        for batch, context in ((2, 9), (1, 33), (3, 4))
     ]
     assert all(s > 0 for s in seconds)
-    if path in FAST[1:]:
+    if path in (*FAST[1:], cpu_paths.BF16_CALL):
         assert runners[path].model.position == 6  # 4 tokens of context and 2 steps
 
 
@@ -81,8 +84,10 @@ def test_a_race_has_every_case_path_and_round(runners):
     raced = cpu_paths.race(few, cases, steps=2, rounds=3, vocabulary=320)
     assert torch.get_num_threads() == before
     assert set(raced) == {"prefill.1x8.one", "decode.2x4.one"}
+    assert set(raced["prefill.1x8.one"]) == {BASELINE}  # one call is no other way to read a prompt
+    assert set(raced["decode.2x4.one"]) == set(few)
     for one in raced.values():
-        assert set(one) == set(few) and all(len(s) == 3 and min(s) > 0 for s in one.values())
+        assert all(len(s) == 3 and min(s) > 0 for s in one.values())
 
 
 def test_a_path_that_takes_too_long_is_left_out():
@@ -90,25 +95,47 @@ def test_a_path_that_takes_too_long_is_left_out():
         def prefill(self, tokens):
             torch.zeros(1)
 
-        def decode(self, batch, context, steps):
-            return 10.0 * steps
+        def stepper(self, batch, context, steps):
+            return lambda: time.sleep(0.2)
 
     class Quick(Slow):
-        def decode(self, batch, context, steps):
-            return 0.001 * steps
+        def stepper(self, batch, context, steps):
+            return lambda: None
 
-    runners = {"slow": Slow(), "quick": Quick()}
-    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=15)
-    assert set(raced["decode.1x4.one"]) == {"quick"}
+    runners = {"slow": Slow(), "quick": Quick(), BASELINE: Slow()}
+    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=0.3)
+    assert set(raced["decode.1x4.one"]) == {"quick", BASELINE}  # ratios need the baseline
+
+
+def test_a_quick_step_is_timed_over_many_steps(runners):
+    timed = []
+
+    class Counted(cpu_paths.FastRunner):
+        def stepper(self, batch, context, steps):
+            timed.append(steps)
+            return super().stepper(batch, context, steps)
+
+    few = {BASELINE: Counted(runners[ONE_CALL].model, True)}
+    raced = cpu_paths.race(few, [Case("decode", 1, 4, 1)], steps=2, rounds=1, vocabulary=320)
+    assert set(timed) == {2} and len(timed) > 20 and raced["decode.1x4.one"][BASELINE][0] < 0.01
+
+
+def test_paths_that_differ_in_decode_alone_are_not_raced_in_prefill(runners):
+    raced = cpu_paths.race(runners, [Case("prefill", 1, 4, 1)], 1, 1, 320)
+    assert set(raced["prefill.1x4.one"]) == set(PATHS) - {ONE_CALL, cpu_paths.BF16_CALL}
 
 
 def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
     config = models.config_of(folder)
     step, prompt = Case("decode", 1, 50, 1), Case("prefill", 2, 64, 1)
     read = forward_bytes(config, "int8-fast", 1, 50, 1)
-    assert cpu_paths.ceiling(config, ONE_CALL, step, 1e9, 1e15) == pytest.approx(read / 1e9)
+    rates = {"fp32": 1e8, "bf16": 1e9, "int8": 1e15}  # each path by the rate of its own products
+    assert cpu_paths.ceiling(config, ONE_CALL, step, 1e9, rates) == pytest.approx(read / 1e9)
     work = forward_flops(config, 64, 0, 2)
-    assert cpu_paths.ceiling(config, BASELINE, prompt, 1e15, 1e9) == pytest.approx(work / 1e9)
+    assert cpu_paths.ceiling(config, BASELINE, prompt, 1e15, rates) == pytest.approx(work / 1e9)
+    control = cpu_paths.ceiling(config, cpu_paths.BF16_CALL, prompt, 1e15, rates)
+    assert control == pytest.approx(work / 1e8)
+    assert set(cpu_paths.ARITHMETIC) == set(STORED)
 
 
 def test_speed_counts_the_tokens_of_the_whole_batch():
@@ -121,7 +148,7 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
     results = Results("int8_cpu", settings, str(tmp_path))
     cases = [Case("decode", 1, 32, 1), Case("decode", 1, 32, 2)]
     times = {"bf16": [2.0, 4.0, 8.0], ONE_CALL: [1.0, 1.0, 1.0], "llama.cpp-Q8_0": [1.0, 2.0, 4.0]}
-    roof = {count: (1e12, {"int8": 1e15}) for count in (1, 2)}
+    roof = {count: (1e12, {"int8": 1e15, "bf16": 1e15}) for count in (1, 2)}
     seconds = {case.key: times for case in cases}
     race = cpu_paths.record_race(results, seconds, cases, models.config_of(folder), roof)
     ratio = race.over_bf16[cases[0]]

@@ -6,12 +6,15 @@ import re
 import pytest
 import torch
 from tiny_llama import tiny_config, tiny_llama
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 
 from llama_int8.models.synthetic import restore_rotary
 from llama_int8.quantization.cpu import kernels
-from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
-from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear
+from llama_int8.quantization.cpu.layers import Int8FastLinear, fast_linear, replace_linears
+from llama_int8.quantization.cpu.llama import FastLlama, causal_attention
+from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
 
@@ -69,7 +72,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def swapped(**changes):
+def swapped(make=fast_linear, **changes):
     """Hugging Face's model in FP32 with layers of int8-fast; bf16 holds its embedding and norms.
 
     The weights are so large that every token attends to few others, in its own way.
@@ -84,7 +87,7 @@ def swapped(**changes):
         elif "embed_tokens" not in name:
             random *= 1.5 / weight.shape[1] ** 0.5
         weight.requires_grad_(False).copy_(random.bfloat16())
-    return replace_linears(model)
+    return replace_linears(model, make=make)
 
 
 def in_bf16(model):
@@ -137,6 +140,15 @@ def test_steps_give_hugging_faces_logits_in_fp32(compiled, name):
     # cache, to its neighbour, and later tokens of the sequence see that.
     assert far.quantile(0.25) < 1e-6 and far.max() < 0.2
     assert fast.position == CONTEXT
+
+
+@EACH_MODEL
+def test_the_control_in_16_bit_gives_them_too(compiled, name):
+    """Weights that bf16 holds, everything else in FP32: only the cache rounds."""
+    kept, tokens = swapped(lambda _, linear: linear, **MODELS[name]), some_tokens()
+    control = swapped(lambda _, linear: KernelBf16Linear.from_linear(linear), **MODELS[name])
+    far = distance(by_steps(FastLlama(control, CONTEXT, 3), tokens), reference(kept, tokens))
+    assert far.quantile(0.25) < 1e-5 and far.max() < 0.02  # bf16 in the cache: either neighbour
 
 
 @pytest.mark.parametrize(
@@ -327,7 +339,7 @@ def test_generation_forgets_what_was_read_before():
 
 
 def test_a_model_in_another_precision_is_refused():
-    with refused(TypeError, "lm_head is Linear", "int8-fast", "replace_linears"):
+    with refused(TypeError, "q_proj is Linear", "int8-fast", "replace_linears"):
         FastLlama(tiny_llama())
 
 
@@ -395,3 +407,55 @@ def test_what_is_no_number_of_tokens_or_no_token_is_refused():
         fast.generate(torch.ones(1, 3, dtype=torch.long), 0)
     with pytest.raises(TypeError, match="float32"):
         fast.step(torch.ones(1))
+
+
+def test_a_layer_that_the_kernel_cannot_read_is_named():
+    model = swapped()
+    model.model.layers[1].mlp.down_proj = torch.nn.Linear(40, 48)
+    with refused(TypeError, "model.layers.1.mlp.down_proj is Linear", "int8-fast"):
+        FastLlama(model)
+
+
+def test_a_copy_reads_its_own_tensors(compiled):
+    fast, tokens = FastLlama(swapped(), CONTEXT, 3), some_tokens()
+    before = by_steps(fast, tokens)
+    other = copy.deepcopy(fast)
+    for tensor in (fast.cache, fast.embedding, *fast.buffers()):
+        tensor.zero_()
+    del fast
+    other.position = 0
+    assert torch.equal(by_steps(other, tokens), before)
+
+
+def test_a_model_that_has_moved_is_described_anew(compiled):
+    fast, tokens = FastLlama(swapped(), CONTEXT, 3), some_tokens()
+    by_steps(fast, tokens[:, :3])
+    with refused(ValueError, "on meta"):
+        fast.to("meta").step(tokens[:, 3])
+
+
+def test_a_cache_of_the_usual_size_is_no_longer_than_the_model_allows():
+    limit = tiny_config().max_position_embeddings
+    assert FastLlama(swapped()).context == min(1024, limit)
+    longer = swapped(max_position_embeddings=2000)
+    assert FastLlama(longer).context == 1024
+
+
+@pytest.mark.parametrize("past", [0, 1, 63, 70])
+@pytest.mark.parametrize("new", [1, 2, 63, 64, 65, 130])
+@pytest.mark.parametrize(("heads", "shared"), [(6, 2), (3, 3), (4, 1)])
+def test_attention_in_blocks_of_queries_is_pytorchs(past, new, heads, shared):
+    q, k, v = (torch.randn(2, h, n, 8) for h, n in ((heads, new), *((shared, past + new),) * 2))
+    ours = causal_attention(q, k, v)
+    mask = causal_mask(new, past)
+    wanted = scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    rounded = causal_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - wanted).abs().max() < 0.06
+
+
+def test_attention_survives_scores_that_no_exponential_holds():
+    q = torch.tensor([[[[300.0], [-300.0]]]])
+    k, v = torch.tensor([[[[2.0], [-2.0]]]]), torch.tensor([[[[1.0], [5.0]]]])
+    assert causal_attention(q, k, v).flatten().tolist() == [1.0, 5.0]

@@ -19,17 +19,17 @@ from torch import nn
 from llama_int8.models import MODELS
 from llama_int8.quantization.codes import absmax_quantize
 from llama_int8.quantization.cpu import blocks, kernels
-from llama_int8.quantization.cpu.baselines import WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
 from llama_int8.quantization.cpu.blocks import (
     TINY,
     lost_bits,
     pack,
-    pack_scale,
+    pack_rows,
     quantize_activations,
     quantize_in_planes,
     quantize_weight,
     unpack,
-    unpack_scale,
+    unpack_rows,
 )
 from llama_int8.quantization.cpu.layers import Int8FastLinear, fast_linear, replace_linears
 from llama_int8.quantization.cpu.layout import (
@@ -142,7 +142,7 @@ def planes_by_definition(values, planes):
 
 
 def weights_by_definition(weight):
-    """Codes (M, G, 64) and scales (M, G) of a matrix: absmax / 127 of a group, as bf16 holds it."""
+    """Codes (M, G, GROUP) and scales (M, G) of a matrix: absmax / 127 of a group, as bf16 holds it."""
     groups = in_groups(weight)
     absmax = np.abs(groups).max(-1)
     scale = np.where(absmax < np.float32(TINY), 0, absmax.astype(np.float32) / np.float32(127))
@@ -153,24 +153,24 @@ def weights_by_definition(weight):
 
 
 def in_groups(x):
-    """(N, K) -> float64 (N, G, 64), filled up with zeros."""
+    """(N, K) -> float64 (N, G, GROUP), filled up with zeros."""
     x = x.double().numpy()
-    return np.pad(x, ((0, 0), (0, -x.shape[1] % 64))).reshape(len(x), -1, 64)
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % GROUP))).reshape(len(x), -1, GROUP)
 
 
 def exact(linear, x, planes):
     """The float64 product of the dequantized operands, and how far FP32 sums may lie from it."""
     codes, scale = weights_by_definition(linear.weight.detach())
-    W, terms, size = codes * scale[..., None], 0, 0  # (M, G, 64)
+    W, terms, size = codes * scale[..., None], 0, 0  # (M, G, GROUP)
     for codes, scale in planes_by_definition(in_groups(x), planes):
-        A = codes * scale[..., None].astype(float)  # (N, G, 64)
+        A = codes * scale[..., None].astype(float)  # (N, G, GROUP)
         own = np.einsum("ngi,mgi->nmg", A, W)
         terms, size = terms + own, size + np.abs(own).sum(-1)
         size = size + 2**-24 * np.einsum("ngi,mgi->nm", np.abs(A), np.abs(W))  # float64's own
     bias = torch.zeros(()) if linear.bias is None else linear.bias.detach().double()
     y, groups = torch.tensor(terms.sum(-1)) + bias, terms.shape[-1]
     steps = (groups + 5) * torch.tensor(size) + 2 * bias.abs()
-    tiny = LEAST[torch.float32] * (1 + planes * groups * 64 * 127**2)  # scales that leave FP32
+    tiny = LEAST[torch.float32] * (1 + planes * groups * GROUP * 127**2)  # scales that leave FP32
     bound = UNIT[x.dtype] * y.abs() + 2**-24 * steps + LEAST[x.dtype] + tiny
     return y, 1.01 * bound
 
@@ -204,11 +204,11 @@ EDGES = [1, 2, ROWS - 1, ROWS, ROWS + 1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP 
 
 
 def test_activations_by_hand():
-    x = torch.zeros(1, 66)
+    x = torch.zeros(1, GROUP + 2)
     x[0, :4] = torch.tensor([254.0, 1, 3, -5])  # steps of 2: 0.5, 1.5, -2.5 go to the even
-    x[0, 65] = -1e-6
+    x[0, GROUP + 1] = -1e-6
     codes, scale = quantize_activations(x)
-    assert codes.dtype == torch.int8 and codes.shape == (1, 2, 64)
+    assert codes.dtype == torch.int8 and codes.shape == (1, 2, GROUP)
     assert codes[0, 0, :5].tolist() == [127, 0, 2, -2, 0]
     assert codes[0, 1, :3].tolist() == [0, -127, 0]  # what the other group holds does not count
     assert scale.tolist() == [[2.0, torch.tensor(1e-6).div(127).item()]]
@@ -219,14 +219,14 @@ def test_weights_by_hand():
     assert codes.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0], [-127, 0, 0, 76]]
     assert scale.dtype == torch.bfloat16
     assert scale.tolist() == [[2.0], [0.0], [torch.tensor(1.0).div(127).bfloat16().item()]]
-    row = torch.zeros(1, 66)
-    row[0, 63:] = torch.tensor([-1, 0.6, 127.4])  # 0.6 shares the scale of 127.4, 1 in bf16
+    row = torch.zeros(1, GROUP + 2)
+    row[0, GROUP - 1 :] = torch.tensor([-1, 0.6, 127.4])  # 0.6 shares the scale of 127.4, 1 in bf16
     codes, scale = quantize_weight(row)
-    assert codes[0, 62:].tolist() == [0, -127, 1, 127] and scale[0, 1] == 1
+    assert codes[0, GROUP - 2 :].tolist() == [0, -127, 1, 127] and scale[0, 1] == 1
 
 
 def test_a_second_plane_by_hand():
-    x = torch.zeros(1, 64)
+    x = torch.zeros(1, GROUP)
     x[0, :3] = torch.tensor([127.0, 0.25, 3.125])
     (first, one), (second, other) = quantize_in_planes(x, 2)
     assert first[0, 0, :3].tolist() == [127, 0, 3] and one.item() == 1
@@ -352,11 +352,11 @@ def test_unpacking_gives_back_what_was_packed(outputs, inputs, seed):
     assert torch.equal(unpack(packed, outputs, inputs), codes)
     assert packed.long().sum() - 128 * packed.numel() == codes.long().sum()  # filled up with zeros
     scale = torch.rand(outputs, -(-inputs // GROUP), generator=generator).bfloat16()
-    packed = pack_scale(scale)
+    packed = pack_rows(scale)
     assert packed.dtype == torch.bfloat16 and packed.is_contiguous()
     assert packed.shape == scale_shape(outputs, inputs)
     assert 2 * packed.numel() == scale_bytes(outputs, inputs)
-    assert torch.equal(unpack_scale(packed, outputs), scale)
+    assert torch.equal(unpack_rows(packed, outputs), scale)
     assert packed.count_nonzero() == scale.count_nonzero()
 
 
@@ -364,11 +364,20 @@ def test_the_byte_of_each_weight_and_the_scale_of_each_group_lie_where_the_kerne
     M, K = 2 * ROWS + 3, GROUP + 9
     codes = torch.randint(-127, 128, (M, K), generator=torch.Generator().manual_seed(0)).char()
     scale = normal(M, 2).bfloat16()
-    flat, scales, padded = pack(codes).flatten(), pack_scale(scale).flatten(), 2 * GROUP
-    for m, k in [(0, 0), (0, 1), (1, 0), (31, 5), (32, 4), (66, 72), (40, 63), (65, 64)]:
+    flat, scales, padded = pack(codes).flatten(), pack_rows(scale).flatten(), 2 * GROUP
+    for m, k in [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (31, 5),
+        (32, 4),
+        (66, GROUP + 8),
+        (40, GROUP - 1),
+        (65, GROUP),
+    ]:
         place = (m // 32 * (padded // 4) + k // 4) * 128 + m % 32 * 4 + k % 4
         assert flat[place].item() == codes[m, k].item() + 128
-        assert scales[(m // 32 * 2 + k // 64) * 32 + m % 32] == scale[m, k // 64]
+        assert scales[(m // 32 * 2 + k // GROUP) * 32 + m % 32] == scale[m, k // GROUP]
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -380,7 +389,7 @@ def test_every_layer_of_every_registered_model_has_a_layout_and_needs_little_to_
         assert layer.weight.is_meta and (layer.out_features, layer.in_features) == (outputs, inputs)
         assert layer.weight.numel() == packed_bytes(outputs, inputs)
         assert layer.weight.numel() == outputs * inputs  # these widths fit exactly
-        assert 32 * scale_bytes(outputs, inputs) == packed_bytes(outputs, inputs)  # 16 of 512 bits
+        assert 16 * scale_bytes(outputs, inputs) == packed_bytes(outputs, inputs)  # 16 of 256 bits
 
 
 # --- products ---------------------------------------------------------------------------------
@@ -592,7 +601,7 @@ def test_a_layer_restores_its_codes_times_its_scales():
     layer = Int8FastLinear.from_linear(linear)
     codes, scale = quantize_weight(linear.weight.detach())
     assert torch.equal(layer.codes(), codes)
-    assert torch.equal(unpack_scale(layer.scale, 33), scale)
+    assert torch.equal(unpack_rows(layer.scale, 33), scale)
     steps = scale.float().repeat_interleave(GROUP, 1)[:, :70]
     assert torch.equal(layer.dequantized(), codes.float() * steps)
     assert torch.equal(layer.bias, linear.bias)
@@ -687,9 +696,9 @@ def test_what_is_no_linear_layer_is_refused():
 
 def test_codes_of_another_shape_than_the_scales_and_inputs_say_are_refused():
     layer = some_layer()
-    with refused(ValueError, "(2, 32, 32, 4)", "(2, 48, 32, 4)", "130 inputs"):
+    with refused(ValueError, "(2, 24, 32, 4)", "(2, 40, 32, 4)", "130 inputs"):
         Int8FastLinear(layer.weight, layer.scale, None, (33, 130))
-    with refused(ValueError, "scale", "(1, 2, 32)", "(2, 2, 32)"):
+    with refused(ValueError, "scale", "(1, 3, 32)", "(2, 3, 32)"):
         Int8FastLinear(layer.weight, layer.scale[:1], None, (33, 70))
     with refused(ValueError, "torch.int8", "uint8"):
         Int8FastLinear(layer.weight.char(), layer.scale, None, (33, 70))
@@ -986,3 +995,51 @@ def test_weight_only_has_no_bias():
 def test_weight_only_refuses_inputs_that_its_kernel_would_overrun():
     with refused(ValueError, "70 inputs"):
         WeightOnlyLinear.from_linear(some_linear(70, 32, bias=False))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7, 13, 40])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 33), (64, 32), (200, 77)])
+def test_the_16_bit_layer_is_the_float_product_of_its_rounded_weights(
+    version, dtype, tokens, shape
+):
+    linear, x = some_linear(*shape), normal(tokens, shape[0]).to(dtype)
+    W = linear.weight.detach().bfloat16().double()
+    layer = KernelBf16Linear.from_linear(linear)
+    assert torch.equal(layer.rows().double(), W)
+    with kernels.using(version):
+        y = layer(x)
+    wanted = x.double() @ W.T + linear.bias.double()
+    bound = UNIT[dtype] * wanted.abs() + shape[0] * 2**-23 * (x.double().abs() @ W.abs().T + 1)
+    assert y.dtype == dtype and y.shape == (tokens, shape[1])
+    assert ((y.double() - wanted).abs() <= bound).all()
+
+
+def test_a_16_bit_layer_keeps_a_tokens_nan_to_the_token(version):
+    x = normal(5, 70)
+    x[2, 3] = math.nan
+    with kernels.using(version):
+        y = KernelBf16Linear.from_linear(some_linear())(x)
+    assert y[2].isnan().all() and y[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_merged_16_bit_layers_give_the_outputs_of_each_one_after_another(version):
+    layers = [some_linear(70, outputs, seed=outputs) for outputs in (33, 7, 32)]
+    parts, x = [KernelBf16Linear.from_linear(one) for one in layers], normal(3, 70)
+    with kernels.using(version):
+        whole = KernelBf16Linear.merged(parts)(x)
+        each = torch.cat([part(x) for part in parts], 1)
+    torch.testing.assert_close(whole, each, rtol=1e-6, atol=1e-6)
+    with refused(ValueError, "bias"):
+        KernelBf16Linear.merged(
+            [parts[0], KernelBf16Linear.from_linear(some_linear(70, 5, bias=False))]
+        )
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_tensors_that_are_not_on_a_cpu_are_refused(device):
+    layer = Int8FastLinear.from_linear(some_linear())
+    with refused(ValueError, "input is on meta"):
+        layer(normal(2, 70).to(device))
+    with refused(ValueError, "layer on meta"):
+        layer.to(device)(normal(2, 70))

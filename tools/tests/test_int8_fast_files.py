@@ -181,7 +181,7 @@ def test_a_saved_folder_says_what_it_is_and_holds_what_it_says(folder):
     assert content["quantization_config"] == {
         "quant_method": "llama-int8-fast",
         "version": 2,
-        "group": 64,
+        "group": 32,
         "rows": 32,
     }
     assert LlamaConfig.from_hugging_face(content) == CONFIGS["biases"]

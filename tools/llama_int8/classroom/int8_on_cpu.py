@@ -9,8 +9,17 @@ from matplotlib.figure import Figure
 
 from llama_int8.classroom.plots import figure
 from llama_int8.measurement.cost import roofline
-from llama_int8.measurement.cpu_paths import ONE_CALL, OWN, SWAPPED, Case, Race
+from llama_int8.measurement.cpu_paths import (
+    BF16_CALL,
+    ONE_CALL,
+    OWN,
+    SWAPPED,
+    THRESHOLD_0,
+    Case,
+    Race,
+)
 from llama_int8.measurement.statistics import PairedDifference, Spread
+from llama_int8.quantization.cpu.layout import GROUP
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +29,9 @@ LOOKS = {
     "fp32": ("#000000", "", "D"),
     "fp16": ("#56B4E9", "", "v"),
     "bf16": ("#0072B2", "", "o"),
+    BF16_CALL: ("#004C7A", "||", "d"),
     "LLM.int8()": ("#D55E00", "///", "s"),
-    "LLM.int8(), threshold 0": ("#D55E00", "...", "X"),
+    THRESHOLD_0: ("#8A3B00", "...", "X"),
     "weights only": ("#E69F00", "xx", "P"),
     "W8A8 by token": ("#CC79A7", "--", "^"),
     "int8-fast": ("#009E73", "", "*"),
@@ -61,7 +71,7 @@ def lost_to_the_row(
     axes[0].bar(range(len(absmax)), absmax, color="#0072B2", edgecolor="white")
     axes[0].axhline(step, color="#D55E00", linestyle="--")
     axes[0].set_yscale("log")
-    axes[0].set_xlabel(f"group of 64 inputs of {where}; dashed: one step")
+    axes[0].set_xlabel(f"group of {GROUP} inputs of {where}; dashed: one step")
     axes[0].set_ylabel("largest magnitude (log)")
     axes[0].set_title(f"The smallest group has {absmax.min() / step:.0f} of 127 steps")
     kinds = list(lost)
@@ -99,11 +109,14 @@ def scheme_changes(changes: Mapping[str, PairedDifference]) -> Figure:
 
 
 def layers(
-    ratios: Mapping[int, Mapping[str, Mapping[str, Spread]]], shapes: Mapping[str, tuple[int, int]]
+    ratios: Mapping[int, Mapping[str, Mapping[str, Spread]]],
+    shapes: Mapping[str, tuple[int, int]],
+    reading: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Speed of one layer over bf16's, by kind; a panel for each number of tokens.
 
-    `ratios`: {tokens: {layer: {kind: bf16's seconds over its own}}}.
+    `ratios`: {tokens: {layer: {kind: bf16's seconds over its own}}}. `reading`: {layer: {kind: bytes/s
+    of weights for one token}}, written beside the first panel's bars.
     """
     drawn, axes = figure(len(ratios), figsize=(9.5, 4.2), sharey=True)
     names = [f"{name}\n{o:,} x {i:,}" for name, (o, i) in shapes.items()]
@@ -117,6 +130,10 @@ def layers(
             colour, hatch, _ = LOOKS[kind]
             panel.barh(at, middle, 0.15, xerr=ends, color=colour, hatch=hatch, edgecolor="white",
                        label=kind, error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
+            for layer, place, value in zip(by_layer, at, middle, strict=True):
+                if tokens == 1:
+                    panel.annotate(f"{reading[layer][kind] / 1e9:.0f} GB/s", (value, place), (6, 0),
+                                   textcoords="offset points", va="center", fontsize=7)  # fmt: skip
         panel.axvline(1, color="black", linestyle="--", linewidth=1)
         panel.set_yticks(range(len(names)), names)
         panel.grid(axis="y", visible=False)
@@ -148,7 +165,7 @@ def where_steps_go(profiles: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms of one decode step, under the profiler")
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
-    half, most = profiles["bf16"]["count"], max(p["count"] for p in profiles.values())
+    half, most = (profiles[path]["count"] for path in ("bf16", "LLM.int8()"))
     axes.set_title(
         f"bf16 runs {half:,.0f} operations for a token, LLM.int8() {most / half:.1f}x as many"
     )
@@ -211,9 +228,9 @@ def batches(speeds: Mapping[str, Mapping[int, Spread]]) -> Figure:
     axes.set_xlabel("sequences in the batch")
     axes.set_ylabel("decode, tokens/s of the whole batch (log)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    first, last = (speeds[ONE_CALL][k].median / speeds["bf16"][k].median for k in (x[0], x[-1]))
+    first, last = (speeds[ONE_CALL][k].median / speeds[BF16_CALL][k].median for k in (x[0], x[-1]))
     axes.set_title(
-        f"One call over bf16: {first:.1f}x at batch {x[0]}, {last:.1f}x at batch {x[-1]}"
+        f"Both in one call, int8 is {first:.1f}x bf16 at batch {x[0]}, {last:.1f}x at batch {x[-1]}"
     )
     return drawn
 

@@ -1,6 +1,7 @@
 """One model on a CPU by every path that the machine has, raced: prefill and decode, side by side."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from llama_int8.measurement.results import Results
 from llama_int8.measurement.statistics import Spread, spread
 from llama_int8.models.synthetic import bitsandbytes_linear
 from llama_int8.quantization.cpu import kernels
-from llama_int8.quantization.cpu.baselines import WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
 from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
 from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.cpu.vectorwise import VectorwiseLinear
@@ -30,14 +31,23 @@ if TYPE_CHECKING:
 BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
-PRECISION_OF = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "LLM.int8()": "int8"}
-# What a path reads for each weight of the linear layers: for the bytes that bound it.
+BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
+IN_DECODE = (ONE_CALL, BF16_CALL)  # not raced in prefill: the rungs before them do the same there
+THRESHOLD_0 = "LLM.int8(), threshold 0"
+# Of each path: the format whose bytes it reads, and the precision it multiplies in.
 STORED = {
-    **PRECISION_OF,
-    "LLM.int8(), threshold 0": "int8",
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    BF16_CALL: "bf16",
+    "LLM.int8()": "int8",
+    THRESHOLD_0: "int8",
     **dict.fromkeys(("weights only", "W8A8 by token", *FAST), "int8-fast"),
 }
+ARITHMETIC = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "weights only": "bf16"}
+ARITHMETIC |= {BF16_CALL: "fp32"} | {path: "int8" for path in STORED if "8" in path}
 PATHS = tuple(STORED)
+LEAST = 0.2  # seconds of one timing, in as many repeats as it takes
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,17 @@ class Runner(Protocol):
     def prefill(self, tokens: "torch.Tensor") -> Any:
         """Read (B, T) tokens into an empty cache."""
 
-    def decode(self, batch: int, context: int, steps: int) -> float:
-        """Seconds of `steps` greedy steps of `batch` sequences with `context` tokens in the cache."""
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        """A greedy step of `batch` sequences with `context` tokens in the cache, for `steps` calls."""
+
+
+def decode(runner: Runner, batch: int, context: int, steps: int) -> float:
+    """Seconds of so many steps; what prepares the cache is not among them."""
+    step = runner.stepper(batch, context, steps)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return time.perf_counter() - start
 
 
 class HuggingFaceRunner:
@@ -75,22 +94,24 @@ class HuggingFaceRunner:
         self._set_threshold()
         return latency.prefill(self.model, tokens)
 
-    def decode(self, batch: int, context: int, steps: int) -> float:
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
         import torch
 
         self._set_threshold()
         cache = _filled_cache(self.model, batch, context)
         tokens = torch.ones(batch, 1, dtype=torch.long)
-        with torch.inference_mode():
-            start = time.perf_counter()
-            for _ in range(steps):
-                out = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                tokens = out.logits[:, -1:].argmax(-1)  # (B, 1)
-            return time.perf_counter() - start
+
+        @torch.inference_mode()
+        def step() -> None:
+            nonlocal tokens
+            out = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            tokens = out.logits[:, -1:].argmax(-1)  # (B, 1)
+
+        return step
 
     def _set_threshold(self) -> None:
         if STORED.get(self.precision) == "int8":
-            set_threshold(self.model, NO_DECOMPOSITION if "0" in self.precision else "int8")
+            set_threshold(self.model, NO_DECOMPOSITION if self.precision == THRESHOLD_0 else "int8")
 
 
 class FastRunner:
@@ -103,19 +124,21 @@ class FastRunner:
         self._make_room(len(tokens), tokens.shape[1])
         return self.model(tokens)
 
-    def decode(self, batch: int, context: int, steps: int) -> float:
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
         import torch
 
         self._make_room(batch, context + steps)
         self.model.position = context  # what the cache holds there does not change the time
         tokens = torch.ones(batch, dtype=torch.long)
-        start = time.perf_counter()
-        for _ in range(steps):
+
+        def step() -> None:
+            nonlocal tokens
             logits = (
                 self.model.step(tokens) if self.compiled else self.model(tokens[:, None])[:, -1]
             )
             tokens = logits.argmax(-1)  # (B,)
-        return time.perf_counter() - start
+
+        return step
 
     def _make_room(self, batch: int, length: int) -> None:
         if self.model.batch != batch or self.model.context < length:
@@ -128,7 +151,7 @@ def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
     unknown = [path for path in paths if path not in PATHS]
     if unknown:
         raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}  # models that several paths share
 
     def once(key: str, load: Callable[[], Any]) -> Any:
         if key not in loaded:
@@ -145,6 +168,9 @@ def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
                 continue
             own = once("own", partial(FastLlama, swapped, context=64))
             runners[path] = FastRunner(own, compiled=path == ONE_CALL)
+        elif path == BF16_CALL:
+            control = FastLlama(with_layers(name, KernelBf16Linear.from_linear), context=64)
+            runners[path] = FastRunner(control, compiled=True)
         elif path == "weights only":
             runners[path] = HuggingFaceRunner(with_layers(name, WeightOnlyLinear.from_linear))
         elif path == "W8A8 by token":
@@ -178,33 +204,38 @@ def race(
 ) -> dict[str, dict[str, list[float]]]:
     """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
 
-    A path whose warm-up took more than `patience` seconds is left out of that case.
+    One timing is `steps` steps or one prompt, repeated for at least `LEAST` seconds. A path whose
+    warm-up took more than `patience` seconds is left out of that case, but for the baseline.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         with threads(case.threads):
-            runs = {
-                path: _timed(runner, case, steps, vocabulary) for path, runner in runners.items()
-            }
-            warm = {path: run()["call"] * _repeats(case, steps) for path, run in runs.items()}
-            # The baseline stays: every ratio is to it.
-            runs = {p: run for p, run in runs.items() if warm[p] <= patience or p == BASELINE}
+            runs = {}
+            for path, runner in runners.items():
+                if case.phase == "prefill" and path in IN_DECODE:
+                    continue
+                run, units = _work(runner, case, steps, vocabulary)
+                warm = run()
+                if warm <= patience or path == BASELINE:
+                    runs[path] = _timing(run, max(1, math.ceil(LEAST / warm)), units)
             times = latency.interleaved(runs, rounds, warmup=0) if runs else {}
         found[case.key] = {path: one["call"].tolist() for path, one in times.items()}
     return found
 
 
-def _repeats(case: Case, steps: int) -> int:
-    return steps if case.phase == "decode" else 1
-
-
-def _timed(
+def _work(
     runner: Runner, case: Case, steps: int, vocabulary: int
-) -> Callable[[], dict[str, float]]:
-    if case.phase == "prefill":
-        tokens = _random_tokens(case.batch, case.tokens, vocabulary)
-        return latency.repeated(partial(runner.prefill, tokens), 1)
-    return lambda: {"call": runner.decode(case.batch, case.tokens, steps) / steps}
+) -> tuple[Callable[[], float], int]:
+    """Seconds of one prompt, or of `steps` steps; and how many prompts or steps that is."""
+    if case.phase == "decode":
+        return partial(decode, runner, case.batch, case.tokens, steps), steps
+    tokens = _random_tokens(case.batch, case.tokens, vocabulary)
+    call = latency.repeated(partial(runner.prefill, tokens), 1)
+    return lambda: call()["call"], 1
+
+
+def _timing(run: Callable[[], float], repeats: int, units: int) -> Callable[[], dict[str, float]]:
+    return lambda: {"call": sum(run() for _ in range(repeats)) / (repeats * units)}
 
 
 @contextlib.contextmanager
@@ -239,12 +270,17 @@ def tokens_per_second(case: Case, seconds: Sequence[float]) -> np.ndarray:
 
 
 def ceiling(
-    config: LlamaConfig, path: str, case: Case, bandwidth: float, throughput: float
+    config: LlamaConfig, path: str, case: Case, bandwidth: float, rates: Mapping[str, float]
 ) -> float:
-    """Fewest seconds that bytes (`bandwidth`, bytes/s) and operations (operations/s) allow."""
+    """Fewest seconds that bytes (`bandwidth`, bytes/s) and operations allow.
+
+    `rates`: operations/s by precision; all of a path's operations are taken to run at the rate of its
+    own products, attention too, which no path has in int8.
+    """
     new, past = (case.tokens, 0) if case.phase == "prefill" else (1, case.tokens)
     read = forward_bytes(config, STORED[path], new, past, case.batch)
-    return max(read / bandwidth, forward_flops(config, new, past, case.batch) / throughput)
+    work = forward_flops(config, new, past, case.batch)
+    return max(read / bandwidth, work / rates[ARITHMETIC[path]])
 
 
 def resident_bytes(name: str, path: str) -> int:
@@ -314,6 +350,7 @@ def race_layers(
 
     `shapes`: (outputs, inputs). Weights are random. Each kind takes turns with so many copies of a
     layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.
+    Inputs are normal, but for six channels with twenty times the spread: outliers for LLM.int8().
     """
     import torch
 
@@ -322,6 +359,7 @@ def race_layers(
         linear = torch.nn.Linear(inputs, outputs, bias=False)
         copies = max(1, held // (outputs * inputs))
         x = torch.randn(tokens, inputs, dtype=torch.bfloat16)
+        x[:, :: inputs // 6] *= 20
         runs = {
             kind: _layer_run([make(linear) for _ in range(copies)], x.to(dtype))
             for kind, (make, dtype) in _layer_kinds().items()
@@ -378,8 +416,8 @@ def profile_steps(runners: Mapping[str, Runner], context: int) -> dict[str, dict
     found = {}
     for path, runner in runners.items():
         with _visible_kernel():
-            kinds = operations.profile(partial(runner.decode, 1, context, 1))
-        one_call = path == ONE_CALL
+            kinds = operations.profile(runner.stepper(1, context, operations.CALLS))
+        one_call = path in IN_DECODE
         products = kinds["int8 products"]["seconds"]
         between = kinds["between operations"]["seconds"]
         rest = sum(entry["seconds"] for entry in kinds.values()) - products - between
@@ -458,7 +496,7 @@ def record_race(
             found.speeds.setdefault(case, {})[path] = speed
             found.over_bf16.setdefault(case, {})[path] = ratio
             if path in STORED:  # other people's formats read other bytes
-                limit = ceiling(config, path, case, bandwidth, max(rates.values()))
+                limit = ceiling(config, path, case, bandwidth, rates)
                 found.shares.setdefault(case, {})[path] = limit / float(np.median(times))
             for name, unit, value in ((f"{case.key}.{path}", "tokens/s", speed),
                                       (f"ratio.{case.key}.{path}", "x", ratio)):  # fmt: skip

@@ -16,6 +16,7 @@ KINDS = (
     "everything else",
     "between operations",
 )
+CALLS = 4  # of what is profiled
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 _INT8_PRODUCTS = (
     "aten::_int_mm",
@@ -46,7 +47,7 @@ def kind_of(names: list[str]) -> str:
 
 
 def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Call `run` three times, then profiled: {kind: {"seconds", "operations", "launches"}}.
+    """Call `run` three times, then once profiled: {kind: {"seconds", "operations", "launches"}}.
 
     On a CPU the seconds are those inside operations; on a GPU those of the kernels, and "launches"
     counts the kernels. What the fastest call without the profiler took beyond these is "between
@@ -58,7 +59,9 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
 
     on_gpu = device != "cpu"
     timed = repeated(run, 1, device)
-    alone = min(timed()["call"] for _ in range(3))  # warm, too: the profiler sees a usual step
+    alone = min(
+        timed()["call"] for _ in range(CALLS - 1)
+    )  # warm, too: the profiler sees a usual step
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         run()

@@ -3,7 +3,7 @@
 Format: Hugging Face's folder. `config.json` has a `quantization_config` with `quant_method`
 "llama-int8-fast" and the layout's `version`. In `model.safetensors` every linear layer, the output
 layer included, has `weight` (uint8: codes + 128 in the order of `quantization.cpu.blocks.pack`),
-`scale` (bf16, one for every 64 inputs of a row, in the order of `pack_scale`) and, if it has one,
+`scale` (bf16, one for every 32 inputs of a row, in the order of `pack_rows`) and, if it has one,
 `bias` (FP32); the rest is bf16. The output layer, `lm_head`, reads its activations in two planes.
 """
 
@@ -110,4 +110,5 @@ def _dtype(name: str) -> "torch.dtype":
 
 def _described(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return read_json_object(path).get("quantization_config") or {} if path.exists() else {}
+    found = read_json_object(path).get("quantization_config") if path.exists() else None
+    return found if isinstance(found, dict) else {}

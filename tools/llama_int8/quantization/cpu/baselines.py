@@ -1,12 +1,16 @@
-"""Weights alone in int8, in PyTorch's own operations: a usual way, to measure `int8-fast` against."""
+"""What `int8-fast` is measured against: weights alone in int8, and its own kernel in 16 bit."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
+from torch.nn.functional import pad
 
 from llama_int8.quantization.codes import absmax_quantize
+from llama_int8.quantization.cpu import blocks, kernels
+from llama_int8.quantization.cpu.layout import GROUP
 
 
 class WeightOnlyLinear(nn.Module):
@@ -41,3 +45,59 @@ class WeightOnlyLinear(nn.Module):
         else:
             y = linear_map(rows, self.codes.bfloat16() * self.scale[:, None])
         return y.unflatten(0, x.shape[:-1])
+
+
+class KernelBf16Linear(nn.Module):
+    """A control: weights in bf16 in the kernel's order of rows, activations and sums in FP32.
+
+    In `FastLlama` everything but the format of the weights is then as it is in `int8-fast`: the ratio
+    of both is what int8 gives, and what is left is what one compiled call gives.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, shape: tuple[int, int]) -> None:
+        """`weight`: bf16 (M / 32, K, 32), filled up as codes are; `shape`: outputs and inputs."""
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """A linear layer with its weights rounded to bf16 and put in order."""
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        return cls._from_rows(linear.weight.detach().bfloat16(), bias)
+
+    @classmethod
+    def merged(cls, layers: Sequence["KernelBf16Linear"]) -> Self:
+        """One layer with all their outputs, one after another."""
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        if len(biases) not in (0, len(layers)):
+            raise ValueError("layers with and without a bias cannot be merged")
+        rows = torch.cat([layer.rows() for layer in layers])
+        return cls._from_rows(rows, torch.cat(biases) if biases else None)
+
+    @classmethod
+    def _from_rows(cls, rows: Tensor, bias: Tensor | None) -> Self:
+        full = pad(rows, (0, -rows.shape[1] % GROUP))
+        return cls(blocks.pack_rows(full), bias, (rows.shape[0], rows.shape[1]))
+
+    def rows(self) -> Tensor:
+        """The weights as a layer has them, bf16 (M, K)."""
+        return blocks.unpack_rows(self.weight, self.out_features)[:, : self.in_features]
+
+    def struct(self) -> kernels.LinearStruct:
+        """Pointers to the tensors for the kernel; they must live as long as it does."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        pointers = (self.weight.data_ptr(), None, bias)
+        return kernels.LinearStruct(*pointers, self.out_features, self.in_features, 0)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., M) in x's dtype; without a kernel in FP32 by PyTorch, slowly."""
+        library = kernels.chosen().library
+        rows = x.reshape(-1, self.in_features)
+        if library is None:
+            y = linear_map(rows.float(), self.rows().float(), self.bias).to(x.dtype)
+        else:
+            y = kernels.compiled_linear(library, rows, self.struct())
+        return y.view(*x.shape[:-1], self.out_features)

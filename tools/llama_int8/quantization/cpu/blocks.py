@@ -1,7 +1,7 @@
 """The format of `int8-fast`, and its product in plain PyTorch.
 
 Both operands: int8 codes with one scale for every GROUP inputs, of a token in FP32, of a row of
-weights in bf16, so that an outlier coarsens 63 neighbours and not the whole row. Shapes: N tokens,
+weights in bf16, so that an outlier coarsens 31 neighbours and not the whole row. Shapes: N tokens,
 M outputs, K inputs, G = K / GROUP groups (rounded up).
 """
 
@@ -93,14 +93,14 @@ def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     return (full.view(torch.int8) ^ -128)[:outputs, :inputs]
 
 
-def pack_scale(scale: Tensor) -> Tensor:
+def pack_rows(scale: Tensor) -> Tensor:
     """bf16 (M, G) -> bf16 (M / ROWS, G, ROWS), filled up with zeros: the order of `pack`."""
     full = pad(scale, (0, 0, 0, -scale.shape[0] % ROWS))
     return full.view(-1, ROWS, scale.shape[1]).transpose(1, 2).contiguous()
 
 
-def unpack_scale(packed: Tensor, outputs: int) -> Tensor:
-    """What `pack_scale` was given: bf16 (M / ROWS, G, ROWS) -> bf16 (M, G)."""
+def unpack_rows(packed: Tensor, outputs: int) -> Tensor:
+    """What `pack_rows` was given: bf16 (M / ROWS, G, ROWS) -> bf16 (M, G)."""
     return packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)[:outputs]
 
 
@@ -109,7 +109,7 @@ def plain_linear(
 ) -> Tensor:
     """The product in PyTorch alone, (N, K) -> (N, M) in x's dtype, bit for bit that of the kernel.
 
-    The codes of one group are multiplied in FP32, which holds every sum of 64 products exactly;
+    The codes of one group are multiplied in FP32, which holds every sum of 32 products exactly;
     the groups are scaled and added in the kernel's order. Any machine can do it, none does it fast.
     """
     quantized = quantize_in_planes(x, planes)
@@ -122,7 +122,7 @@ def plain_linear(
         weights = (
             unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
         )  # G x (m, GROUP)
-        of_weights = unpack_scale(scale[first : first + blocks], count).float()  # (m, G)
+        of_weights = unpack_rows(scale[first : first + blocks], count).float()  # (m, G)
         sums = [
             _scaled_sums(codes, of_tokens, weights, of_weights) for codes, of_tokens in quantized
         ]

@@ -1,13 +1,15 @@
 // int8 products and one decode step of a LLaMA on a CPU, for AVX-512 VNNI or AVX2.
 //
 // Plain C functions on plain pointers: no PyTorch header, so it compiles in seconds, and Python
-// calls it through ctypes. The file reads from the inside out: numbers, a block of 64 activations,
+// calls it through ctypes. The file reads from the inside out: numbers, a group of 32 activations,
 // a tile of the product, a whole linear layer, and at the end the decode step.
 //
 // Format of a layer's weights, M outputs and K inputs: codes q in [-127, 127], stored as bytes
 // q + 128 in the order [M / 32][K / 4][32][4], so that one vector load brings the next 4 inputs of
-// 16 (AVX-512) or 8 (AVX2) outputs. Every 64 inputs of an output share a scale, in bf16, in the order
-// [M / 32][K / 64][32]. Zeros fill M up to a multiple of 32 and K up to a multiple of 64.
+// 16 (AVX-512) or 8 (AVX2) outputs. Every 32 inputs of an output share a scale, in bf16, in the order
+// [M / 32][K / 32][32]. Zeros fill M and K up to multiples of 32. A layer that
+// was not quantized has its weights in bf16 in the order [M / 32][K][32], filled up in the same way:
+// with it the decode step runs in 16 bit, and shows what int8 itself is worth.
 //
 // Compile with -ffp-contract=off: a fused multiply-add rounds once where PyTorch rounds twice, and
 // both shall give the same bits.
@@ -20,15 +22,16 @@
 #include <cstring>
 #include <vector>
 
-constexpr int64_t GROUP = 64;  // inputs that share a scale, of a token or of an output
+constexpr int64_t GROUP = 32;  // inputs that share a scale, of a token or of an output
 constexpr int64_t ROWS = 32;   // outputs in a block of the weights
 
 struct Linear {
-    const uint8_t* codes;
-    const uint16_t* scale;  // bf16
+    const void* weights;    // codes + 128; or bf16
+    const uint16_t* scale;  // bf16, or null
     const float* bias;      // M, or null
     int64_t outputs, inputs;
-    int64_t planes;  // 2: activations are codes and, again in int8, what rounding them left
+    // 1: activations are int8 codes. 2: and, again in int8, what rounding them left. 0: not quantized.
+    int64_t planes;
 };
 
 struct Layer {
@@ -94,7 +97,7 @@ static inline float fast_exp(float x) {  // 2^n times a polynomial, relative err
     return p * power;
 }
 
-// ---- activations: int8 codes, one scale for every 64 -------------------------------------------
+// ---- activations: int8 codes, one scale for every 32 -------------------------------------------
 
 struct Activations {
     std::vector<int8_t> codes;   // (tokens, padded inputs)
@@ -163,7 +166,7 @@ static void quantize_token(const T* x, int64_t inputs, Activations& out, int64_t
 // Vectors of LANES numbers; dot4 adds to each int32 lane the products of 4 weights with 4 codes.
 
 #ifdef __AVX512VNNI__
-constexpr int LANES = 16;
+constexpr int LANES = 16, MOST = 8;  // tokens in a tile: as many as registers hold the sums of
 typedef __m512i Ints;
 typedef __m512 Floats;
 static const char* const NAME = "AVX-512 VNNI";
@@ -184,7 +187,7 @@ static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
 }
 #else
-constexpr int LANES = 8;
+constexpr int LANES = 8, MOST = 2;
 typedef __m256i Ints;
 typedef __m256 Floats;
 static const char* const NAME = "AVX2";
@@ -253,24 +256,54 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
         for (int v = 0; v < VECTORS; v++) store_floats(out + t * ROWS + v * LANES, total[t][v]);
 }
 
+// ---- the same tile for weights in bf16 and activations in FP32 ----------------------------
+
+template <int TOKENS>
+static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, float* out) {
+    constexpr int VECTORS = ROWS / LANES;
+    constexpr int CHAINS = TOKENS == 1 ? 8 / VECTORS : 1;  // sums that do not wait for each other
+    Floats sum[TOKENS * CHAINS][VECTORS];
+    for (auto& row : sum)
+        for (auto& v : row) v = floats(0.0f);
+    for (int64_t k = 0; k < inputs; k += CHAINS) {
+#pragma GCC unroll 8
+        for (int c = 0; c < CHAINS; c++) {
+            const uint16_t* w = weights + (k + c) * ROWS;
+            if (TOKENS == 1) _mm_prefetch((const char*)w + 4096, _MM_HINT_T0);
+            Floats block[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) block[v] = load_bf16(w + v * LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) {
+                    Floats& chain = sum[t * CHAINS + c][v];
+                    chain = add(chain, mul(block[v], floats(x[t * inputs + k + c])));
+                }
+        }
+    }
+    for (int t = 0; t < TOKENS; t++)
+        for (int v = 0; v < VECTORS; v++) {
+            Floats total = sum[t * CHAINS][v];
+            for (int c = 1; c < CHAINS; c++) total = add(total, sum[t * CHAINS + c][v]);
+            store_floats(out + t * ROWS + v * LANES, total);
+        }
+}
+
 // ---- a linear layer --------------------------------------------------------------------------
 
-template <class T>
-static void multiply(const Activations& x, int64_t rows, const Linear& layer, T* y, bool add_to_y,
-                     int threads) {
-    const int64_t blocks = (layer.outputs + ROWS - 1) / ROWS, planes = layer.planes;
+// `tile_of(count, row, b, out)` computes `count` rows, from `row` on, times the b-th block of weights.
+template <class T, class Tile>
+static void multiply(int64_t rows, int64_t planes, const Linear& layer, T* y, bool add_to_y,
+                     int threads, Tile tile_of) {
+    const int64_t blocks = (layer.outputs + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) if (blocks > 1) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
-        const uint8_t* weights = layer.codes + b * ROWS * x.inputs;
-        const uint16_t* scales = layer.scale + b * ROWS * x.groups;
         const int64_t first = b * ROWS, count = std::min(ROWS, layer.outputs - first);
-        float out[8 * ROWS];
-        for (int64_t row = 0; row < rows;) {
-            const int64_t left = rows - row, taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            if (taken == 8) tile<8>(x, row, weights, scales, out);
-            else if (taken == 4) tile<4>(x, row, weights, scales, out);
-            else if (taken == 2) tile<2>(x, row, weights, scales, out);
-            else tile<1>(x, row, weights, scales, out);
+        float out[MOST * ROWS];
+        for (int64_t row = 0, taken = MOST; row < rows; row += taken) {
+            while (taken > rows - row) taken /= 2;
+            tile_of(taken, row, b, out);
             for (int64_t r = 0; r < taken; r += planes) {
                 T* token = y + (row + r) / planes * layer.outputs + first;
                 for (int64_t i = 0; i < count; i++) {
@@ -280,21 +313,55 @@ static void multiply(const Activations& x, int64_t rows, const Linear& layer, T*
                     store(token + i, add_to_y ? load(token + i) + value : value);
                 }
             }
-            row += taken;
         }
     }
 }
 
 template <class T>
-static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
-                   int threads) {
+static void linear_int8(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                        int threads) {
     static thread_local Activations codes_of_this_thread;
     Activations& codes = codes_of_this_thread;  // one name for all threads of the loop
-    codes.resize(tokens * layer.planes, layer.inputs);
+    const int64_t planes = layer.planes;
+    codes.resize(tokens * planes, layer.inputs);
 #pragma omp parallel for num_threads(threads) if (tokens > 1) schedule(static)
     for (int64_t t = 0; t < tokens; t++)
-        quantize_token(x + t * layer.inputs, layer.inputs, codes, t * layer.planes, layer.planes);
-    multiply(codes, tokens * layer.planes, layer, y, add_to_y, threads);
+        quantize_token(x + t * layer.inputs, layer.inputs, codes, t * planes, planes);
+    multiply(tokens * planes, planes, layer, y, add_to_y, threads,
+             [&](int64_t count, int64_t row, int64_t b, float* out) {
+                 const uint8_t* w = (const uint8_t*)layer.weights + b * ROWS * codes.inputs;
+                 const uint16_t* scale = layer.scale + b * ROWS * codes.groups;
+                 if (count == 8) tile<8>(codes, row, w, scale, out);
+                 else if (count == 4) tile<4>(codes, row, w, scale, out);
+                 else if (count == 2) tile<2>(codes, row, w, scale, out);
+                 else tile<1>(codes, row, w, scale, out);
+             });
+}
+
+template <class T>
+static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                        int threads) {
+    const int64_t inputs = (layer.inputs + GROUP - 1) / GROUP * GROUP;
+    std::vector<float> rows(tokens * inputs);  // with zeros at the end of each
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < layer.inputs; i++)
+            rows[t * inputs + i] = load(x + t * layer.inputs + i);
+    multiply(tokens, 1, layer, y, add_to_y, threads,
+             [&](int64_t count, int64_t row, int64_t b, float* out) {
+                 const uint16_t* w = (const uint16_t*)layer.weights + b * ROWS * inputs;
+                 const float* from = &rows[row * inputs];
+                 if (count == 8) tile_bf16<8>(from, inputs, w, out);
+                 else if (count == 4) tile_bf16<4>(from, inputs, w, out);
+                 else if (count == 2) tile_bf16<2>(from, inputs, w, out);
+                 else tile_bf16<1>(from, inputs, w, out);
+             });
+}
+
+template <class T>
+static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                   int threads) {
+    if (layer.planes) linear_int8(x, tokens, layer, y, add_to_y, threads);
+    else linear_bf16(x, tokens, layer, y, add_to_y, threads);
 }
 
 // ---- one decode step: everything between the products in FP32, one token of each sequence -------
@@ -317,8 +384,11 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t half
     }
 }
 
+// One query over the cache. DIM: the head dimension, or 0 for one that the compiler need not know.
+template <int DIM>
 static void attend(const float* query, const uint16_t* keys, const uint16_t* values, int64_t length,
-                   int64_t dim, float* out) {
+                   int64_t any_dim, float* out) {
+    const int64_t dim = DIM ? DIM : any_dim;
     static thread_local std::vector<float> scores;
     scores.resize(length);
     const float scale = 1 / std::sqrt(float(dim));
@@ -370,7 +440,8 @@ static void attention(const Model& m, int64_t layer, float* qkv, int64_t positio
         float* query = qkv + b * row + h * dim;
         rotate(query, cos, sin, half);
         const int64_t place = (b * shared + h * shared / heads) * m.context * dim;
-        attend(query, keys + place, values + place, position + 1, dim, out + i * dim);
+        auto* attend_to = dim == 64 ? attend<64> : dim == 128 ? attend<128> : attend<0>;
+        attend_to(query, keys + place, values + place, position + 1, dim, out + i * dim);
     }
 }
 
@@ -380,6 +451,7 @@ static void step(const Model& m, const int64_t* tokens, int64_t position, float*
     std::vector<float> x(B * C), normed(B * C), mixed(B * Q), gate_up(B * 2 * F), hidden(B * F);
     std::vector<float> qkv(B * (Q + 2 * m.kv_heads * m.head_dim));
     auto norm_all = [&](const float* weight) {
+#pragma omp parallel for num_threads(threads) if (B > 1) schedule(static)
         for (int64_t b = 0; b < B; b++)
             rms_norm(&x[b * C], weight, C, m.eps, &normed[b * C]);
     };
@@ -393,6 +465,7 @@ static void step(const Model& m, const int64_t* tokens, int64_t position, float*
         linear(mixed.data(), B, layer.o, x.data(), true, threads);  // added to the residual
         norm_all(layer.post_attention_norm);
         linear(normed.data(), B, layer.gate_up, gate_up.data(), false, threads);
+#pragma omp parallel for num_threads(threads) if (B > 1) schedule(static)
         for (int64_t b = 0; b < B; b++) {
             const float *gate = &gate_up[b * 2 * F], *up = gate + F;
             float* out = &hidden[b * F];

@@ -41,7 +41,7 @@ class LinearStruct(ctypes.Structure):
     """`Linear` in kernel.cpp."""
 
     _fields_ = (
-        ("codes", _Pointer),
+        ("weights", _Pointer),
         ("scale", _Pointer),
         ("bias", _Pointer),
         ("outputs", _Int),
@@ -167,7 +167,7 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, c
     def compile_into(folder: Path) -> None:
         nonlocal log
         command = [compiler, *flags, "-o", str(folder / "kernel.so"), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         log = done.stderr
         if done.returncode:
             raise OSError
@@ -177,7 +177,7 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, c
         # PyTorch is loaded, and its OpenMP with it: the library finds that one, so that both work
         # with one pool of threads and not with two that wait for each other's cores.
         return "", _declared(ctypes.CDLL(str(folder / "kernel.so")))
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         first = next((line for line in log.splitlines() if "error" in line), str(error))
         return f"{Path(compiler).name} could not compile it ({first.strip()})", None
 

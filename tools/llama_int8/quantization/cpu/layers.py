@@ -12,10 +12,10 @@ from llama_int8.quantization.layers import linear_layers
 
 
 class Int8FastLinear(nn.Module):
-    """A linear layer with int8 weights and activations, a scale for every 64 inputs, on a CPU.
+    """A linear layer with int8 weights and activations, a scale for every 32 inputs, on a CPU.
 
     `weight`: packed codes, uint8 (M / 32, K / 4, 32, 4), see `blocks.pack`. `scale`: bf16
-    (M / 32, K / 64, 32). `bias`: FP32 (M,) or None. `planes`: with 2, activations are int8 codes and,
+    (M / 32, K / 32, 32). `bias`: FP32 (M,) or None. `planes`: with 2, activations are int8 codes and,
     again in int8, what rounding them left: 15 bits for twice the products, and no more bytes.
     The product is the kernel's or plain PyTorch's, bit for bit the same.
     """
@@ -81,12 +81,12 @@ class Int8FastLinear(nn.Module):
                 ]
             )
         codes = torch.cat([layer.codes() for layer in layers])
-        scales = torch.cat([blocks.unpack_scale(x.scale, x.out_features) for x in layers])
+        scales = torch.cat([blocks.unpack_rows(x.scale, x.out_features) for x in layers])
         return cls._from_codes(codes, scales, bias, layers[0].planes)
 
     @classmethod
     def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:
-        packed = blocks.pack(codes), blocks.pack_scale(scale)
+        packed = blocks.pack(codes), blocks.pack_rows(scale)
         return cls(*packed, bias, (codes.shape[0], codes.shape[1]), planes)
 
     def codes(self) -> Tensor:
@@ -95,7 +95,7 @@ class Int8FastLinear(nn.Module):
 
     def dequantized(self) -> Tensor:
         """scale x code, FP32 (M, K)."""
-        scale = blocks.unpack_scale(self.scale, self.out_features).float()  # (M, G)
+        scale = blocks.unpack_rows(self.scale, self.out_features).float()  # (M, G)
         return self.codes().float() * scale.repeat_interleave(GROUP, 1)[:, : self.in_features]
 
     def struct(self) -> kernels.LinearStruct:
@@ -109,13 +109,18 @@ class Int8FastLinear(nn.Module):
         """(..., K) -> (..., M) in x's dtype. A token with NaN or infinity gets NaN.
 
         Raises TypeError for another dtype than FP32, FP16 and bf16, ValueError for another last
-        dimension.
+        dimension and for tensors that are not on a CPU.
         """
         if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise TypeError(f"the input is {x.dtype}; wanted is FP32, FP16 or bf16")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"the input has shape {tuple(x.shape)}; wanted is (..., {self.in_features})"
+            )
+        if not x.device.type == self.weight.device.type == "cpu":
+            raise ValueError(
+                f"the input is on {x.device}, the layer on {self.weight.device}; int8-fast computes "
+                "on a CPU"
             )
         rows = x.reshape(-1, self.in_features)  # (..., K) -> (N, K)
         library = kernels.chosen().library

@@ -2,7 +2,7 @@
 
 import math
 
-GROUP = 64  # inputs that share a scale, of a token and of a row of weights
+GROUP = 32  # inputs that share a scale, of a token and of a row of weights
 ROWS = 32  # rows of weights that the kernel reads together
 FORMAT_VERSION = 2  # of the file; another layout gets another number
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear
 from llama_int8.quantization.cpu.layers import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
+
+QUERIES = 64  # that attend together
 
 
 class FastBlock(nn.Module):
@@ -26,34 +29,38 @@ class FastBlock(nn.Module):
         attention, mlp = block.self_attn, block.mlp
         self.input_norm = block.input_layernorm.weight.detach().float()
         self.post_attention_norm = block.post_attention_layernorm.weight.detach().float()
-        self.qkv_proj = Int8FastLinear.merged(
-            [attention.q_proj, attention.k_proj, attention.v_proj]
-        )
+        merged = type(attention.q_proj).merged
+        self.qkv_proj = merged([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = attention.o_proj
-        self.gate_up_proj = Int8FastLinear.merged([mlp.gate_proj, mlp.up_proj])
+        self.gate_up_proj = merged([mlp.gate_proj, mlp.up_proj])
         self.down_proj = mlp.down_proj
 
 
 class FastLlama(nn.Module):
     """A LLaMA that has read `position` tokens of each of `batch` sequences into its cache."""
 
-    def __init__(self, model: nn.Module, context: int = 1024, batch: int = 1) -> None:
+    def __init__(self, model: nn.Module, context: int | None = None, batch: int = 1) -> None:
         """From Hugging Face's model in "int8-fast", or any with the same names and such layers.
 
-        The layers that need no merging are shared with `model`. Raises TypeError where the model's
-        layers are no `Int8FastLinear`.
+        `context`: tokens that the cache has room for; None for 1,024 or the model's own limit. The
+        layers that need no merging are shared with `model`. Raises TypeError for a model with layers
+        that the kernel cannot read.
         """
         super().__init__()
-        if not isinstance(model.lm_head, Int8FastLinear):
-            raise TypeError(
-                f"lm_head is {type(model.lm_head).__name__}: load the model with precision "
-                "'int8-fast', or call replace_linears first"
-            )
+        for name, layer in model.named_modules():
+            known = isinstance(layer, (Int8FastLinear, KernelBf16Linear))
+            if name.endswith(("_proj", "lm_head")) and not known:
+                raise TypeError(
+                    f"{name} is {type(layer).__name__}: load the model with precision 'int8-fast', "
+                    "or call replace_linears first"
+                )
         self.config = _config(model)
         self.embedding = model.model.embed_tokens.weight.detach().to(torch.bfloat16)
         self.layers = nn.ModuleList([FastBlock(block) for block in model.model.layers])
         self.norm = model.model.norm.weight.detach().float()
         self.lm_head = model.lm_head
+        if context is None:
+            context = min(1024, self.config.max_position_embeddings)
         self.reserve(context, batch)
 
     def reserve(self, context: int, batch: int = 1) -> Self:
@@ -83,11 +90,8 @@ class FastLlama(nn.Module):
         end = start + length
         x = self.embedding[tokens]  # (B, T) -> (B, T, C)
         rotation = (self.cos[start:end].bfloat16(), self.sin[start:end].bfloat16())
-        mask = causal_mask(length, start) if start and length > 1 else None
         for block, cache in zip(self.layers, self.cache, strict=True):
-            mixed = self._attend(
-                block.qkv_proj(self._normed(x, block.input_norm)), cache, rotation, mask
-            )
+            mixed = self._attend(block.qkv_proj(self._normed(x, block.input_norm)), cache, rotation)
             x = x + block.o_proj(mixed)
             normed = self._normed(x, block.post_attention_norm)
             gate, up = block.gate_up_proj(normed).chunk(2, dim=-1)  # two (B, T, F)
@@ -136,7 +140,6 @@ class FastLlama(nn.Module):
         qkv: Tensor,
         cache: Tensor,
         rotation: tuple[Tensor, Tensor],
-        mask: Tensor | None,
     ) -> Tensor:
         """(B, T, (H + 2 H_kv) D) -> (B, T, H D); `cache`: this layer's, (2, B, H_kv, S, D)."""
         config = self.config
@@ -146,10 +149,7 @@ class FastLlama(nn.Module):
         start, end = self.position, self.position + qkv.shape[1]
         cache[0, :, :, start:end] = rotate(k, *rotation)
         cache[1, :, :, start:end] = v
-        k, v = cache[:, :, :, :end]
-        causal = mask is None and qkv.shape[1] > 1
-        q = rotate(q, *rotation)
-        mixed = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        mixed = causal_attention(rotate(q, *rotation), *cache[:, :, :, :end])
         return mixed.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -174,10 +174,19 @@ class FastLlama(nn.Module):
                 f"token {wrong[0].item()} is not in the vocabulary of {self.config.vocab_size}"
             )
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._described = None  # tensors may move
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_described": None}  # a copy has tensors of its own
+
     def _describe(self) -> tuple[kernels.ModelStruct, Any]:
         """The kernel's view of the model: pointers into its tensors; and the array they need."""
         config = self.config
-
+        elsewhere = [b.device for b in self.buffers() if b.device.type != "cpu"]
+        if elsewhere:
+            raise ValueError(f"a layer is on {elsewhere[0]}; int8-fast computes on a CPU")
         layers = (kernels.LayerStruct * len(self.layers))(
             *(
                 kernels.LayerStruct(
@@ -210,6 +219,30 @@ class FastLlama(nn.Module):
             eps=config.rms_norm_eps,
         )
         return model, ctypes.cast(layers, ctypes.c_void_p)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries of the last T of S positions: (B, H, T, D) with (B, H_kv, S, D) -> (B, H, T, D).
+
+    QUERIES of them at a time, so that no keys are multiplied which the mask would hide anyway; scores
+    and softmax in FP32. On a CPU faster than PyTorch's fused attention, which serves a single query.
+    """
+    (new, dim), (shared, length) = q.shape[2:], k.shape[1:3]
+    if new == 1:
+        return scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    q = (q.float() / dim**0.5).unflatten(1, (shared, -1))  # (B, H_kv, H / H_kv, T, D)
+    keys = k.float().transpose(2, 3)  # (B, H_kv, D, S)
+    parts = []
+    for first in range(0, new, QUERIES):
+        part = q[:, :, :, first : first + QUERIES]
+        count = part.shape[3]
+        seen = length - new + first + count  # the last of these queries sees so many keys
+        scores = part.flatten(2, 3) @ keys[..., :seen]  # (B, H_kv, H / H_kv x count, seen)
+        scores = scores.unflatten(2, (-1, count))
+        scores[..., -count:].masked_fill_(~causal_mask(count), -torch.inf)
+        weights = scores.softmax(-1).to(v.dtype).flatten(2, 3)
+        parts.append((weights @ v[:, :, :seen]).unflatten(2, (-1, count)))
+    return torch.cat(parts, 3).flatten(1, 2)  # (B, H_kv, H / H_kv, T, D) -> (B, H, T, D)
 
 
 def _config(model: nn.Module) -> LlamaConfig:
