@@ -130,7 +130,7 @@ def layers(
             colour, hatch, _ = LOOKS[kind]
             panel.barh(at, middle, 0.15, xerr=ends, color=colour, hatch=hatch, edgecolor="white",
                        label=kind, error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
-            for layer, place, value in zip(by_layer, at, middle, strict=True):
+            for layer, place, value in zip(by_layer, at, middle + ends[1], strict=True):
                 if tokens == 1:
                     panel.annotate(f"{reading[layer][kind] / 1e9:.0f} GB/s", (value, place), (6, 0),
                                    textcoords="offset points", va="center", fontsize=7)  # fmt: skip

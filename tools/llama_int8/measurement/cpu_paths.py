@@ -47,7 +47,7 @@ STORED = {
 ARITHMETIC = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "weights only": "bf16"}
 ARITHMETIC |= {BF16_CALL: "fp32"} | {path: "int8" for path in STORED if "8" in path}
 PATHS = tuple(STORED)
-LEAST = 0.2  # seconds of one timing, in as many repeats as it takes
+LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
 
 
 @dataclass(frozen=True)

@@ -226,10 +226,6 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
 #pragma GCC unroll 1
         for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
             const uint8_t* w = weights + k * ROWS;
-            if (TOKENS == 1) {  // one token waits for memory: ask for what comes 4 KB later
-                _mm_prefetch((const char*)w + 4096, _MM_HINT_T0);
-                _mm_prefetch((const char*)w + 4160, _MM_HINT_T0);
-            }
             Ints block[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) block[v] = load_ints(w + v * 4 * LANES);
@@ -269,7 +265,6 @@ static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, f
 #pragma GCC unroll 8
         for (int c = 0; c < CHAINS; c++) {
             const uint16_t* w = weights + (k + c) * ROWS;
-            if (TOKENS == 1) _mm_prefetch((const char*)w + 4096, _MM_HINT_T0);
             Floats block[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) block[v] = load_bf16(w + v * LANES);
@@ -384,34 +379,49 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t half
     }
 }
 
-// One query over the cache. DIM: the head dimension, or 0 for one that the compiler need not know.
-template <int DIM>
 static void attend(const float* query, const uint16_t* keys, const uint16_t* values, int64_t length,
-                   int64_t any_dim, float* out) {
-    const int64_t dim = DIM ? DIM : any_dim;
+                   int64_t dim, float* __restrict out) {
     static thread_local std::vector<float> scores;
     scores.resize(length);
     const float scale = 1 / std::sqrt(float(dim));
-    float largest = -INFINITY;
-    for (int64_t t = 0; t < length; t++) {
+    float* weights = scores.data();
+    int64_t read = 0;
+    for (; read + 4 <= length; read += 4) {  // four keys at a time: four sums that do not wait
+        const uint16_t* key = keys + read * dim;
+        float first = 0, second = 0, third = 0, fourth = 0;
+#pragma omp simd reduction(+ : first, second, third, fourth)
+        for (int64_t d = 0; d < dim; d++) {
+            first += query[d] * from_bf16(key[d]);
+            second += query[d] * from_bf16(key[dim + d]);
+            third += query[d] * from_bf16(key[2 * dim + d]);
+            fourth += query[d] * from_bf16(key[3 * dim + d]);
+        }
+        weights[read] = first * scale;
+        weights[read + 1] = second * scale;
+        weights[read + 2] = third * scale;
+        weights[read + 3] = fourth * scale;
+    }
+    for (; read < length; read++) {
         float dot = 0;
 #pragma omp simd reduction(+ : dot)
-        for (int64_t d = 0; d < dim; d++) dot += query[d] * from_bf16(keys[t * dim + d]);
-        scores[t] = dot * scale;
-        largest = std::max(largest, scores[t]);
+        for (int64_t d = 0; d < dim; d++) dot += query[d] * from_bf16(keys[read * dim + d]);
+        weights[read] = dot * scale;
     }
+    const float largest = *std::max_element(weights, weights + length);
     float sum = 0;
-    float* weights = scores.data();
 #pragma omp simd reduction(+ : sum)
     for (int64_t t = 0; t < length; t++) {
         weights[t] = fast_exp(weights[t] - largest);
         sum += weights[t];
     }
+#pragma omp simd
+    for (int64_t t = 0; t < length; t++) weights[t] /= sum;
     std::fill(out, out + dim, 0.0f);
     for (int64_t t = 0; t < length; t++) {
-        const float weight = weights[t] / sum;
+        const float weight = weights[t];
+        const uint16_t* value = values + t * dim;
 #pragma omp simd
-        for (int64_t d = 0; d < dim; d++) out[d] += weight * from_bf16(values[t * dim + d]);
+        for (int64_t d = 0; d < dim; d++) out[d] += weight * from_bf16(value[d]);
     }
 }
 
@@ -440,8 +450,7 @@ static void attention(const Model& m, int64_t layer, float* qkv, int64_t positio
         float* query = qkv + b * row + h * dim;
         rotate(query, cos, sin, half);
         const int64_t place = (b * shared + h * shared / heads) * m.context * dim;
-        auto* attend_to = dim == 64 ? attend<64> : dim == 128 ? attend<128> : attend<0>;
-        attend_to(query, keys + place, values + place, position + 1, dim, out + i * dim);
+        attend(query, keys + place, values + place, position + 1, dim, out + i * dim);
     }
 }
 
