@@ -8,5 +8,6 @@ import os
 
 # Before torch is imported: its memory profiler warns of every block that it has not seen begin.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
 
 __version__ = "0.1.0"

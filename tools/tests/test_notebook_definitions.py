@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from llama_int8.quantization import codes, formats, int8_linear
 from llama_int8.quantization.cpu import vectorwise
-from llama_int8.transformer import attention, generation, llama
+from llama_int8.transformer import attention, flash, generation, llama
 
 HOMES = {
     "01_attention_and_causal_masking": (
@@ -38,6 +38,12 @@ HOMES = {
         "vectorwise_quantize Int8Linear replace_linears".split(),
     ),
     "07_int8_on_cpu": ([vectorwise], ["VectorwiseLinear"]),
+    "08_flash_attention": (
+        [flash],
+        """Traffic Tile online_step online_softmax blocks for_each_head hide_future divide
+        standard_attention flash_attention_1 flash_attention_2 flash_backward FlashAttention
+        flash_attention state_after block_sizes standard_traffic flash_traffic""".split(),
+    ),
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 

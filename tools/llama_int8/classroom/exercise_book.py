@@ -5,6 +5,7 @@ import math
 from llama_int8.classroom.cpu_exercises import CPU
 from llama_int8.classroom.evaluation_exercises import EVALUATION
 from llama_int8.classroom.exercises import Exercise
+from llama_int8.classroom.flash_exercises import FLASH
 from llama_int8.classroom.quantization_exercises import QUANTIZATION
 
 
@@ -578,5 +579,6 @@ EXERCISES: dict[str, Exercise] = {
         *QUANTIZATION,
         *EVALUATION,
         *CPU,
+        *FLASH,
     ]
 }

@@ -147,10 +147,15 @@ def forward_flops(config: LlamaConfig, new: int, past: int = 0, batch: int = 1) 
     of a weight with a value, under the causal mask (Pope et al., arXiv:2211.05102, section 2).
     """
     weights = config.num_hidden_layers * sum(o * i for o, i in config.linear_shapes().values())
-    seen = new * past + new * (new + 1) // 2  # keys that the queries of a row see
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
     output = 2 * config.hidden_size * config.vocab_size
-    return batch * (2 * weights * new + attention + output)
+    return batch * (2 * weights * new + output) + attention_flops(config, new, past, batch)
+
+
+def attention_flops(config: LlamaConfig, new: int, past: int = 0, batch: int = 1) -> int:
+    """Operations of such a pass in attention: in all layers, without its linear layers."""
+    seen = new * past + new * (new + 1) // 2  # keys that the queries of a row see
+    width = config.num_attention_heads * config.head_dim
+    return 4 * config.num_hidden_layers * width * seen * batch
 
 
 def forward_bytes(

@@ -264,7 +264,6 @@ def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
 def quiet_libraries() -> None:
     """Keep bitsandbytes' line for every matrix product, and import noise, out of the notebooks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     from transformers.utils import logging as transformers_logging

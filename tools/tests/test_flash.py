@@ -1,0 +1,550 @@
+"""FlashAttention gives what attention gives: outputs, log-sums, gradients, and each step's state."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llama_int8.transformer import attention as taught
+from llama_int8.transformer.attention import causal_mask
+from llama_int8.transformer.flash import (
+    Tile,
+    blocks,
+    flash_attention,
+    flash_attention_1,
+    flash_attention_2,
+    flash_backward,
+    online_softmax,
+    online_step,
+    standard_attention,
+    state_after,
+)
+
+INF, NAN = float("inf"), float("nan")
+ALL = {"standard": standard_attention, "v1": flash_attention_1, "v2": flash_attention_2}
+EVERY = pytest.mark.parametrize("attend", ALL.values(), ids=ALL)
+EITHER = pytest.mark.parametrize("attend", [flash_attention_1, flash_attention_2], ids=["v1", "v2"])
+CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["all keys", "causal"])
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def same(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@st.composite
+def problems(draw, dtypes=(torch.float32,), longest=13):
+    """q, k, v with grouped heads and lengths of their own, whether causal, and two block sizes."""
+    B, kv_heads, group, D = (draw(st.integers(1, n)) for n in (2, 3, 3, 6))
+    causal, S = draw(st.booleans()), draw(st.integers(1, longest))
+    T = draw(st.integers(1, S if causal else longest))
+    dtype, seed = draw(st.sampled_from(dtypes)), draw(st.integers(0, 10**6))
+    q = normal(B, kv_heads * group, T, D, seed=seed).to(dtype)
+    k, v = (normal(B, kv_heads, S, D, seed=seed + n).to(dtype) for n in (1, 2))
+    block_q, block_k = (draw(st.integers(1, longest + 2)) for _ in range(2))
+    return q, k, v, causal, block_q, block_k
+
+
+def call(attend, q, k, v, causal, block_q, block_k, **more):
+    sizes = {} if attend is standard_attention else {"block_q": block_q, "block_k": block_k}
+    return attend(q, k, v, causal, **sizes, **more)
+
+
+def visible(q, k, causal):
+    T, S = q.shape[2], k.shape[2]
+    return causal_mask(T, S - T) if causal else torch.ones(T, S, dtype=torch.bool)
+
+
+def pytorchs_attention(q, k, v, causal):
+    return F.scaled_dot_product_attention(q, k, v, visible(q, k, causal), enable_gqa=True)
+
+
+def exact_attention(q, k, v, causal):
+    """Output and log-sum-exp in float64, head by head, from the definition."""
+    group = q.shape[1] // k.shape[1]
+    mask, outs, sums = visible(q, k, causal), [], []
+    for head in range(q.shape[1]):
+        q_h, k_h, v_h = q[:, head].double(), k[:, head // group].double(), v[:, head // group]
+        scores = (q_h @ k_h.transpose(1, 2) / math.sqrt(q.shape[-1])).masked_fill(~mask, -INF)
+        outs.append(scores.softmax(-1) @ v_h.double())
+        sums.append(scores.logsumexp(-1))
+    return torch.stack(outs, 1), torch.stack(sums, 1)
+
+
+# --- online softmax ---------------------------------------------------------------------------
+
+SCORES = st.lists(
+    st.one_of(st.floats(-20, 20), st.sampled_from([-1e4, 1e4, -INF, 0.0, 88.0, -104.0, 3e38])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SCORES, st.integers(1, 14), st.sampled_from([torch.float32, torch.float64]))
+def test_a_softmax_read_in_blocks_is_the_softmax(row, block, dtype):
+    scores = torch.tensor([row, row[::-1]], dtype=dtype)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    weights, maxima, sums = online_softmax(scores, block)
+    expected = scores.double().softmax(-1)
+    torch.testing.assert_close(
+        weights.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True
+    )
+    ends = [min(end, len(row)) for end in range(block, len(row) + block, block)]
+    assert maxima.shape == sums.shape == (2, len(ends))
+    for n, end in enumerate(ends):
+        top = scores[:, :end].amax(-1)
+        assert torch.equal(maxima[:, n], top)
+        terms = (scores[:, :end] - top[:, None]).double().exp()
+        same(sums[:, n].double(), terms.sum(-1).nan_to_num(0.0), 10 * tolerance)
+
+
+def test_the_running_sum_is_corrected_when_a_larger_score_comes():
+    scores = torch.tensor([0.0, 0.0, math.log(4), math.log(2), -INF])
+    weights, maxima, sums = online_softmax(scores, 2)
+    same(maxima, torch.tensor([0.0, math.log(4), math.log(4)]))
+    same(sums, torch.tensor([2.0, 2 / 4 + 1 + 2 / 4, 2.0]))
+    same(weights, torch.tensor([1 / 8, 1 / 8, 1 / 2, 1 / 4, 0.0]))
+
+
+def test_a_step_returns_the_factor_for_what_was_summed_before():
+    start, nothing = torch.tensor([[-INF]]), torch.tensor([[0.0]])
+    top, total, factor, weights = online_step(torch.tensor([[1.0, 1.0]]), start, nothing)
+    assert (top, total, factor) == (1.0, 2.0, 0.0) and weights.tolist() == [[1.0, 1.0]]
+    top, total, factor, weights = online_step(torch.tensor([[1 + math.log(2)]]), top, total)
+    same(
+        torch.cat([top, total, factor, weights]), torch.tensor([[1 + math.log(2)], [2], [0.5], [1]])
+    )
+
+
+def test_blocks_of_minus_infinity_before_the_first_score_change_nothing():
+    row = torch.tensor([-INF, -INF, -INF, -2.0, 3.0])
+    weights, maxima, sums = online_softmax(row, 1)
+    same(weights, row.softmax(-1))
+    assert maxima[:3].tolist() == [-INF] * 3 and sums[:3].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("row", [[-INF], [-INF] * 5, [1.0, INF, 2.0], [NAN, 0.0, 1.0], [0.0, NAN]])
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_nan_infinity_and_nothing_give_nan_as_in_pytorch_and_in_their_row_alone(row, block):
+    scores = torch.stack([torch.tensor(row), torch.arange(len(row)).float()])
+    weights = online_softmax(scores, block)[0]
+    assert weights[0].isnan().all() and scores[0].softmax(-1).isnan().all()
+    same(weights[1], scores[1].softmax(-1))
+
+
+@given(st.integers(0, 40), st.integers(1, 45))
+def test_blocks_cover_everything_once_in_order(length, size):
+    slices = list(blocks(length, size))
+    assert [n for s in slices for n in range(s.start, s.stop)] == list(range(length))
+    assert all(s.stop - s.start == size for s in slices[:-1])
+    assert all(0 < s.stop - s.start <= size for s in slices)
+
+
+# --- forward ----------------------------------------------------------------------------------
+
+
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_attention_in_tiles_is_pytorchs(attend, problem):
+    out, lse = call(attend, *problem)
+    assert out.dtype == lse.dtype == torch.float32
+    same(out, pytorchs_attention(*problem[:4]))
+    same(lse, exact_attention(*problem[:4])[1].float())
+
+
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(dtypes=[torch.float64]))
+def test_attention_in_tiles_in_float64_is_the_definition(attend, problem):
+    out, lse = call(attend, *problem)
+    expected, sums = exact_attention(*problem[:4])
+    same(out, expected, 1e-12)
+    same(lse, sums, 1e-12)
+
+
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(dtypes=[torch.bfloat16, torch.float16]))
+def test_in_16_bits_only_the_output_is_rounded(attend, problem):
+    out, lse = call(attend, *problem)
+    expected, sums = exact_attention(*problem[:4])
+    assert out.dtype == problem[0].dtype and lse.dtype == torch.float32
+    step = torch.finfo(out.dtype).eps
+    torch.testing.assert_close(out.double(), expected, rtol=0.51 * step, atol=3e-6)
+    same(lse, sums.float())
+
+
+@EITHER
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(dtypes=[torch.float64]), other=st.tuples(*[st.integers(1, 16)] * 2))
+def test_block_sizes_do_not_change_the_result(attend, problem, other):
+    same(attend(*problem), attend(*problem[:4], *other), 1e-12)
+
+
+@EVERY
+@CAUSAL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_scores_of_ten_thousands_stay_finite_and_exact(attend, causal, dtype):
+    # Integers whose products FP32 holds exactly, and sqrt(4): no score is rounded.
+    q = (60 * normal(2, 4, 9, 4, seed=1)).round().to(dtype)
+    k = (60 * normal(2, 2, 11, 4, seed=2)).round().to(dtype)
+    v = normal(2, 2, 11, 4, seed=3).to(dtype)
+    expected, sums = exact_attention(q, k, v, causal)
+    assert sums.abs().max() > 1e4
+    out, lse = call(attend, q, k, v, causal, 4, 3)
+    torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-6)
+    same(lse.double(), sums, 1e-6)
+
+
+@EITHER
+@pytest.mark.parametrize("block_k", [1, 2, 4])
+def test_scores_that_overflow_to_minus_infinity_weigh_nothing(attend, block_k):
+    q = torch.tensor([1e20, 1.0]).view(1, 1, 2, 1)
+    v = torch.arange(1.0, 5.0).view(1, 1, 4, 1)
+    for keys in ([-1e20, -1e20, 0.0, 0.0], [0.0, -1e20, -1e20, 0.0], [-1e20] * 4):
+        k = torch.tensor(keys).view(1, 1, 4, 1)
+        tiles = []
+        out, lse = attend(q, k, v, block_k=block_k, watch=tiles.append)
+        same(out, pytorchs_attention(q, k, v, False))  # 0 where every score is minus infinity
+        assert not any(x.isnan().any() for x in (lse, *(tile.output for tile in tiles)))
+
+
+@EVERY
+@CAUSAL
+def test_zero_scores_average_the_visible_values(attend, causal):
+    k, v = torch.zeros(1, 1, 6, 3), torch.arange(18.0).view(1, 1, 6, 3)
+    out, lse = call(attend, torch.zeros(1, 1, 4, 3), k, v, causal, 3, 2)
+    counts = [3, 4, 5, 6] if causal else [6] * 4
+    same(out[0, 0], torch.stack([v[0, 0, :n].mean(0) for n in counts]))
+    same(lse[0, 0], torch.tensor(counts).float().log())
+
+
+@EVERY
+def test_one_query_and_one_key_return_the_value(attend):
+    q, k, v = normal(1, 3, 1, 2), normal(1, 1, 1, 2, seed=1), normal(1, 1, 1, 2, seed=2)
+    out, lse = attend(q, k, v, causal=True)
+    same(out, v.expand(1, 3, 1, 2), 1e-7)
+    same(lse, (q * k).sum(-1) / math.sqrt(2))
+
+
+@EITHER
+@pytest.mark.parametrize("new", [1, 3, 8])
+def test_a_decode_step_with_a_cache_is_the_end_of_the_whole_pass(attend, new):
+    q, k, v = normal(2, 4, 8, 3), normal(2, 2, 8, 3, seed=1), normal(2, 2, 8, 3, seed=2)
+    whole, step = attend(q, k, v, True, 3, 2), attend(q[:, :, -new:], k, v, True, 5, 4)
+    for ours, theirs in zip(step, whole, strict=True):
+        same(ours, theirs[:, :, -new:], 1e-6)
+    unaligned = F.scaled_dot_product_attention(
+        q[:, :, -new:], k, v, is_causal=True, enable_gqa=True
+    )
+    assert torch.allclose(step[0], unaligned, atol=1e-5) == (new == 8)
+
+
+@EITHER
+@pytest.mark.parametrize("changed", [1, 4, 6])
+def test_a_future_token_cannot_change_a_past_output(attend, changed):
+    q, k, v = (normal(1, 2, 7, 3, seed=n) for n in range(3))
+    before = attend(q, k, v, True, 3, 2)
+    k[:, :, changed:], v[:, :, changed:] = 9.0, -9.0
+    after = attend(q, k, v, True, 3, 2)
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[:, :, :changed], new[:, :, :changed])
+        assert not torch.isclose(old[:, :, changed:], new[:, :, changed:]).any()
+
+
+@EITHER
+def test_nan_spoils_the_rows_that_see_it_and_no_others(attend):
+    q, k, v = normal(2, 4, 6, 3), normal(2, 2, 6, 3, seed=1), normal(2, 2, 6, 3, seed=2)
+    before = attend(q, k, v, True, 2, 4)
+    k[0, 1, 3] = NAN
+    for old, new in zip(before, attend(q, k, v, True, 2, 4), strict=True):
+        assert new[0, 2:, 3:].isnan().all()
+        assert torch.equal(new[0, 2:, :3], old[0, 2:, :3])
+        assert torch.equal(new[0, :2], old[0, :2]) and torch.equal(new[1], old[1])
+    q[1, 0, 2] = NAN
+    again = attend(q, k, v, True, 2, 4)[0]
+    assert again[1, 0, 2].isnan().all() and not again[1, 0, [0, 1, 3, 4, 5]].isnan().any()
+
+
+@EVERY
+def test_inputs_may_lie_in_any_order_and_stay_as_they_were(attend):
+    q, k, v = (normal(2, 7, heads, 4, seed=n).transpose(1, 2) for n, heads in enumerate((4, 2, 2)))
+    copies = [x.clone() for x in (q, k, v)]
+    same(call(attend, q, k, v, True, 3, 3)[0], pytorchs_attention(*copies, True))
+    assert all(map(torch.equal, (q, k, v), copies))
+
+
+def test_a_query_block_of_version_2_needs_no_other_one():
+    q, k, v = (normal(1, 2, 9, 4, seed=n) for n in range(3))
+    out, lse = flash_attention_2(q, k, v, True, 3, 2)
+    for rows in blocks(9, 3):
+        own = flash_attention_2(
+            q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop], True, 3, 2
+        )
+        assert torch.equal(own[0], out[:, :, rows]) and torch.equal(own[1], lse[:, :, rows])
+
+
+@EVERY
+def test_results_carry_no_gradient_but_those_of_flash_attention_do(attend):
+    q, k, v = (normal(1, 1, 3, 2, seed=n).requires_grad_() for n in range(3))
+    assert not any(x.requires_grad for x in attend(q, k, v))
+    assert flash_attention(q, k, v).requires_grad
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems())
+def test_the_door_for_everyone_is_version_2(problem):
+    assert torch.equal(flash_attention(*problem), flash_attention_2(*problem)[0])
+    assert list(inspect.signature(flash_attention).parameters)[:4] == ["q", "k", "v", "causal"]
+
+
+def test_it_agrees_with_the_attention_of_notebook_01():
+    q, k, v = (normal(2, 3, n, 4, seed=n) for n in (5, 8, 8))
+    expected = taught.scaled_dot_product_attention(q, k, v, causal_mask(5, past=3))
+    same(flash_attention(q, k, v, causal=True), expected)
+    same(flash_attention(q, k, v), taught.scaled_dot_product_attention(q, k, v))
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@EITHER
+@CAUSAL
+def test_no_tensor_ever_holds_all_scores(attend, causal):
+    q, k, v = (normal(1, 1, 80, 2, seed=n) for n in range(3))
+    with Largest() as flash:
+        out, lse = attend(q, k, v, causal, 10, 8)
+        flash_backward(out, q, k, v, out, lse, causal, 10, 8)
+    with Largest() as standard:
+        standard_attention(q, k, v, causal)
+    assert flash.elements == 80 * 2 and standard.elements == 80 * 80
+
+
+# --- backward ---------------------------------------------------------------------------------
+
+
+def gradients(attend, q, k, v, do):
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    return torch.autograd.grad(attend(*leaves), leaves, do)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=problems(dtypes=[torch.float32, torch.float64]))
+def test_gradients_are_autograds(problem):
+    q, k, v, causal, *_ = problem
+    do = normal(*q.shape, seed=9, dtype=q.dtype)
+    ours = gradients(lambda *x: flash_attention(*x, *problem[3:]), q, k, v, do)
+    theirs = gradients(lambda *x: pytorchs_attention(*x, causal), q, k, v, do)
+    for our, their in zip(ours, theirs, strict=True):
+        same(our, their, 1e-4 if q.dtype == torch.float32 else 1e-11)
+    from_1 = flash_backward(do, q, k, v, *flash_attention_1(*problem), *problem[3:])
+    for our, their in zip(from_1, theirs, strict=True):
+        same(our, their, 1e-4 if q.dtype == torch.float32 else 1e-11)
+
+
+@CAUSAL
+def test_gradients_are_those_of_finite_differences(causal):
+    shapes = [(2, 4, 3, 2), (2, 2, 5, 2), (2, 2, 5, 2)]
+    inputs = [
+        normal(*s, seed=n, dtype=torch.float64).requires_grad_() for n, s in enumerate(shapes)
+    ]
+    assert torch.autograd.gradcheck(lambda *x: flash_attention(*x, causal, 2, 3), inputs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(dtypes=[torch.bfloat16, torch.float16], longest=8))
+def test_gradients_in_16_bits_are_off_by_the_rounding_of_the_inputs_alone(problem):
+    q, k, v, causal, *_ = problem
+    do = normal(*q.shape, seed=9).to(q.dtype)
+    exact = [x.double() for x in (q, k, v)]
+    theirs = gradients(lambda *x: pytorchs_attention(*x, causal), *exact, do.double())
+    ours = gradients(lambda *x: flash_attention(*x, *problem[3:]), q, k, v, do)
+    step = torch.finfo(q.dtype).eps
+    # delta = do . o is as wrong as the rounded o; it enters ds = P (dP - delta), and so dq and dk.
+    delta = step / 2 * (do.double().abs() * pytorchs_attention(*exact, causal).abs()).sum(-1).max()
+    rows = q.shape[2] * q.shape[1]
+    slack = delta * rows * max(k.double().abs().max(), q.double().abs().max()) + 1e-4
+    for our, their, atol in zip(ours, theirs, (slack, slack, 1e-4), strict=True):
+        assert our.dtype == q.dtype
+        assert ((our.double() - their).abs() <= 0.51 * step * their.abs() + atol).all()
+
+
+@CAUSAL
+def test_gradients_at_scores_of_ten_thousands_are_finite_and_exact(causal):
+    q = (60 * normal(1, 2, 6, 4, seed=1, dtype=torch.float64)).round()
+    k = (60 * normal(1, 1, 7, 4, seed=2, dtype=torch.float64)).round()
+    v, do = normal(1, 1, 7, 4, seed=3, dtype=torch.float64), torch.ones_like(q)
+    ours = gradients(lambda *x: flash_attention(*x, causal, 2, 3), q, k, v, do)
+    theirs = gradients(lambda *x: pytorchs_attention(*x, causal), q, k, v, do)
+    for our, their in zip(ours, theirs, strict=True):
+        same(our, their, 1e-9)
+
+
+def test_a_sum_of_outputs_has_gradients_for_just_the_inputs_that_want_them():
+    q, k, v = normal(1, 2, 4, 3), normal(1, 1, 5, 3, seed=1), normal(1, 1, 5, 3, seed=2)
+    theirs = gradients(lambda *x: pytorchs_attention(*x, True), q, k, v, torch.ones_like(q))
+    k.requires_grad_()
+    flash_attention(q, k, v, causal=True).sum().backward()  # its gradient is an expanded 1
+    same(k.grad, theirs[1], 1e-5)
+    assert q.grad is None and v.grad is None
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    q, k, v = (normal(1, 1, 3, 2, seed=n).requires_grad_() for n in range(3))
+    (first,) = torch.autograd.grad(flash_attention(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+# --- watching the tiles -----------------------------------------------------------------------
+
+
+@EITHER
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(dtypes=[torch.float64], longest=7))
+def test_each_tile_shows_the_softmax_of_the_keys_so_far(attend, problem):
+    q, k, v, causal, *_ = problem
+    tiles: list[Tile] = []
+    out, _ = attend(*problem, watch=tiles.append)
+    group = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(group, 1).transpose(2, 3) / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~visible(q, k, causal), -INF)
+    for n, tile in enumerate(tiles):
+        seen = scores[:, :, tile.rows, : tile.columns.stop]
+        top = seen.amax(-1, keepdim=True)
+        mean = seen.softmax(-1) @ v.repeat_interleave(group, 1)[:, :, : tile.columns.stop]
+        same(tile.scores, scores[:, :, tile.rows, tile.columns], 1e-12)
+        same(tile.maximum, top, 1e-12)
+        same(tile.total, (seen - top).exp().sum(-1, keepdim=True), 1e-12)
+        same(tile.output, mean, 1e-12)
+        maximum, total, output = state_after(tiles[: n + 1], q.shape[2])
+        same(output[:, :, tile.rows], mean, 1e-12)
+        same(maximum[:, :, tile.rows], top, 1e-12)
+        same(total[:, :, tile.rows], tile.total, 0)
+    assert torch.equal(state_after(tiles, q.shape[2])[2], out)
+
+
+def test_version_1_walks_down_the_queries_and_version_2_along_the_keys():
+    q, k, v = (normal(1, 1, 4, 2, seed=n) for n in range(3))
+    walks = []
+    for attend in (flash_attention_1, flash_attention_2):
+        tiles = []
+        attend(q, k, v, True, 2, 1, watch=tiles.append)
+        walks.append([(tile.rows.start, tile.columns.start) for tile in tiles])
+    by_keys = [(0, 0), (2, 0), (0, 1), (2, 1), (2, 2), (2, 3)]
+    assert walks == [by_keys, sorted(by_keys)]
+
+
+def test_queries_that_no_tile_has_reached_hold_nothing():
+    tiles = []
+    flash_attention_2(
+        *(normal(1, 2, 4, 3, seed=n) for n in range(3)), True, 2, 4, watch=tiles.append
+    )
+    maximum, total, output = state_after(tiles[:1], 4)
+    assert maximum.shape == total.shape == (1, 2, 4, 1) and output.shape == (1, 2, 4, 3)
+    assert (maximum[:, :, 2:] == -INF).all() and (total[:, :, 2:] == 0).all()
+    assert (output[:, :, 2:] == 0).all() and (total[:, :, :2] > 0).all()
+    with pytest.raises(ValueError, match=r"watch=tiles\.append"):
+        state_after([], 4)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+X = torch.zeros(1, 2, 3, 4)
+BAD_INPUTS = {
+    "three dimensions": ((X[0], X, X), {}, ValueError, r"q has shape \(2, 3, 4\).*\(B, H, T, D\)"),
+    "keys in three": ((X, X[0], X[0]), {}, ValueError, r"k \(2, 3, 4\).*wanted"),
+    "no queries": ((X[:, :, :0], X, X), {}, ValueError, r"\(1, 2, 0, 4\).*none of them 0"),
+    "no keys": ((X, X[:, :, :0], X[:, :, :0]), {}, ValueError, "3 queries and 0 keys"),
+    "no batch": ((X[:0], X[:0], X[:0]), {}, ValueError, r"\(0, 2, 3, 4\).*none of them 0"),
+    "no width": ((X[..., :0],) * 3, {}, ValueError, r"\(1, 2, 3, 0\).*none of them 0"),
+    "no heads": ((X, X[:, :0], X[:, :0]), {}, ValueError, "0 key-value heads do not divide 2"),
+    "another width": ((X, X[..., :3], X[..., :3]), {}, ValueError, "same B and D"),
+    "another batch": (
+        (X, X.expand(2, -1, -1, -1), X.expand(2, -1, -1, -1)),
+        {},
+        ValueError,
+        "same B",
+    ),
+    "a key without value": ((X, X, X[:, :, :2]), {}, ValueError, r"v \(1, 2, 2, 4\)"),
+    "heads": (
+        (X.expand(2, 2, 3, 4).reshape(1, 4, 3, 4)[:, :3], X, X),
+        {},
+        ValueError,
+        "2 key-value heads do not divide 3 query heads",
+    ),
+    "fewer query heads": ((X[:, :1], X, X), {}, ValueError, "2 key-value heads do not divide 1"),
+    "more queries than keys": (
+        (X, X[:, :, :1], X[:, :, :1]),
+        {"causal": True},
+        ValueError,
+        "3 queries and 1 keys.* first 2 would see nothing; pass the last 1 queries, or causal=False",
+    ),
+    "mixed dtypes": ((X, X.double(), X), {}, TypeError, "k torch.float64.*to"),
+    "mixed values": ((X, X, X.half()), {}, TypeError, "v torch.float16"),
+    "integers": ((X.long(),) * 3, {}, TypeError, "q is torch.int64"),
+    "devices": ((X, X.to("meta"), X), {}, ValueError, "k on meta.*move"),
+    "values elsewhere": ((X, X, X.to("meta")), {}, ValueError, "v on meta.*move"),
+}
+BLOCKS = [("block_q", 0), ("block_k", 0), ("block_q", -2), ("block_k", 1.5), ("block_q", 2.0)]
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+@pytest.mark.parametrize("attend", [*ALL.values(), flash_attention], ids=[*ALL, "trained"])
+def test_inputs_that_do_not_fit_are_refused_with_the_way_out(attend, case):
+    inputs, options, error, message = BAD_INPUTS[case]
+    with pytest.raises(error, match=message):
+        attend(*inputs, **options)
+    with pytest.raises(error, match=message):
+        flash_backward(X, *inputs, X, X[..., 0], **options)
+
+
+@pytest.mark.parametrize(("name", "size"), BLOCKS)
+@pytest.mark.parametrize("attend", [flash_attention_1, flash_attention_2, flash_attention])
+def test_a_block_holds_a_whole_number_of_rows(attend, name, size):
+    with pytest.raises(ValueError, match=rf"{name} is {size}; .* 1 or more"):
+        attend(X, X, X, **{name: size})
+    with pytest.raises(ValueError, match=rf"{name} is {size}"):
+        flash_backward(X, X, X, X, X, X[..., 0], **{name: size})
+
+
+@pytest.mark.parametrize("wrong", ["do", "o", "lse"])
+def test_results_of_another_forward_pass_are_refused(wrong):
+    given = {"do": X, "o": X, "lse": X[..., 0]}
+    given[wrong] = given[wrong][:, :, :2]
+    with pytest.raises(ValueError, match=rf"{wrong} \(1, 2, 2.*shaped like q"):
+        flash_backward(q=X, k=X, v=X, **given)
+
+
+@pytest.mark.parametrize(
+    ("scores", "block", "message"),
+    [
+        (torch.zeros(3), 0, "block is 0; .* 1 or more"),
+        (torch.zeros(3, 0), 1, r"shape \(3, 0\)"),
+        (torch.tensor(1.0), 1, r"shape \(\)"),
+        (torch.zeros(3, dtype=torch.int64), 1, "torch.int64"),
+    ],
+)
+def test_scores_that_have_no_softmax_are_refused(scores, block, message):
+    with pytest.raises(ValueError, match=message):
+        online_softmax(scores, block)
