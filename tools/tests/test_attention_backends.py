@@ -65,6 +65,14 @@ def test_the_model_gives_the_same_logits_with_a_cache_and_without(model, name):
     torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_logits_come_from_every_backend_that_can(model):
+    tokens = torch.arange(1, 9)[None]
+    found = backends.logits_by(model, tokens, [*backends.BACKENDS, backends.OURS])
+    assert {"math", backends.OURS} <= set(found) <= {*able(), backends.OURS}
+    for logits in found.values():
+        torch.testing.assert_close(logits, found["math"], rtol=1e-4, atol=1e-5)
+
+
 def test_time_and_memory_of_every_length_and_way():
     runs = {name: backends.by_backend(name) for name in ("math", "flash") if name in able()}
     found = backends.over_length([64, 256], runs, 4, 16, torch.float32, "cpu", rounds=2)

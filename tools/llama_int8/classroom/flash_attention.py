@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llama_int8.transformer.flash import Tile
 
 LOOKS = dict(zip((*BACKENDS, OURS), zip(CURVES, SHAPES, strict=True), strict=False))
+PREDICTED = (("#999999", ":"), ("#777777", "-."), ("#000000", "--"))
 LOOKS |= {
     "standard": (CURVES[0], SHAPES[0]),
     "version 1": (CURVES[1], SHAPES[1]),
@@ -35,7 +36,7 @@ def running(scores: "Tensor", maxima: "Tensor", totals: "Tensor", block: int) ->
     axes[0].bar(x, scores.numpy(), color=CURVES[0], label="scores")
     ends = np.arange(1, len(maxima) + 1) * block
     axes[0].step([0, *ends], [maxima[0].item(), *maxima.tolist()], where="pre", color=CURVES[1],
-                 label="running maximum")  # fmt: skip
+                 label="maximum after this block")  # fmt: skip
     axes[0].set_xlabel("key")
     axes[0].set_title(f"The maximum rises {int((maxima.diff() > 0).sum())} times")
     axes[0].legend(fontsize=8)
@@ -71,7 +72,7 @@ def tiles(
     high, wide = (part.stop - part.start for part in (done[0].rows, done[0].columns))
     axes[0].set_yticks(np.arange(0, shape[0], high) - 0.5, np.arange(0, shape[0], high))
     axes[0].set_xticks(np.arange(0, shape[1], wide) - 0.5, np.arange(0, shape[1], wide))
-    axes[0].set_xlabel("key (white: skipped; grey: to come; orange: now)")
+    axes[0].set_xlabel("key (white: skipped; grey: to come; blue: done)")
     axes[0].set_ylabel("query")
     axes[0].grid(color="black", linewidth=0.8)
     axes[0].set_axisbelow(False)
@@ -82,6 +83,7 @@ def tiles(
     axes[1].plot(maximum[seen, 0], rows[seen], "D", color=CURVES[1], markersize=3, label="maximum")
     axes[1].legend(fontsize=8)
     axes[1].set_xlabel("running maximum and sum")
+    axes[1].set_title(f"{int(seen.sum())} rows begun")
     error = np.abs(output - final[0, 0].numpy()).max(1)
     axes[2].barh(rows, error, color=CURVES[3], hatch="//", edgecolor="white")
     axes[2].set_xlim(0, 1.05 * max(np.abs(final.numpy()).max(), 1e-9))
@@ -132,9 +134,12 @@ def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
         panel.set_ylabel(word)
     axes[0].legend(fontsize=8)
     peaks = found[lengths[-1]]
-    most, least = (pick(one["peak"] for one in peaks.values()) for pick in (max, min))
+    names = sorted(peaks, key=lambda name: -peaks[name]["peak"])
+    most, least = peaks[names[0]]["peak"], peaks[names[-1]]["peak"]
     axes[0].set_title("Time of attention")
-    axes[1].set_title(f"At {lengths[-1]:,}: up to {most / least:.0f}x the memory")
+    axes[1].set_title(
+        f"At {lengths[-1]:,} {names[0]} takes {most / least:.0f}x {names[-1]}'s memory"
+    )
     return drawn
 
 
@@ -174,7 +179,8 @@ def shares(
     words = {"prefill": "tokens of the prompt", "decode": "tokens in the cache"}
     for panel, (phase, by_model) in zip(axes, predicted.items(), strict=True):
         for number, (name, values) in enumerate(by_model.items()):
-            panel.plot(lengths, values, color=CURVES[number], linestyle="--", linewidth=1.2,
+            colour, style = PREDICTED[number % len(PREDICTED)]
+            panel.plot(lengths, values, color=colour, linestyle=style, linewidth=1.2,
                        label=f"{name}, predicted")  # fmt: skip
         for name, found in measured[phase].items():
             panel.plot(list(found), list(found.values()), label=f"measured, {name}", **_look(name))

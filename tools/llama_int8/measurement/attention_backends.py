@@ -77,7 +77,23 @@ def refusals(q: "Tensor", k: "Tensor", v: "Tensor", grouped: bool = False) -> di
                 found[name] = ""
             except RuntimeError as error:
                 said = [str(w.message).partition(" (Triggered")[0] for w in caught]
-                found[name] = next((s for s in said if "not been run" not in s), str(error))
+                kernel = (
+                    f"no kernel for {q.device.type}" if "No viable" in str(error) else str(error)
+                )
+                found[name] = next((s for s in said if "not been run" not in s), kernel)
+    return found
+
+
+def logits_by(
+    model: "torch.nn.Module", tokens: "Tensor", backends: Sequence[str]
+) -> dict[str, "Tensor"]:
+    """Logits (B, T, V) of our `Llama` by each backend that takes its dtype and its heads."""
+    import torch
+
+    found = {}
+    for name in backends:
+        with contextlib.suppress(RuntimeError), using(name), torch.inference_mode():
+            found[name] = model(tokens)
     return found
 
 
