@@ -72,7 +72,7 @@ def tiles(
     high, wide = (part.stop - part.start for part in (done[0].rows, done[0].columns))
     axes[0].set_yticks(np.arange(0, shape[0], high) - 0.5, np.arange(0, shape[0], high))
     axes[0].set_xticks(np.arange(0, shape[1], wide) - 0.5, np.arange(0, shape[1], wide))
-    axes[0].set_xlabel("key (white: skipped; grey: to come; blue: done)")
+    axes[0].set_xlabel("key (white: skipped; grey: to come; blue: done; orange: now)")
     axes[0].set_ylabel("query")
     axes[0].grid(color="black", linewidth=0.8)
     axes[0].set_axisbelow(False)
@@ -87,7 +87,7 @@ def tiles(
     error = np.abs(output - final[0, 0].numpy()).max(1)
     axes[2].barh(rows, error, color=CURVES[3], hatch="//", edgecolor="white")
     axes[2].set_xlim(0, 1.05 * max(np.abs(final.numpy()).max(), 1e-9))
-    axes[2].set_xlabel("distance to the final output")
+    axes[2].set_xlabel("largest error of the output")
     axes[2].set_title(f"{int((error < 1e-5).sum())} of {shape[0]} rows final")
     return drawn
 

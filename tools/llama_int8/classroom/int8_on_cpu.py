@@ -116,10 +116,13 @@ def layers(
     """Speed of one layer over bf16's, by kind; a panel for each number of tokens.
 
     `ratios`: {tokens: {layer: {kind: bf16's seconds over its own}}}. `reading`: {layer: {kind: bytes/s
-    of weights for one token}}, written beside the first panel's bars.
+    of weights for one token}}, written beside the first panel's bars, bf16's below the layer's name.
     """
     drawn, axes = figure(len(ratios), figsize=(9.5, 4.2), sharey=True)
-    names = [f"{name}\n{o:,} x {i:,}" for name, (o, i) in shapes.items()]
+    names = [
+        f"{name}\n{o:,} x {i:,}\nbf16: {reading[name]['bf16'] / 1e9:.0f} GB/s"
+        for name, (o, i) in shapes.items()
+    ]
     for panel, (tokens, by_layer) in zip(np.atleast_1d(axes), ratios.items(), strict=True):
         kinds = [kind for kind in next(iter(by_layer.values())) if kind != "bf16"]
         for number, kind in enumerate(kinds):
