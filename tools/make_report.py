@@ -1,12 +1,14 @@
 """Render REPORT.md and the generated blocks of README.md from results/.
 
 `report_template.md` asks for numbers by name. A name that no machine has measured is an error; one
-that a machine has not measured reads so. Nothing is typed into the report by hand.
+that a machine has not measured reads so. No measured number is typed into the report by hand.
 """
 
 import json
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,19 @@ import yaml
 
 import sync_notebooks
 from course import ROOT, TOOLS, CourseError
-from llama_int8.classroom.claims import claims
+from llama_int8.classroom.claims import VERDICTS, claims
+from llama_int8.classroom.papers import llama_papers
 from llama_int8.classroom.tables import markdown_table
 from llama_int8.measurement import cost
 from llama_int8.models import DEFAULT_MODEL, MODELS
 
 NOT_MEASURED = "not measured on this machine"
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
+CELL = (
+    "https://colab.research.google.com/github/{address}/blob/main/notebooks/{notebook}.ipynb"
+    "#scrollTo={cell}"
+)
 
 
 def main(check: bool = False) -> int:
@@ -52,11 +60,20 @@ class Report:
         if not self.runs:
             raise CourseError("results/ holds no results; `python3 tools/course.py run` makes them")
         self.reference = self._reference_machine()
+        template = _read(TOOLS / "report_template.md")
+        self.numbered = re.findall(r'numbered_figure\("(\w+)"\)', template)
+        self.mentioned: set[str] = set()
         self.published = yaml.safe_load(_read(TOOLS / "llama_int8/data/published.yaml"))
 
     def render(self) -> str:
-        """REPORT.md's text."""
-        return self._environment().get_template("report_template.md").render()
+        """REPORT.md's text. Raises CourseError for a figure that is shown but never spoken of."""
+        text = self._environment().get_template("report_template.md").render()
+        silent = [name for name in self.numbered if name not in self.mentioned]
+        if silent:
+            raise CourseError(
+                f"the report shows {', '.join(silent)} and never mentions it: write {{{{ ref(...) }}}}"
+            )
+        return text
 
     def readme(self) -> str:
         """README.md's text with every block between `begin` and `end` comments rendered anew."""
@@ -72,13 +89,30 @@ class Report:
         return BLOCK.sub(block, _read(self.root / "README.md"))
 
     def check_figures(self, texts: dict[Path, str]) -> None:
-        """Raise CourseError for a figure that is missing or has no alt text to speak of."""
+        """Raise CourseError for a figure that is missing, has no alt text, or belongs to nothing."""
         for path, text in texts.items():
-            for alt, target in re.findall(r"!\[(.*?)\]\((figures/.*?)\)", text):
+            for alt, target in FIGURE.findall(text):
                 if not (self.root / target).exists():
                     raise CourseError(f"{path.name} shows {target}, which does not exist")
                 if len(alt) < 20:
                     raise CourseError(f"{path.name}: the alt text of {target} is {alt!r}")
+        made = {
+            name: entry
+            for run in self.runs
+            if run["environment"]["machine"] == self.reference and run["profile"] == "cpu"
+            for name, entry in run["figures"].items()
+        }
+        there = {path.stem for path in (self.root / "figures").glob("*.png")}
+        if there - made.keys():
+            raise CourseError(
+                f"figures/ holds {', '.join(sorted(there - made.keys()))}, which no notebook of the "
+                "reference run made; delete it, or run the notebook that makes it"
+            )
+        for name, entry in made.items():
+            if name not in there:
+                raise CourseError(f"figures/{name}.png does not exist; run its notebook again")
+            if len(entry["alt"]) < 20:
+                raise CourseError(f"{name}: the alt text is {entry['alt']!r}")
 
     def _environment(self) -> jinja2.Environment:
         environment = jinja2.Environment(
@@ -93,14 +127,25 @@ class Report:
             "value": self.value,
             "setting": self.setting,
             "shown": self.shown,
+            "interval": self.interval,
+            "percent": self.percent,
+            "environment": self.environment,
+            "total_minutes": self.total_minutes,
+            "one_line": lambda text: " ".join(text.split()),
             "figure": self.figure,
+            "numbered_figure": self.numbered_figure,
+            "ref": self.ref,
             "by_machine": self.by_machine,
             "by_path": self.by_path,
             "machines": self.machines,
             "claims_table": self.claims_table,
+            "verdicts": self.verdicts,
+            "claims_count": lambda: len(claims()),
             "published": self.published_table,
             "notebooks": self.notebooks,
             "models_table": models_table,
+            "llama_sizes": llama_sizes,
+            "papers": llama_papers(),
             "published_values": self.published,
             "t4_bound": t4_bound,
         }
@@ -108,9 +153,11 @@ class Report:
 
     # --- what the templates call
 
-    def value(self, notebook: str, name: str, field: str = "value") -> Any:
-        """A number of the reference run. Raises CourseError if it is missing."""
-        run = self._run(self.reference, notebook)
+    def value(
+        self, notebook: str, name: str, field: str = "value", model: str = DEFAULT_MODEL
+    ) -> Any:
+        """A number of the reference machine. Raises CourseError if it is missing."""
+        run = self._run(notebook, model)
         if name not in run["measurements"]:
             raise CourseError(f"the report needs {notebook}: {name}, and {run['path']} lacks it")
         return run["measurements"][name][field]
@@ -119,16 +166,46 @@ class Report:
         """The same number as text, scaled and formatted."""
         return format(self.value(notebook, name) / scale, digits)
 
+    def percent(self, notebook: str, name: str) -> str:
+        """A change of NLL in nats, with its interval, as the change of perplexity in %."""
+        ends = [self.value(notebook, name, field) for field in ("value", "low", "high")]
+        change, low, high = (f"{100 * math.expm1(nats):+.2f}" for nats in ends)
+        return f"{change} % [{low}, {high}]"
+
+    def interval(self, notebook: str, name: str, digits: str = ",.1f", scale: float = 1.0) -> str:
+        """The ends of the same number's interval, as "[low, high]"."""
+        ends = (self.value(notebook, name, end) / scale for end in ("low", "high"))
+        return "[" + ", ".join(format(end, digits) for end in ends) + "]"
+
     def setting(self, notebook: str, name: str) -> Any:
         """A parameter of the reference run."""
-        return self._run(self.reference, notebook)["settings"][name]
+        return self._run(notebook)["settings"][name]
+
+    def environment(self, name: str) -> Any:
+        """A property of the reference machine."""
+        return self._run("00")["environment"][name]
+
+    def total_minutes(self) -> str:
+        """Minutes that the notebooks of the reference run took together."""
+        names = [path.stem for path in sync_notebooks.notebook_paths()]
+        return f"{sum(self._run(name)['run_seconds'] for name in names) / 60:.0f}"
 
     def figure(self, name: str) -> str:
         """A figure of the reference run as Markdown, with alt text and caption."""
-        entry = self._run(self.reference, name)["figures"].get(name)
+        entry = self._run(name)["figures"].get(name)
         if entry is None:
             raise CourseError(f"the report needs figure {name}, and no reference run made it")
         return f"![{entry['alt']}](figures/{name}.png)\n\n*{entry['caption']}*"
+
+    def numbered_figure(self, name: str) -> str:
+        """The same with its number, counted in the order of the template."""
+        alt, caption = self.figure(name).split("\n\n*", 1)
+        return f"{alt}\n\n*Figure {self._number(name)}. {caption}"
+
+    def ref(self, name: str) -> str:
+        """A mention of a figure of the report: "figure 3"."""
+        self.mentioned.add(name)
+        return f"figure {self._number(name)}"
 
     def by_machine(
         self, notebook: str, rows: dict[str, str], digits: str = ",.1f", scale: float = 1.0
@@ -208,24 +285,36 @@ class Report:
         )
 
     def claims_table(self) -> str:
-        """Every claim with its source, and measurement and verdict of each machine that tried it."""
+        """Every claim with source, deciding cell, measurement and verdict of each machine."""
         rows = []
         for name, entry in claims().items():
+            notebook, cell = entry["notebook"], deciding_cell(name, entry["notebook"])
+            colab = CELL.format(
+                address=sync_notebooks.repository_address(), notebook=notebook, cell=cell
+            )
+            where = f"[{notebook[:2]}](notebooks/{notebook}.ipynb), cell [`{cell}`]({colab})"
+            said = f"{entry['claim']} ({entry['source']})"
             tried = [run for run in self.runs if name in run["claims"]]
             for run in tried:
                 v = run["claims"][name]
-                rows.append(
-                    [
-                        f"{entry['claim']} ({entry['source']})",
-                        f"{v['measured']} ({run['environment']['machine']})",
-                        f"**{v['verdict']}**: {v['because']}",
-                        f"[{run['notebook'][:2]}](notebooks/{run['notebook']}.ipynb)",
-                    ]
-                )
+                measured = f"{v['measured']} ({run['environment']['machine']})"
+                rows.append([said, measured, f"**{v['verdict']}**: {v['because']}", where])
             if not tried:
-                rows.append([f"{entry['claim']} ({entry['source']})", NOT_MEASURED, "", ""])
-        table = markdown_table(["claim", "measured", "verdict", "notebook"], rows)
+                rows.append([said, NOT_MEASURED, "", where])
+        table = markdown_table(["claim", "measured", "verdict", "decided in"], rows)
         return table.replace("---:", "---")
+
+    def verdicts(self) -> str:
+        """How the claims ended on the reference machine, in words."""
+        found = Counter(
+            run["claims"][name]["verdict"]
+            for run in self.runs
+            if run["environment"]["machine"] == self.reference
+            for name in run["claims"]
+        )
+        ends = ("hold", "hold under a condition only", "fail here", "cannot be tested here")
+        parts = [f"{found[v]} {end}" for v, end in zip(VERDICTS, ends, strict=True)]
+        return f"of {found.total()} claims {', '.join(parts)}"
 
     def published_table(self, name: str) -> str:
         """One published table with its source and what to know about it."""
@@ -250,6 +339,11 @@ class Report:
 
     # --- helpers
 
+    def _number(self, name: str) -> int:
+        if name not in self.numbered:
+            raise CourseError(f"the report mentions figure {name} and does not show it")
+        return self.numbered.index(name) + 1
+
     def _minutes(self, notebook: str, wanted: Callable[[dict[str, Any]], bool]) -> str:
         runs = [run for run in self.runs if run["notebook"] == notebook and wanted(run)]
         return f"{runs[0]['run_seconds'] / 60:.1f}" if runs else "not measured"
@@ -260,19 +354,58 @@ class Report:
             raise CourseError("results/reference.txt is missing; `course.py run` writes it")
         return path.read_text(encoding="utf-8").strip()
 
-    def _run(self, machine: str, notebook: str) -> dict[str, Any]:
+    def _run(self, notebook: str, model: str = DEFAULT_MODEL) -> dict[str, Any]:
         for run in self.runs:
             same = run["notebook"].startswith(notebook[:2] if notebook[:2].isdigit() else notebook)
-            same = same and run["profile"] in ("cpu", "evaluate")
-            if same and run["environment"]["machine"] == machine and run["model"] == DEFAULT_MODEL:
+            same = same and run["profile"] in ("cpu", "evaluate", "benchmark")
+            if same and run["environment"]["machine"] == self.reference and run["model"] == model:
                 return run
-        raise CourseError(f"the report needs notebook {notebook} of {machine}, which has not run")
+        raise CourseError(
+            f"the report needs notebook {notebook} with {model} on {self.reference}, "
+            "which has not run"
+        )
+
+
+def deciding_cell(claim: str, notebook: str) -> str:
+    """The id of the cell that puts `claim` on trial. Raises CourseError unless there is one."""
+    path = sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb"
+    if not path.exists():
+        raise CourseError(f"claims.yaml: {claim} is decided in {notebook}, which does not exist")
+    cells = [
+        cell["id"]
+        for cell in sync_notebooks.read(path)["cells"]
+        if cell["cell_type"] == "code"
+        and "put_on_trial(" in "".join(cell["source"])
+        and f'"{claim}"' in "".join(cell["source"])
+    ]
+    if len(cells) != 1:
+        raise CourseError(f"{notebook} has {len(cells)} cells that try {claim}; it must be one")
+    return cells[0]
 
 
 def t4_bound(model: str, precision: str) -> float:
     """Highest tokens/s of decoding on a T4 (320 GB/s) that the bytes of the weights allow."""
     weights = cost.weight_bytes(MODELS[model].config, precision)
     return cost.decode_bound(weights.read_per_token, 320e9)
+
+
+def llama_sizes() -> str:
+    """The sizes of the first LLaMA with width, depth and training, as the paper has them."""
+    rows = [
+        [
+            name,
+            f"{size['width']:,}",
+            size["layers"],
+            size["heads"],
+            f"{size['parameters']} B",
+            f"{size['tokens']} T",
+            f"{size['rate']:.1e}",
+            f"{size['gpu_hours']:,}",
+        ]
+        for name, size in llama_papers()["sizes"].items()
+    ]
+    header = ["", "width", "layers", "heads", "parameters", "tokens", "peak rate", "A100 hours"]
+    return markdown_table(header, rows)
 
 
 def models_table() -> str:

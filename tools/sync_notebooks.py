@@ -17,9 +17,11 @@ MANAGED_CELLS = ("badge", "bootstrap", "navigation")
 PROGRESS_BAR = re.compile(r"\d+%\|")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r'(?m)^Repository = "https://github\.com/([\w.-]+/[\w.-]+)"$')
-README_ADDRESSES = re.compile(
-    r"(https://(?:colab\.research\.google\.com/)?github(?:\.com)?/)[\w.-]+/[\w.-]+?(?=/blob/|\.git|\n|\))"
+DOCUMENTS = ("README.md", "REPORT.md", "CITATION.cff")  # they name the address, too
+ADDRESSES = re.compile(
+    r"(https://(?:colab\.research\.google\.com/)?github(?:\.com)?/)[\w.-]+/[\w.-]+?(?=/blob/|\.git|\n)"
 )
+CLONED_FOLDER = re.compile(r"(git clone \S+\.git\ncd )[\w.-]+")
 
 BOOTSTRAP = """\
 # On a fresh machine (Colab, say) this fetches the course's package; elsewhere it does nothing.
@@ -49,14 +51,15 @@ def main(check: bool = False, repository: str | None = None) -> int:
             stale.append(path)
             if not check:
                 write(path, after)
-    readme = ROOT / "README.md"
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        current = README_ADDRESSES.sub(lambda m: m[1] + address, text)
-        if current != text:
-            stale.append(readme)
-            if not check:
-                write(readme, current)
+    for path in (ROOT / name for name in DOCUMENTS):
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            current = ADDRESSES.sub(lambda m: m[1] + address, text)
+            current = CLONED_FOLDER.sub(lambda m: m[1] + address.split("/")[1], current)
+            if current != text:
+                stale.append(path)
+                if not check:
+                    write(path, current)
     for path in stale:
         print(f"{'stale' if check else 'updated'}: {path.relative_to(ROOT)}")
     if check and stale:
@@ -126,7 +129,8 @@ def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
         kept = {
             "cell_type": cell["cell_type"],
             "id": cell["id"],
-            "metadata": {"tags": tags} if tags else {},
+            # Colab finds the cell of a link (#scrollTo=...) by the metadata, Jupyter by the cell's id.
+            "metadata": {"id": cell["id"]} | ({"tags": tags} if tags else {}),
             "source": _lines(cell["source"]),
         }
         if cell["cell_type"] == "code":

@@ -40,6 +40,9 @@ README = """\
 
 https://colab.research.google.com/github/OWNER/llama-in-8-bits/blob/main/x
 
+git clone https://github.com/OWNER/llama-in-8-bits.git
+cd llama-in-8-bits
+
 <!-- begin notebooks -->
 <!-- end notebooks -->
 """
@@ -123,7 +126,7 @@ def tiny_course(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     ignore = shutil.ignore_patterns("tests", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "tools", root / "tools", ignore=ignore)
-    for file in ("pyproject.toml", "requirements.txt"):
+    for file in ("pyproject.toml", "requirements.txt", "CITATION.cff"):
         shutil.copy(ROOT / file, root)
     names = ("00_first", "06_second")
     (root / "notebooks").mkdir()

@@ -1,11 +1,15 @@
 """The report holds measured numbers or says that there is none; sync changes nothing twice."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT
 
+import make_report
 import sync_notebooks
+from course import CourseError
+from llama_int8.classroom.claims import VERDICTS, claims
 from llama_int8.profiles import PROFILES, read_profile
 
 pytestmark = pytest.mark.slow
@@ -78,6 +82,66 @@ def test_a_figure_that_is_missing_is_an_error(course):
     assert done.returncode == 1 and "figures/00_first.png" in done.stderr
 
 
+def test_a_figure_that_no_notebook_made_is_an_error(course):
+    (course.root / "figures" / "00_left_over.png").write_bytes(b"")
+    done = course("report", "--check")
+    assert done.returncode == 1 and "00_left_over" in done.stderr
+
+
+def test_a_figure_without_alt_text_is_an_error_though_the_report_does_not_show_it(course):
+    path = results_file(course, "06_second")
+    content = json.loads(path.read_text())
+    content["figures"]["06_second"]["alt"] = "A line."
+    path.write_text(json.dumps(content))
+    done = course("report")
+    assert done.returncode == 1 and "06_second" in done.stderr and "A line." in done.stderr
+
+
+def test_figures_are_numbered_in_their_order_and_mentioned(course):
+    template = course.root / "tools" / "report_template.md"
+    shown = '{{ numbered_figure("06_second") }} {{ numbered_figure("00_first") }}'
+    template.write_text(f'see {{{{ ref("00_first") }}}}, {{{{ ref("06_second") }}}} {shown}')
+    assert course("report").returncode == 0
+    text = (course.root / "REPORT.md").read_text()
+    assert text.startswith("see figure 2, figure 1") and "*Figure 2. It rises.*" in text
+    template.write_text('{{ ref("06_second") }} ' + shown)
+    done = course("report")
+    assert done.returncode == 1 and "00_first and never mentions it" in done.stderr
+    template.write_text('{{ ref("00_first") }}')
+    done = course("report")
+    assert done.returncode == 1 and "mentions figure 00_first and does not show" in done.stderr
+
+
+def test_every_claim_has_one_cell_that_decides_it():
+    for name, entry in claims().items():
+        cell = make_report.deciding_cell(name, entry["notebook"])
+        assert f"{entry['notebook']}.ipynb#scrollTo={cell})" in (ROOT / "REPORT.md").read_text()
+        cells = sync_notebooks.read(ROOT / f"notebooks/{entry['notebook']}.ipynb")["cells"]
+        # Colab finds a cell by the id in its metadata.
+        assert cell in [found["metadata"]["id"] for found in cells]
+    with pytest.raises(CourseError, match="0 cells"):
+        make_report.deciding_cell("no-such-claim", "00_start_here")
+
+
+def test_at_least_twenty_claims_have_a_verdict_on_the_reference_machine():
+    assert len(claims()) >= 20
+    reference = ROOT / "results" / (ROOT / "results/reference.txt").read_text().strip()
+    tried = {
+        name: verdict["verdict"]
+        for path in reference.glob("*.json")
+        for name, verdict in json.loads(path.read_text())["claims"].items()
+    }
+    assert tried.keys() == claims().keys() and set(tried.values()) <= set(VERDICTS)
+
+
+def test_the_report_is_an_essay_with_figures():
+    text = (ROOT / "REPORT.md").read_text()
+    assert len(make_report.FIGURE.findall(text)) >= 15
+    prose = re.sub(r"(?s)```.*?```", "", text.split("## References")[0])
+    words = [w for line in prose.splitlines() if line[:1] not in "|!" for w in line.split()]
+    assert 4_000 <= len(words) <= 7_000
+
+
 def test_sync_is_idempotent(course):
     assert course("sync", "--check").returncode == 0
     before = course.state()
@@ -100,7 +164,10 @@ def test_a_fork_needs_one_command(course):
         assert "git+https://github.com/jane/my-course" in text
         assert "colab.research.google.com/github/jane/my-course/blob/main/notebooks/" in text
         assert "OWNER" not in text
-    assert "jane/my-course" in (course.root / "README.md").read_text()
+    for name in ("README.md", "CITATION.cff"):
+        text = (course.root / name).read_text()
+        assert "https://github.com/jane/my-course" in text and "OWNER" not in text
+    assert "cd my-course" in (course.root / "README.md").read_text()
     assert course("sync", "--check").returncode == 0
 
 
