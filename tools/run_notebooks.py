@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -64,6 +64,7 @@ class Outcome:
     name: str
     seconds: float | None  # None: was up to date
     figures: int
+    slowest: list[tuple[str, float]] = field(default_factory=list)  # cell id, seconds
 
 
 def main(
@@ -280,7 +281,7 @@ def execute(job: Job) -> Outcome:
         raise _failed(job, work, progress, reason + (FREE_SPACE if full else "")) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Outcome(job.name, progress.seconds, len(figures))
+    return Outcome(job.name, progress.seconds, len(figures), progress.slowest())
 
 
 def _papermill(job: Job, work: Path, progress: "Progress") -> None:
@@ -400,6 +401,7 @@ class Progress:
         self.cells = sum(cell["cell_type"] == "code" for cell in cells)
         self.cell, self.first_line = 0, "(no cell had started)"
         self._start, self.seconds = time.monotonic(), 0.0
+        self._starts: list[tuple[str, float]] = []  # (cell id, when it began)
         self._ended = threading.Event()
 
     def starts(self, cell: dict[str, Any]) -> None:
@@ -408,6 +410,7 @@ class Progress:
             return
         self.cell += 1
         self.first_line = _first_line(cell["source"])
+        self._starts.append((cell["id"], time.monotonic()))
         if not sys.stdout.isatty():
             print(self._line(), flush=True)
 
@@ -423,6 +426,12 @@ class Progress:
             self._ended.set()
             ticker.join()
 
+    def slowest(self, count: int = 3) -> list[tuple[str, float]]:
+        """Ids and seconds of the cells that took longest."""
+        ends = [*(begun for _, begun in self._starts[1:]), self._start + self.seconds]
+        took = [(name, end - begun) for (name, begun), end in zip(self._starts, ends, strict=True)]
+        return sorted(took, key=lambda cell: -cell[1])[:count]
+
     def _tick(self) -> None:
         while sys.stdout.isatty() and not self._ended.wait(0.5):
             print(f"\r{self._line()}", end="", flush=True)
@@ -435,11 +444,14 @@ class Progress:
 
 
 def print_table(outcomes: list[Outcome]) -> None:
-    """Notebook, seconds, figures written."""
-    print(f"\n{'notebook':28}{'seconds':>12}{'figures':>9}")
+    """Notebook, seconds, figures written, and where the time went."""
+    print(f"\n{'notebook':28}{'seconds':>12}{'figures':>9}  slowest cells")
     for one in outcomes:
         took = "up to date" if one.seconds is None else f"{one.seconds:.1f}"
-        print(f"{one.name:28}{took:>12}{one.figures:>9}")
+        cells = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one.slowest)
+        print(f"{one.name:28}{took:>12}{one.figures:>9}  {cells}".rstrip())
+    total = sum(one.seconds or 0 for one in outcomes)
+    print(f"{'together':28}{total:>12.1f}")
 
 
 def _first_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_a_second_run_skips_what_is_up_to_date_and_changes_nothing(course):
     assert again.stdout.count("up to date") == 2
     assert time.monotonic() - start < 20
     assert course.state() == before
+
+
+def test_the_closing_table_names_the_slowest_cells(course):
+    course.change_notebook("06_second", "last", "import time\ntime.sleep(1.5)")
+    done = course("run", "--only", "06")
+    row = next(line for line in done.stdout.splitlines() if re.match(r"06_second .*last", line))
+    assert re.search(r"last [12] s", row), done.stdout
+    assert re.search(r"together +\d+\.\d", done.stdout)
 
 
 def test_two_runs_give_the_same_bytes(course):
