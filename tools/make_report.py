@@ -27,6 +27,17 @@ from llama_int8.models import DEFAULT_MODEL, MODELS
 NOT_MEASURED = "not measured on this machine"
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
+TOPICS = {
+    "00_start_here": "one model in two precisions: memory, speed, answers",
+    "01_attention_and_causal_masking": "attention, masks, three kinds of transformer",
+    "02_generation_and_decoding": "KV cache, sampling, chat templates, limits",
+    "03_llama_from_scratch": "RMSNorm, RoPE, SwiGLU, shared heads, training",
+    "04_quantization_math": "scales, rounding, signal-to-noise ratio",
+    "05_outliers_and_llm_int8": "outliers, decomposition, a ladder of schemes",
+    "06_fp16_vs_int8": "memory, quality with intervals, speed in turns, PIQA",
+    "07_int8_on_cpu": "int8 kernels against a 16-bit control",
+    "08_flash_attention": "online softmax, tiles, traffic, backends",
+}
 CELL = (
     "https://colab.research.google.com/github/{address}/blob/main/notebooks/{notebook}.ipynb"
     "#scrollTo={cell}"
@@ -250,14 +261,20 @@ class Report:
     ) -> str:
         """A table for each machine and model: a row for each path, a column for each case.
 
-        `cases`: {label: measurement}, to which "." and the path's name are added.
+        `cases`: {label: measurement}, to which "." and the path's name are added. A case that no
+        path of a machine has measured is left out of its table.
         """
         tables = []
         for run in (run for run in self.runs if run["notebook"].startswith(notebook)):
             found = run["measurements"]
+            columns = {
+                label: key
+                for label, key in cases.items()
+                if any(f"{key}.{path}" in found for path in paths)
+            }
             rows = []
             for path in paths:
-                keys = [f"{key}.{path}" for key in cases.values()]
+                keys = [f"{key}.{path}" for key in columns.values()]
                 shown = [
                     format(found[k]["value"], digits) if k in found else "not measured"
                     for k in keys
@@ -266,7 +283,7 @@ class Report:
                     rows.append([path, *shown])
             if rows:
                 title = f"*{run['environment']['machine']}, {run['model']}:*"
-                tables.append(f"{title}\n\n{markdown_table(['', *cases], rows)}")
+                tables.append(f"{title}\n\n{markdown_table(['', *columns], rows)}")
         if not tables:
             raise CourseError(f"the report needs {notebook}, and no machine has measured it")
         return "\n\n".join(tables)
@@ -319,11 +336,12 @@ class Report:
     def published_table(self, name: str) -> str:
         """One published table with its source and what to know about it."""
         entry = self.published[name]
-        table = markdown_table(["", *entry["columns"]], [[k, *v] for k, v in entry["rows"].items()])
+        header = [entry.get("corner", ""), *entry["columns"]]
+        table = markdown_table(header, [[k, *v] for k, v in entry["rows"].items()])
         return f"{table}\n\nSource: {entry['source']}. {entry['note']}"
 
     def notebooks(self) -> str:
-        """The table of notebooks: title, minutes by kind of machine, Colab badge."""
+        """The table of notebooks: title, topic, minutes by kind of machine, Colab badge."""
         rows = []
         for path in sync_notebooks.notebook_paths():
             badge = sync_notebooks.BADGE.format(
@@ -332,10 +350,9 @@ class Report:
             laptop = self._minutes(path.stem, lambda run: run["profile"] == "cpu")
             t4 = self._minutes(path.stem, lambda run: "t4" in run["environment"]["machine"])
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
-            rows.append([link, laptop, t4, badge])
-        return markdown_table(
-            ["notebook", "minutes on 2 CPU cores", "minutes on a T4", "Colab"], rows
-        )
+            rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
+        header = ["notebook", "topic", "minutes on a laptop (2 CPU cores)", "on a T4", "Colab"]
+        return markdown_table(header, rows)
 
     # --- helpers
 
