@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+from pathlib import Path
 
 import pytest
 import solved
@@ -11,8 +13,13 @@ from nbformat import v4
 import grade_notebooks
 from course import CourseError
 from grade_notebooks import Limits, grade
+from llama_int8.classroom import exercises
 from llama_int8.classroom.exercise_book import EXERCISES
 
+WRONG_ANSWERS = re.findall(
+    r"(?ms)^# (\d\d\.\w+): ([^\n]+)\n(.*?)(?=^# \d\d\.|\Z)",
+    Path(__file__).with_name("wrong_answers.txt").read_text(encoding="utf-8"),
+)
 LIMITS = Limits(seconds=8, memory=2)
 # Exercises of notebook 04 that need neither model nor earlier cells.
 SPACING, LARGEST, DOT = "04.spacing", "04.largest_inner", "04.integer_dot"
@@ -78,7 +85,7 @@ def test_right_wrong_blank_broken_and_deleted_answers_are_told_apart(rows):
     [
         ("def mine(*_):\n    while True:\n        pass", "time"),
         (
-            "def mine(*_):\n    rows = []\n    while True:\n        rows.append(bytes(2**24))",
+            "def mine(*_):\n    rows = []\n    while True:\n        rows.append(b'x' * 2**24)",
             "memory",
         ),
         ("def mine(*_):\n    import os\n    os._exit(0)", "died"),
@@ -173,6 +180,20 @@ def test_what_cannot_be_graded_is_said_before_the_work(tmp_path):
     for seconds, memory in ((0, 2), (8, -1)):
         with pytest.raises(CourseError, match="above 0"):
             grade_notebooks.main(tmp_path, tmp_path / "p.csv", seconds, memory)
+
+
+@pytest.mark.parametrize(("exercise", "words", "source"), WRONG_ANSWERS)
+def test_a_plausible_wrong_answer_is_told_apart_with_words_that_help(exercise, words, source):
+    scope = {}
+    exec(source, scope)
+    verdict = exercises.judge(exercise, scope["f"])
+    assert verdict.status in ("wrong", "error") and verdict.points == 0
+    assert words in verdict.message
+
+
+def test_the_wrong_answers_are_many_and_from_every_notebook():
+    assert len(WRONG_ANSWERS) >= 40
+    assert {name[:2] for name, _, _ in WRONG_ANSWERS} == {name[:2] for name in EXERCISES}
 
 
 def test_every_exercise_of_the_course_stands_in_its_notebook():
