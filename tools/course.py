@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   python3 tools/course.py compare results/a results/b
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
+  python3 tools/course.py grade submissions --out points.csv
   python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
 
 To use an environment of your own instead of .venv, name its interpreter in COURSE_PYTHON.
@@ -131,6 +132,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--temperature", metavar="T", type=float, help="with a seed (default: 0.7)"
     )
     generate_.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if any")
+
+    grade_ = commands.add_parser("grade", help="run learners' notebooks, write their points")
+    grade_.add_argument("folder", metavar="FOLDER", help="notebooks, or a folder for each learner")
+    grade_.add_argument("--out", metavar="FILE", default="points.csv", help="default: points.csv")
+    grade_.add_argument(
+        "--seconds", type=float, default=120, metavar="N", help="limit for one cell (default: 120)"
+    )
+    grade_.add_argument(
+        "--memory", type=float, default=6, metavar="GIB", help="limit for a notebook (default: 6)"
+    )
 
     compare = commands.add_parser("compare", help="compare two results folders")
     compare.add_argument("first", metavar="FOLDER")
@@ -263,6 +274,13 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def grade(options: argparse.Namespace) -> int:
+    import grade_notebooks
+
+    folder, out = Path(options.folder).expanduser(), Path(options.out).expanduser()
+    return grade_notebooks.main(folder, out, options.seconds, options.memory)
+
+
 def compare(options: argparse.Namespace) -> int:
     from llama_int8.measurement.compare import compare_folders
 
@@ -283,6 +301,7 @@ COMMANDS = {
     "report": report,
     "models": models,
     "compare": compare,
+    "grade": grade,
     "evaluate": evaluate,
     "generate": generate,
 }

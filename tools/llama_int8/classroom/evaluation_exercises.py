@@ -55,6 +55,13 @@ def _one_sided(lost: int, won: int) -> float:
     return flip_p_value(lost, won) / 2 if lost != won else flip_p_value(lost, won)
 
 
+def _one_tail(lost: int, won: int) -> float:
+    import math
+
+    tosses = lost + won
+    return sum(math.comb(tosses, heads) for heads in range(min(lost, won) + 1)) / 2**tosses
+
+
 def _at_exactly(lost: int, won: int) -> float:
     import math
 
@@ -163,6 +170,7 @@ EVALUATION: list[Exercise] = [
         ),
         (
             (_one_sided, "that is one side; nobody said beforehand which precision would win"),
+            (_one_tail, "that is one side: double it, and a probability ends at 1"),
             (_at_exactly, "so few *or fewer*: add up the whole tail"),
         ),
     ),

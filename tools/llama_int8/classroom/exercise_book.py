@@ -164,6 +164,10 @@ EXERCISES: dict[str, Exercise] = {
                 (lambda r, c: r * c, "the weights are right; the scales of the rows are missing"),
                 (lambda r, c: r * c + 4 * c, "the scales belong to the rows, not to the columns"),
                 (lambda r, c: 2 * r * c, "that is 16 bit; an int8 weight takes one byte"),
+                (
+                    lambda r, c: 2 * r * c + 4 * r,
+                    "the scales are right; the weights are those of 16 bit",
+                ),
                 (lambda r, c: r * c + r, "a scale is an FP32 number: four bytes, not one"),
                 (lambda r, c: r * c + 2 * r, "a scale is an FP32 number here: four bytes, not two"),
                 (lambda r, c: r * c + 4, "LLM.int8() keeps a scale for each row, not one in all"),
@@ -227,6 +231,11 @@ EXERCISES: dict[str, Exercise] = {
                         [0.0 if s <= t + 1 else -math.inf for s in range(n)] for t in range(n)
                     ],
                     "off by one: each token sees the next one, which it should predict",
+                ),
+                (
+                    lambda n: [[0.0 if s <= t else -1e9 for s in range(n)] for t in range(n)],
+                    "often seen, and it works in FP32; in FP16 it is out of range. Minus infinity "
+                    "forbids in every format",
                 ),
             ),
         ),
@@ -363,6 +372,10 @@ EXERCISES: dict[str, Exercise] = {
                     "bad token can dominate",
                 ),
                 (lambda lp: math.exp(-sum(lp)), "divide by the number of tokens before exp()"),
+                (
+                    lambda lp: -sum(lp) / len(lp),
+                    "that is the mean negative log-likelihood; the perplexity is its exponential",
+                ),
                 (
                     lambda lp: math.exp(sum(lp) / len(lp)),
                     "the sign: that is the mean probability, one over the perplexity",

@@ -5,14 +5,18 @@ so that Run All goes on whatever stands in the cell.
 """
 
 import copy
+import dis
 import inspect
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 Status = Literal["correct", "blank", "wrong", "error"]
+VERDICTS = "COURSE_VERDICTS"  # names a file in which `check` notes its verdicts, for grading
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
             shown = _call(answer, case)
             return Verdict("error", f"{shown} raised {type(error).__name__}: {error}")
     if all(outcome is None or outcome is ... for outcome in outcomes):
+        if _does_something(answer):
+            return Verdict("wrong", "it returns nothing (None): what it found goes after `return`")
         return Verdict("blank", f"not filled in yet; hint({name!r}) helps")
     wanted = [exercise.reference(*case) for case in exercise.cases]
     if all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted))):
@@ -82,6 +88,10 @@ def check(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
     sign = {"correct": "✓", "blank": "…"}.get(verdict.status, "✗")
     goes_on = "" if verdict.status == "correct" else " (the notebook goes on with the reference)"
     print(f"{sign} {name}: {verdict.message}{goes_on}")
+    if VERDICTS in os.environ:
+        note = {"exercise": name, **asdict(verdict)}
+        with open(os.environ[VERDICTS], "a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
     return answer if verdict.status == "correct" else find(name).reference
 
 
@@ -97,6 +107,23 @@ def hint(name: str, number: int = 1) -> None:
 def solution(name: str) -> None:
     """Print the source of the reference solution."""
     print(inspect.getsource(find(name).reference))
+
+
+def _does_something(answer: Callable[..., Any]) -> bool:
+    """Whether a function that returned nothing holds more than `...`, `pass` or a raise."""
+    if not hasattr(answer, "__code__"):
+        return False
+    blank = {"RESUME", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "NOP", "CACHE"}
+    raised = {
+        "LOAD_GLOBAL",
+        "PUSH_NULL",
+        "CALL",
+        "PRECALL",
+        "RAISE_VARARGS",
+        "LOAD_COMMON_CONSTANT",
+    }
+    used = {instruction.opname for instruction in dis.get_instructions(answer)}
+    return not used <= blank | (raised if "RAISE_VARARGS" in used else set())
 
 
 def _call(answer: Callable[..., Any], case: tuple[Any, ...]) -> str:
