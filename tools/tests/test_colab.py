@@ -13,6 +13,9 @@ import sys
 import venv
 from pathlib import Path
 
+import contrast
+import moves
+import nbformat
 import papermill
 import pytest
 from conftest import ROOT
@@ -99,7 +102,10 @@ def like_colab(colab_python, repository, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-2026.08")
     monkeypatch.setenv("PATH", f"{colab_python.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    only_contrast = tmp_path / "contrast"  # the package itself must come from the bootstrap cell
+    only_contrast.mkdir()
+    shutil.copy(Path(contrast.__file__), only_contrast)
+    monkeypatch.setenv("PYTHONPATH", str(only_contrast))
     published = f"https://github.com/{sync_notebooks.repository_address()}"
     monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{repository}.insteadOf")
@@ -116,7 +122,11 @@ def test_runs_to_its_end_in_colab_and_leaves_its_versions_alone(
     before = installed(colab_python)
     empty = tmp_path / "content"
     empty.mkdir()
-    shutil.copy(path, empty)
+    notebook = nbformat.read(path, as_version=4)
+    setup = 1 + next(k for k, cell in enumerate(notebook.cells) if cell.id == "bootstrap")
+    notebook.cells.insert(setup, nbformat.v4.new_code_cell(contrast.FIRST_CELL))
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in (moves.CELL, contrast.LAST_CELL)]
+    nbformat.write(notebook, empty / path.name)
     papermill.execute_notebook(
         str(empty / path.name),
         str(empty / "executed.ipynb"),
@@ -126,6 +136,9 @@ def test_runs_to_its_end_in_colab_and_leaves_its_versions_alone(
         progress_bar=False,
         execution_timeout=600,
     )
+    # `moves` has moved every control of every interactive figure, under ipywidgets 7.
+    executed = nbformat.read(empty / "executed.ipynb", as_version=4)
+    assert "ipywidgets 7.7.1" in executed.cells[-2].outputs[-1].text
     after = installed(colab_python)
     assert "llama-int8" in after
     assert {name: after.get(name) for name in before} == before

@@ -43,6 +43,7 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget
             message.value = f"{type(error).__name__}: {error}"
 
     for control in controls.values():
+        control.style.description_width = "7em"  # the default cuts longer names
         control.observe(redraw, names="value")
     box = ipywidgets.VBox([*controls.values(), message, image])
     # Kept on the picture's control: ipywidgets 8 may otherwise collect the box.
