@@ -31,6 +31,8 @@ EXAMPLES = """examples:
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
   python3 tools/course.py grade submissions --out points.csv
+  python3 tools/course.py fetch packages --platform windows,macos --python 3.12
+  python3 tools/course.py install packages          without network, from such a folder
   python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
 
 To use an environment of your own instead of .venv, name its interpreter in COURSE_PYTHON.
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> int:
     try:
         if options.command == "sync":  # needs no environment: a fork's first step
             return sync(options)
+        if options.command == "install":  # makes the environment
+            return install(options)
         enter_environment(argv)
         return COMMANDS[options.command](options)
     except CourseError as error:
@@ -142,6 +146,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     grade_.add_argument(
         "--memory", type=float, default=6, metavar="GIB", help="limit for a notebook (default: 6)"
     )
+
+    fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
+    fetch_.add_argument("folder", metavar="FOLDER", help="where to")
+    fetch_.add_argument(
+        "--platform", metavar="NAME,NAME", help="linux, macos, windows or all; default: this one"
+    )
+    fetch_.add_argument("--python", metavar="3.11,3.12", help="default: this one's version")
+
+    install_ = commands.add_parser("install", help="set up from such a folder, without network")
+    install_.add_argument("folder", metavar="FOLDER", help="what `fetch` has filled")
 
     compare = commands.add_parser("compare", help="compare two results folders")
     compare.add_argument("first", metavar="FOLDER")
@@ -281,6 +295,29 @@ def grade(options: argparse.Namespace) -> int:
     return grade_notebooks.main(folder, out, options.seconds, options.memory)
 
 
+def fetch(options: argparse.Namespace) -> int:
+    import offline
+
+    targets = offline.parse_targets(options.platform, options.python)
+    return offline.fetch(Path(options.folder).expanduser(), targets)
+
+
+def install(options: argparse.Namespace) -> int:
+    import offline
+
+    folder = Path(options.folder).expanduser()
+    offline.check(folder)
+    os.environ |= offline.without_network(folder)
+    set_up()
+    print("The default model ...", flush=True)
+    code = "from llama_int8.models.embedded import embedded_folder; print(embedded_folder())"
+    model = subprocess.run([venv_python(), "-c", code], check=False)
+    if model.returncode:
+        raise CourseError("the default model could not be unpacked; the reason stands above")
+    print(f"Ready. Next: {venv_python()} -m jupyterlab notebooks/00_start_here.ipynb")
+    return 0
+
+
 def compare(options: argparse.Namespace) -> int:
     from llama_int8.measurement.compare import compare_folders
 
@@ -302,6 +339,7 @@ COMMANDS = {
     "models": models,
     "compare": compare,
     "grade": grade,
+    "fetch": fetch,
     "evaluate": evaluate,
     "generate": generate,
 }
