@@ -137,14 +137,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     generate_.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if any")
 
-    grade_ = commands.add_parser("grade", help="run learners' notebooks, write their points")
-    grade_.add_argument("folder", metavar="FOLDER", help="notebooks, or a folder for each learner")
-    grade_.add_argument("--out", metavar="FILE", default="points.csv", help="default: points.csv")
+    grade_ = commands.add_parser("grade", help="run learners' notebooks and write their points")
+    grade_.add_argument("folder", metavar="FOLDER", help="notebooks, or a subfolder a learner")
     grade_.add_argument(
-        "--seconds", type=float, default=120, metavar="N", help="limit for one cell (default: 120)"
+        "--out", metavar="FILE", default="points.csv", help="default: points.csv, here"
     )
     grade_.add_argument(
-        "--memory", type=float, default=6, metavar="GIB", help="limit for a notebook (default: 6)"
+        "--seconds",
+        metavar="N",
+        type=int,
+        default=120,
+        help="limit for one cell; ten times that for a notebook (default: 120)",
+    )
+    grade_.add_argument(
+        "--memory", metavar="GIB", type=float, default=6.0, help="limit of a kernel (default: 6)"
     )
 
     fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
@@ -291,8 +297,12 @@ def generate(options: argparse.Namespace) -> int:
 def grade(options: argparse.Namespace) -> int:
     import grade_notebooks
 
-    folder, out = Path(options.folder).expanduser(), Path(options.out).expanduser()
-    return grade_notebooks.main(folder, out, options.seconds, options.memory)
+    return grade_notebooks.main(
+        folder=Path(options.folder).expanduser(),
+        out=Path(options.out).expanduser(),
+        seconds=options.seconds,
+        memory=options.memory,
+    )
 
 
 def fetch(options: argparse.Namespace) -> int:

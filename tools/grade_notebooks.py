@@ -1,357 +1,503 @@
-"""Grade learners' notebooks: run each headless in profile smoke, and write their points to a CSV.
+"""Grade learners' notebooks: run each one in profile smoke, and write its points to a CSV file.
 
-Learners' code runs with the rights of whoever grades: for strangers use an account or a container
-of its own. Limits on time and memory guard against accidents, not against malice.
+A folder holds notebooks, or a subfolder of notebooks for each learner. Each notebook runs in a
+kernel and a working folder of its own, up to its last cell with a `check`; the file itself is
+read and never written. `check` hands its verdicts in through the file that COURSE_VERDICTS names, and
+the last one on an exercise counts. Every exercise of the notebook gets a row, whatever became of
+its cell.
+
+An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
+costs its own exercise alone: the course's cell takes its place, in which the reference solution
+goes on, and the notebook runs once more. Such a cell without an exercise is left out.
+
+A learner's code runs with your rights: it can read your files and use your network. The limits
+hold against mistakes, not against malice. Grade strangers' notebooks in a container, or under an
+account that owns nothing.
 """
 
 import csv
 import json
+import math
 import os
 import re
-import shutil
-import sys
+import subprocess
 import tempfile
 import threading
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import psutil
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 import sync_notebooks
 from course import TOOLS, CourseError
-from llama_int8.classroom import exercises
 from llama_int8.classroom.exercise_book import EXERCISES
+from llama_int8.measurement.cost import GIB
 
+NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of a notebook
+LEFT_OUT = 2  # so many cells without an exercise may be left out of a notebook
 COLUMNS = ("learner", "notebook", "exercise", "status", "points", "of", "message")
-CHECK = re.compile(r"""check\(\s*["'](\d\d\.\w+)["']""")
-# Runs before the learner's first cell: what a broken cell may have failed to import, and `exit`
-# as an error like any other, since IPython's own would end the kernel at some later moment.
-BEFORE = """\
-from llama_int8.classroom import exercises
-
-
-def exit(*_):
-    raise SystemExit("exit() was called")
-
-
-quit = exit
-"""
-# Runs after the parameters cell: as small as it gets, and away from the learner's own results.
-SMALL = 'PROFILE, MODEL, RESULTS_DIR = "smoke", None, "output"'
-FATAL = {
-    "time": "took longer than {seconds:.0f} s",
-    "memory": "took more than {memory:g} GiB of memory",
-    "died": "ended the kernel",
-}
+CHECK = re.compile(r"\bcheck\s*\(")
+CHECKED = re.compile(r"""\bcheck\s*\(\s*(?:name\s*=\s*)?["'](\d\d\.\w+)["']""")
+COPY_MARK = re.compile(r"[ _-]*\(\d+\)|[ _-]copy\s*\d*\b", re.IGNORECASE)
+TWO_DIGITS = re.compile(r"(?<!\d)0\d(?!\d)")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`seconds` for a cell, ten times that for a notebook; `memory` in GiB for a kernel."""
+    """What a notebook may take."""
 
-    seconds: float
-    memory: float
+    seconds: int  # for a cell
+    gib: float  # resident memory of the kernel and what it starts
 
-    def __post_init__(self) -> None:
-        if self.seconds <= 0 or self.memory <= 0:
-            raise CourseError(
-                f"limits are {self.seconds} s and {self.memory} GiB; both must be above 0"
-            )
+
+@dataclass(frozen=True)
+class HandedIn:
+    """One file of a learner; None stands for a learner's folder without a notebook."""
+
+    learner: str
+    path: Path | None
+    direct: bool = False  # it lies in the folder itself
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the CSV file."""
+
+    learner: str
+    notebook: str
+    exercise: str
+    status: str
+    points: int
+    of: int
+    message: str
 
 
 @dataclass
-class Graded:
-    """One notebook: its rows of the CSV."""
+class Fatal:
+    """A cell that ended its kernel or had to be stopped."""
 
-    learner: str
-    file: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(
-        self, exercise: str, status: str, message: str = "", points: int = 0, of: int = 0
-    ) -> None:
-        values = (self.learner, self.file.name, exercise, status, points, of, message[:500])
-        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
-
-    @property
-    def points(self) -> int:
-        return sum(row["points"] for row in self.rows)
-
-    @property
-    def of(self) -> int:
-        return sum(row["of"] for row in self.rows)
+    status: str  # time, memory, died
+    message: str
+    cell: int
 
 
-def main(folder: Path, out: Path, seconds: float, memory: float) -> int:
-    """Grade every notebook under `folder`; the CSV grows by each one. Raises CourseError."""
-    limits = Limits(seconds, memory)
-    files = learners_notebooks(folder)
+@dataclass
+class Run:
+    """What came of running the cells once."""
+
+    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last of each exercise
+    judged: set[str] = field(default_factory=set)  # with a verdict from the fatal cell itself
+    errors: dict[int, str] = field(default_factory=dict)  # by cell
+    fatal: Fatal | None = None
+    late: bool = False  # the notebook's time was up
+
+
+def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
+    """Grade what is in `folder`; print a line a notebook and a table. Raises CourseError."""
+    if seconds < 1 or not memory > 0:
+        raise CourseError(
+            f"--seconds is {seconds} and --memory {memory:g}; both must be more than 0"
+        )
+    handed_in = find_notebooks(folder)
     check_writable(out)
-    graded: list[Graded] = []
-    for number, (learner, file) in enumerate(files, 1):
+    rows: list[Row] = []
+    seen: dict[tuple[str, str], Path] = {}
+    for number, one in enumerate(handed_in, 1):
         start = time.monotonic()
-        one = grade(learner, file, limits)
-        graded.append(one)
-        write_csv(out, graded)
+        fresh = grade(one, Limits(seconds, memory), seen)
+        rows += fresh
+        write_rows(rows, out)
+        points, of = sum(row.points for row in fresh), sum(row.of for row in fresh)
+        odd = Counter(r.status for r in fresh if r.status not in ("correct", "wrong", "blank"))
         print(
-            f"{number} of {len(files)}: {file.relative_to(folder)}: {one.points} of {one.of} points, "
-            f"{time.monotonic() - start:.0f} s",
+            f"[{number} of {len(handed_in)}] {fresh[0].learner}, {fresh[0].notebook}: "
+            f"{points} of {of} points, {time.monotonic() - start:.0f} s"
+            + "".join(f"; {status} {count}" for status, count in odd.items()),
             flush=True,
         )
-    print_table(graded)
-    print(f"\n{out}")
+    print_table(rows)
+    print(f"\n{len(rows)} rows in {out}")
     return 0
 
 
-def learners_notebooks(folder: Path) -> list[tuple[str, Path]]:
-    """(learner, file) of each notebook in `folder` and its subfolders, which name the learners."""
+# --- which file is whose, and which notebook it is
+
+
+def find_notebooks(folder: Path) -> list[HandedIn]:
+    """All files to grade, by learner and name. Raises CourseError if there is none."""
     if not folder.is_dir():
-        raise CourseError(f"{folder} is no folder; give the one that holds the learners' notebooks")
-    found = []
-    for file in sorted(folder.rglob("*.ipynb")):
-        parts = file.relative_to(folder).parts
-        if not any(part.startswith(".") for part in parts):
-            found.append((parts[0] if len(parts) > 1 else file.stem, file))
-    if not found:
+        raise CourseError(f"{folder} is no folder; give one that holds learners' notebooks")
+    direct = sorted(folder.glob("*.ipynb"))
+    found = [HandedIn(learner_of(path, folder), path, direct=True) for path in direct]
+    for own in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if own.name.startswith("."):
+            continue
+        inside = [p for p in own.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+        inside.sort(key=lambda path: (-path.stat().st_mtime, path))  # of two copies the newer one
+        found += [HandedIn(own.name, path) for path in inside or [None]]
+    if not any(one.path for one in found):
         raise CourseError(
-            f"{folder} holds no notebooks (*.ipynb), in itself or in a folder for each learner"
+            f"no notebook in {folder}; it must hold .ipynb files, or a subfolder of them for each "
+            "learner"
         )
     return found
 
 
-def grade(learner: str, file: Path, limits: Limits) -> Graded:
-    """Run one notebook until no cell of it stops the kernel, and judge its exercises.
-
-    A cell that runs too long, takes too much memory or ends the kernel loses its points; the
-    course's own blank cell, with which the notebook goes on by the reference, takes its place, and
-    the notebook is run again.
-    """
-    graded = Graded(learner, file)
-    try:
-        notebook = sync_notebooks.read(file)
-        number = notebook_number(notebook, file)
-        course = course_cells(number)
-        cells = prepared(notebook["cells"], course)
-    except CourseError as error:
-        graded.add("", "unreadable", str(error))
-        return graded
-    fatal: dict[str, tuple[str, str]] = {}
-    for _ in range(len(cells)):  # each repeat has one dangerous cell less
-        verdicts, errors, stopped = run(cells, limits)
-        if stopped is None:
-            break
-        position, status = stopped
-        told = FATAL[status].format(seconds=limits.seconds, memory=limits.memory)
-        names = CHECK.findall(cells[position]["source"])
-        for name in names:
-            fatal[name] = (status, f"the cell {told}")
-        if not names:
-            first = cells[position]["source"].strip().partition("\n")[0]
-            graded.add("", status, f"a cell without an exercise {told}, and was left out: {first}")
-        cells[position] = {**cells[position], "source": replacement(cells[position], course)}
-    there = {name for cell in cells for name in CHECK.findall(cell["source"])}
-    for name, exercise in EXERCISES.items():
-        if not name.startswith(f"{number}."):
-            continue
-        if name in fatal:
-            graded.add(name, *fatal[name], of=exercise.points)
-        elif name in verdicts:
-            v = verdicts[name]
-            graded.add(name, v["status"], v["message"], v["points"], exercise.points)
-        elif name in there:
-            message = errors.get(name, "its cell did not come to the check")
-            graded.add(name, "error", message, of=exercise.points)
-        else:
-            graded.add(name, "missing", "the notebook has no check of it", of=exercise.points)
-    return graded
+def learner_of(path: Path, folder: Path) -> str:
+    """What a file is called beside the notebook's name or number, else its folder's name."""
+    rest = COPY_MARK.sub("", path.stem)
+    for name in courses_notebooks():
+        rest = rest.replace(name, "")
+    rest = TWO_DIGITS.sub("", rest, count=1).strip(" _-.")
+    return rest or folder.resolve().name
 
 
-def notebook_number(notebook: dict[str, Any], file: Path) -> str:
-    """ "05" for notebook 05, by the exercises that it checks, else by its name."""
-    names = [n for c in code_cells(notebook["cells"]) for n in CHECK.findall(c["source"])]
-    numbers = [name.partition(".")[0] for name in names if name in EXERCISES]
-    if numbers:
-        return max(set(numbers), key=numbers.count)
-    by_name = re.search(r"0\d(?=_)", file.name)
-    if by_name and any(name.startswith(by_name[0]) for name in EXERCISES):
-        return by_name[0]
-    raise CourseError("neither its exercises nor its name tell which notebook of the course it is")
-
-
-def course_cells(number: str) -> dict[str, str]:
-    """The course's own code cells of a notebook: source by exercise and by cell id."""
-    (path,) = sync_notebooks.NOTEBOOKS.glob(f"{number}_*.ipynb")
-    cells = code_cells(sync_notebooks.read(path)["cells"])
-    by_id = {cell["id"]: cell["source"] for cell in cells}
-    return by_id | {name: c["source"] for c in cells for name in CHECK.findall(c["source"])}
-
-
-def code_cells(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The code cells, each source one string; a cell without an id gets an empty one."""
-    try:
-        return [
-            {
-                "id": cell.get("id", ""),
-                "source": "".join(cell["source"]),
-                "tags": cell.get("metadata", {}).get("tags", []),
-            }
-            for cell in cells
-            if cell["cell_type"] == "code"
+@cache
+def courses_notebooks() -> dict[str, list[str]]:
+    """The course's notebooks by name, each with its exercises in the order of its cells."""
+    return {
+        path.stem: [
+            exercise
+            for cell in sync_notebooks.read(path)["cells"]
+            for exercise in CHECKED.findall(_source(cell))
         ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CourseError(f"it is no notebook: {error!r}") from None
+        for path in sync_notebooks.notebook_paths()
+    }
 
 
-def prepared(cells: list[dict[str, Any]], course: dict[str, str]) -> list[dict[str, Any]]:
-    """What is run: the code cells up to the last exercise, with small parameters."""
-    code = code_cells(cells)
-    last = max((k for k, c in enumerate(code) if CHECK.search(c["source"])), default=-1)
-    code = code[: last + 1]
-    small = {"id": "", "source": SMALL, "tags": []}
-    for position, cell in enumerate(code):
-        if "parameters" in cell["tags"] or re.search(r"(?m)^PROFILE\s*=", cell["source"]):
-            code.insert(position + 1, small)
-            break
-    return [{"id": "", "source": BEFORE, "tags": []}, *code]
+def which_notebook(cells: list[dict[str, Any]], file_name: str) -> str | None:
+    """The course's notebook whose exercises the cells check, else name, else the file's name has."""
+    code = "\n".join(_source(cell) for cell in cells)
+    known = Counter(name[:2] for name in CHECKED.findall(code) if name in EXERCISES)
+    number = known.most_common(1)[0][0] if known else None
+    for name in courses_notebooks():
+        if number == name[:2] if number else f'"{name}"' in code:
+            return name
+    digits = TWO_DIGITS.findall(file_name)
+    return next((name for name in courses_notebooks() if name[:2] in digits), None)
 
 
-def replacement(cell: dict[str, Any], course: dict[str, str]) -> str:
-    """The course's own text of a cell that may not run again."""
-    names = [name for name in CHECK.findall(cell["source"]) if name in course]
-    if names:
-        return "\n".join(course[name] for name in names)
-    own = course.get(cell["id"], "")
-    return own if own != cell["source"] else ""
+def _source(cell: dict[str, Any]) -> str:
+    """The text of a code cell; of another, none."""
+    return "".join(cell["source"]) if cell["cell_type"] == "code" else ""
 
 
-def run(
-    cells: list[dict[str, Any]], limits: Limits
-) -> tuple[dict[str, Any], dict[str, str], tuple[int, str] | None]:
-    """Run the cells in a kernel of their own.
+# --- grading one file
 
-    Returns the verdicts of `check` by exercise, the errors of cells that hold an exercise, and
-    (position, "time" | "memory" | "died") of the cell that ended it, if one did.
-    """
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from nbformat import v4
 
-    work = Path(tempfile.mkdtemp(prefix="grading-"))
-    verdicts_file = work / "verdicts.jsonl"
-    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, exercises.VERDICTS: str(verdicts_file)}
-    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell["source"]) for cell in cells])
-    end = time.monotonic() + 10 * limits.seconds
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        allow_errors=True,
-        timeout_func=lambda _: max(1, min(limits.seconds, end - time.monotonic())),
-        resources={"metadata": {"path": str(work)}},
-        extra_arguments=["--IPKernelApp.log_level=50"],  # its log is no teacher's concern
+def grade(one: HandedIn, limits: Limits, seen: dict[tuple[str, str], Path]) -> list[Row]:
+    """The rows of one file; `seen` holds what was graded before, by learner and notebook."""
+    if one.path is None:
+        return [Row(one.learner, "-", "", "missing", 0, 0, "no notebook in the folder")]
+    cells, problem = read_cells(one.path)
+    notebook = which_notebook(cells, one.path.stem)
+    if notebook is None:
+        message = problem or "no exercise of the course is in it"
+        return [Row(one.learner, one.path.name, "", "unreadable", 0, 0, message)]
+    learner = one.learner
+    if (learner, notebook) in seen and one.direct:  # two people's, both called "05.ipynb" once
+        learner = one.path.stem
+    if (first := seen.setdefault((learner, notebook), one.path)) is not one.path:
+        message = f"not graded: {one.path.name} is the same notebook as {first.name}, which counts"
+        return [Row(learner, notebook, "", "duplicate", 0, 0, message)]
+    exercises = courses_notebooks()[notebook]
+    found = (
+        {name: ("unreadable", problem) for name in exercises}
+        if problem
+        else judge_cells(cells, notebook, limits)
     )
-    stopped, errors = None, {}
+    rows = []
+    for name in exercises:
+        status, message = found[name]
+        of = EXERCISES[name].points
+        points = of if status == "correct" else 0
+        rows.append(Row(learner, notebook, name, status, points, of, " ".join(message.split())))
+    return rows
+
+
+def read_cells(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The cells of a notebook, or none and what is wrong with the file."""
     try:
-        with client.setup_kernel(env=env), watched(client.km, limits.memory) as (kernel, too_large):
-            for position, cell in enumerate(notebook.cells):
-                try:
-                    client.execute_cell(cell, position)
-                except CellTimeoutError:
-                    stopped = position, "time"
-                except DeadKernelError:
-                    stopped = position, "memory" if too_large.is_set() else "died"
-                if stopped:
-                    kill(family_of(kernel))
-                    break
-                for output in cell.outputs:
-                    if output.output_type == "error":
-                        for name in CHECK.findall(cell.source):
-                            errors[name] = f"{output.ename}: {output.evalue}"
-        return read_verdicts(verdicts_file), errors, stopped
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an old notebook's cells have no ids
+            cells = nbformat.read(path, as_version=4)["cells"]
+            return [{"cell_type": c["cell_type"], "source": c["source"]} | c for c in cells], ""
+    except Exception as error:  # whatever a file can hold that is no notebook
+        return [], f"the file is no notebook that can be read ({type(error).__name__})"
+
+
+def judge_cells(
+    cells: list[dict[str, Any]], notebook: str, limits: Limits
+) -> dict[str, tuple[str, str]]:
+    """Status and message of each exercise, from as many runs as fatal cells ask for."""
+    exercises = courses_notebooks()[notebook]
+    own = {
+        name: _source(cell)
+        for cell in sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+        for name in CHECKED.findall(_source(cell))
+    }
+    texts = with_parameters(cells, notebook)
+    last = max((i for i, text in enumerate(texts) if CHECK.search(text)), default=-1)
+    texts = texts[: last + 1]
+    at = {name: i for i, text in enumerate(texts) for name in CHECKED.findall(text)}
+    settled: dict[str, tuple[str, str]] = {}
+    notes: list[str] = []
+    replaced: set[int] = set()
+    run = Run()
+    for _ in range(len(exercises) + LEFT_OUT + 1 if texts else 0):
+        run = run_cells(texts, limits)
+        if run.fatal is None:
+            break
+        cell, first_line = run.fatal.cell, texts[run.fatal.cell].strip().partition("\n")[0]
+        inside = [n for n in exercises if at.get(n) == cell and cell not in replaced]
+        for name in inside:  # a verdict from before the end stands
+            settled[name] = (
+                _verdict(run, name) if name in run.judged else (run.fatal.status, run.fatal.message)
+            )
+        if not inside or all(name in run.judged for name in inside):
+            notes.append(f"a cell was left out ({first_line[:60]!r}: {run.fatal.message})")
+        replaced.add(cell)
+        texts[cell] = "\n\n".join(own[name] for name in inside)
+    found = {}
+    for name in exercises:
+        if name in settled:
+            found[name] = settled[name]
+        elif run.verdicts.get(name, {}).get("status", "begun") != "begun":
+            found[name] = _verdict(run, name)
+        elif name in at and at[name] in run.errors:
+            found[name] = ("error", run.errors[at[name]])
+        elif run.late:
+            found[name] = ("time", f"not reached in {NOTEBOOK_CELLS * limits.seconds} s")
+        elif run.fatal:
+            found[name] = (run.fatal.status, f"not reached: {run.fatal.message} in too many cells")
+        elif name in at:
+            found[name] = ("missing", "its cell never called check")
+        else:
+            found[name] = ("missing", "no cell checks it")
+        status, message = found[name]
+        found[name] = (status, "; ".join([message, *notes]))
+    return found
+
+
+def _verdict(run: Run, name: str) -> tuple[str, str]:
+    return run.verdicts[name]["status"], run.verdicts[name]["message"]
+
+
+def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
+    """The cells' code, and after the parameters the course's own ones, in profile smoke.
+
+    `exercises` is imported with them, for the first exercise's cell, which does so, may be gone; and
+    exit() does not end the kernel, since it would do so in the next cell.
+    """
+    own = sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+    parameters = next(_source(cell) for cell in own if _is_parameters(cell))
+    forced = (
+        f'{parameters}\nPROFILE, RESULTS_DIR = "smoke", "output"\n'
+        "from llama_int8.classroom import exercises\nget_ipython().ask_exit = lambda: None\n"
+    )
+    texts = [] if any(map(_is_parameters, cells)) else [forced]
+    for cell in cells:
+        texts += [_source(cell), forced] if _is_parameters(cell) else [_source(cell)]
+    return texts
+
+
+def _is_parameters(cell: dict[str, Any]) -> bool:
+    tagged = "parameters" in cell.get("metadata", {}).get("tags", [])
+    return tagged or bool(re.search(r"^PROFILE\s*=", _source(cell), re.MULTILINE))
+
+
+# --- running the cells, with limits
+
+
+class QuietClient(NotebookClient):
+    """Keeps nothing of what the cells show, so that a cell that prints for ever fills no memory."""
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "status":
+            return super().process_message(msg, cell, cell_index)
+        return None
+
+
+def run_cells(texts: list[str], limits: Limits) -> Run:
+    """Run cells in a fresh kernel and an empty folder, up to the first that is fatal."""
+    run = Run()
+    with tempfile.TemporaryDirectory(prefix="course-grade-", ignore_cleanup_errors=True) as folder:
+        file, work = Path(folder) / "verdicts.jsonl", Path(folder) / "work"
+        work.mkdir()
+        with kernel(texts, file, work) as (client, watched):
+            with memory_limit(watched, limits.gib) as exceeded:
+                _run_each(client, limits, run, file)
+            if run.fatal and exceeded.is_set():
+                run.fatal.status = "memory"
+                run.fatal.message = f"the cell took more than {limits.gib:g} GiB of memory"
+    return run
+
+
+def _run_each(client: NotebookClient, limits: Limits, run: Run, file: Path) -> None:
+    end = time.monotonic() + NOTEBOOK_CELLS * limits.seconds
+    client.on_cell_error = lambda cell, cell_index, execute_reply: run.errors.__setitem__(
+        cell_index, "{ename}: {evalue}".format(**execute_reply["content"])
+    )
+    for number, cell in enumerate(client.nb.cells):
+        left = end - time.monotonic()
+        if left <= 0:
+            run.late = True
+            return
+        before = _size(file)
+        client.timeout = min(limits.seconds, math.ceil(left))
+        try:
+            client.execute_cell(cell, number)
+        except CellTimeoutError:
+            if left < limits.seconds:
+                run.late = True
+            else:
+                message = f"the cell ran longer than {limits.seconds} s"
+                run.fatal = Fatal("time", message, number)
+        except DeadKernelError:
+            run.fatal = Fatal("died", "the cell ended its kernel (an exit or a crash)", number)
+        lines = _lines(file, before)
+        run.verdicts |= {line["name"]: line for line in lines}
+        if run.fatal:
+            run.judged = {n for n in run.verdicts if run.verdicts[n]["status"] != "begun"}
+            run.judged &= {line["name"] for line in lines}
+        if run.fatal or run.late:
+            return
 
 
 @contextmanager
-def watched(manager: Any, gibibytes: float) -> Iterator[tuple[psutil.Process, threading.Event]]:
-    """Kill the kernel when it and its children hold more; the event tells that it happened."""
-    too_large, ended = threading.Event(), threading.Event()
-    kernel = psutil.Process(manager.provisioner.pid)
+def kernel(
+    texts: list[str], verdicts: Path, work: Path
+) -> Iterator[tuple[NotebookClient, psutil.Process]]:
+    """A client of these cells, and its kernel in the folder `work`; the kernel is killed at the end."""
+    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "COURSE_VERDICTS": str(verdicts)}
+    client = QuietClient(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in texts]),
+        kernel_name="python3",
+        allow_errors=True,
+        shutdown_kernel="immediate",
+        extra_arguments=["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"],
+    )
+    client.log.setLevel("CRITICAL")  # a death of the kernel is no news here
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(client.setup_kernel(env=environment, cwd=str(work), **silent))
+        except RuntimeError as error:
+            raise CourseError(f"the kernel does not start: {error}") from None
+        watched = psutil.Process(client.km.provisioner.pid)
+        try:
+            yield client, watched
+        finally:
+            kill(watched)
+
+
+@contextmanager
+def memory_limit(watched: psutil.Process, gib: float) -> Iterator[threading.Event]:
+    """Kill a process and what it started as soon as they hold more; the event says that it was."""
+    exceeded, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.1):
-            family = family_of(kernel)
-            with suppress(psutil.NoSuchProcess):  # one may end between two lines
-                if sum(process.memory_info().rss for process in family) > gibibytes * 2**30:
-                    too_large.set()
-                    kill(family)
+        while not ended.wait(0.2):
+            if sum(map(_resident, _family(watched))) > gib * GIB:
+                exceeded.set()
+                kill(watched)
+                return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        yield kernel, too_large
+        yield exceeded
     finally:
         ended.set()
-        thread.join()
+        watcher.join()
 
 
-def family_of(kernel: psutil.Process) -> list[psutil.Process]:
-    """The kernel and what it has started."""
+def kill(process: psutil.Process) -> None:
+    """End a process and all that it started."""
+    for one in _family(process):
+        try:
+            one.kill()
+        except psutil.Error:
+            continue
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return [kernel, *kernel.children(recursive=True)]
-    except psutil.NoSuchProcess:
+        return [*process.children(recursive=True), process]
+    except psutil.Error:
         return []
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    for process in reversed(processes):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
-def read_verdicts(path: Path) -> dict[str, Any]:
-    """The last verdict on each exercise: what stands in the notebook when it has run."""
-    verdicts = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            verdicts[entry["exercise"]] = entry
-    return verdicts
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
-# --- what the teacher sees
+def _lines(file: Path, start: int) -> list[dict[str, Any]]:
+    """The verdicts written from a place in the file on; a killed kernel's last line may be torn."""
+    if not file.exists():
+        return []
+    lines = []
+    for text in file.read_bytes()[start:].splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+# --- what comes out
 
 
 def check_writable(out: Path) -> None:
-    """Find out before an hour of grading. Raises CourseError."""
-    if not out.parent.is_dir():
-        raise CourseError(f"--out is {out}, and its folder does not exist; make it first")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise CourseError(f"--out is {out}, which cannot be written; name another file")
+    """Raise CourseError now, not after the first notebook, if the points cannot be written."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.NamedTemporaryFile(dir=out.resolve().parent):
+            pass
+    except OSError as error:
+        raise CourseError(
+            f"cannot write {out}: {error.strerror}; --out names another file"
+        ) from None
 
 
-def write_csv(out: Path, graded: list[Graded]) -> None:
-    """All rows so far, under a temporary name first, so that no file is ever half written."""
+def write_rows(rows: list[Row], out: Path) -> None:
+    """Replace the file by one with these rows."""
     new = out.with_name(f".{out.name}.new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for one in graded:
-            writer.writerows(one.rows)
-    new.replace(out)
+    try:
+        with new.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(COLUMNS)
+            table.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+        new.replace(out)
+    except OSError as error:
+        raise CourseError(f"cannot write {out}: {error.strerror}") from None
 
 
-def print_table(graded: list[Graded]) -> None:
-    """Points of each learner over all notebooks."""
-    learners = list(dict.fromkeys(one.learner for one in graded))
-    width = max(len(name) for name in ["learner", *learners])
-    print(f"\n{'learner':{width}}{'points':>9}{'of':>6}")
+def print_table(rows: list[Row]) -> None:
+    """Learner, points, of how many in what was handed in."""
+    learners = dict.fromkeys(row.learner for row in rows)
+    width = max(map(len, ("learner", *learners)))
+    print(f"\n{'learner':{width}}{'points':>8}{'of':>6}")
     for learner in learners:
-        theirs = [one for one in graded if one.learner == learner]
-        points, of = sum(one.points for one in theirs), sum(one.of for one in theirs)
-        print(f"{learner:{width}}{points:>9}{of:>6}")
-    sys.stdout.flush()
+        own = [row for row in rows if row.learner == learner]
+        points, of = sum(row.points for row in own), sum(row.of for row in own)
+        print(f"{learner:{width}}{points:>8}{of:>6}")

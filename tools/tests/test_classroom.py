@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import json
 import struct
 from fractions import Fraction
 
@@ -378,6 +379,63 @@ def test_the_right_number_of_the_wrong_type_is_wrong(exercise, wrap):
 )
 def test_the_right_number_may_come_as_another_kind_of_number(exercise, wrap):
     assert judge(exercise.name, lambda *a: wrap(exercise.reference(*a))).status == "correct"
+
+
+@EACH
+def test_a_tensor_in_single_precision_is_right_where_a_fraction_is_wanted(exercise):
+    def answer(*arguments):
+        right = torch.tensor(exercise.reference(*arguments), dtype=torch.float32)
+        return right.requires_grad_()
+
+    if all(np.asarray(exercise.reference(*case)).dtype.kind == "f" for case in exercise.cases):
+        assert judge(exercise.name, answer).status == "correct"
+
+
+@EACH
+def test_a_whole_number_is_compared_exactly(exercise):
+    rights = [np.asarray(exercise.reference(*case)) for case in exercise.cases]
+    if all(right.dtype.kind in "iu" for right in rights):
+        nearly = judge(exercise.name, lambda *a: np.asarray(exercise.reference(*a)) + 1)
+        assert nearly.status == "wrong"
+
+
+def forgets_return(rows, columns):
+    print(rows * columns + 4 * rows)
+
+
+def computes_and_forgets_return(rows, columns):
+    rows * columns + 4 * rows
+
+
+@pytest.mark.parametrize("answer", [forgets_return, computes_and_forgets_return])
+def test_a_function_without_return_is_no_blank(answer):
+    verdict = judge("00.int8_bytes", answer)
+    assert verdict.status == "wrong"
+    assert verdict.message.startswith(f"{answer.__name__} gives None in every case: `return`")
+
+
+def documented(rows, columns):
+    """Number of bytes, to be filled in."""
+
+
+def test_a_docstring_alone_is_a_blank():
+    assert judge("00.int8_bytes", documented).status == "blank"
+
+
+def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch):
+    file = tmp_path / "verdicts.jsonl"
+    monkeypatch.setenv("COURSE_VERDICTS", str(file))
+    check("00.int8_bytes", lambda rows, columns: rows * columns)
+    check("00.int8_bytes", int8_bytes)
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(line["status"], line.get("points")) for line in lines] == [
+        ("begun", None),
+        ("wrong", 0),
+        ("begun", None),
+        ("correct", 2),
+    ]
+    assert {line["name"] for line in lines} == {"00.int8_bytes"}
+    assert "the scales of the rows are missing" in lines[1]["message"]
 
 
 @EACH

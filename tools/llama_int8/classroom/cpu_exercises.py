@@ -48,6 +48,14 @@ def _cut_off(values: list[float], size: int) -> list[int]:
     return [int(v / top) for group, top in zip(groups, tops, strict=True) for v in group]
 
 
+def _nan_for_zeros(values: list[float], size: int) -> list[float]:
+    codes = []
+    for first in range(0, len(values), size):
+        group = values[first : first + size]
+        codes += group_codes(group, size) if any(group) else [float("nan")] * len(group)
+    return codes
+
+
 def _stored_products(weights: list[int], codes: list[int]) -> int:
     return sum((w + 128) * c for w, c in zip(weights, codes, strict=True))
 
@@ -85,6 +93,7 @@ CPU: list[Exercise] = [
         (
             (_one_scale, "all groups have one scale here; each needs its own"),
             (_cut_off, "codes are rounded to the nearest, not cut off"),
+            (_nan_for_zeros, "a group of zeros has scale 0, and 0 / 0 is nan; its codes are 0"),
         ),
     ),
     Exercise(
@@ -103,6 +112,10 @@ CPU: list[Exercise] = [
                 lambda w, c: _stored_products(w, c) - 128 * sum(w),
                 "it is the sum of the codes that counts, not that of the weights",
             ),
+            (
+                lambda w, c: _stored_products(w, c) - 128,
+                "128 was added to every weight: take off 128 for each product, times its code",
+            ),
         ),
     ),
     Exercise(
@@ -115,7 +128,10 @@ CPU: list[Exercise] = [
             "Two products, each at most largest_weight x largest_code, are added.",
         ),
         (
-            (lambda w, c: w * c <= 2**15 - 1, "two products are added, not one"),
+            (
+                lambda w, c: w * c <= 2**15 - 1,
+                "two products are added, not one, and one of the 16 bits is the sign",
+            ),
             (lambda w, c: 2 * w * c <= 2**15, "32,768 is one too many"),
         ),
     ),

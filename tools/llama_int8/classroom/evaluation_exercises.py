@@ -55,17 +55,24 @@ def _one_sided(lost: int, won: int) -> float:
     return flip_p_value(lost, won) / 2 if lost != won else flip_p_value(lost, won)
 
 
-def _one_tail(lost: int, won: int) -> float:
-    import math
-
-    tosses = lost + won
-    return sum(math.comb(tosses, heads) for heads in range(min(lost, won) + 1)) / 2**tosses
-
-
 def _at_exactly(lost: int, won: int) -> float:
     import math
 
     return min(1.0, 2 * math.comb(lost + won, min(lost, won)) / 2 ** (lost + won))
+
+
+def _beyond_one(lost: int, won: int) -> float:
+    import math
+
+    tail = sum(math.comb(lost + won, heads) for heads in range(min(lost, won) + 1))
+    return 2 * tail / 2 ** (lost + won)
+
+
+def _one_early(lost: int, won: int) -> float:
+    import math
+
+    tail = sum(math.comb(lost + won, heads) for heads in range(min(lost, won)))
+    return min(1.0, 2 * tail / 2 ** (lost + won))
 
 
 def _by_words(scores: list[float], choices: list[str]) -> int:
@@ -102,7 +109,7 @@ EVALUATION: list[Exercise] = [
         "06.longest_context",
         1,
         longest_context,
-        ((15_837_691_904, 13_990_000_000, 524_288, 131_848), (100, 200, 1, 1), (1_000, 0, 7, 3)),
+        ((15_837_691_904, 13_990_000_000, 524_288, 131_848), (100, 200, 1, 1), (1_007, 0, 7, 3)),
         (
             "What is left beside the fixed bytes, shared out in pieces of one token each.",
             "Whole tokens alone, and never fewer than none: max(0, ... // ...).",
@@ -119,6 +126,10 @@ EVALUATION: list[Exercise] = [
             (
                 lambda free, fixed, cache, rest: max(0, (free - fixed) // cache),
                 "each token of the prompt takes activations as well as cache",
+            ),
+            (
+                lambda free, fixed, cache, rest: max(0, round((free - fixed) / (cache + rest))),
+                "the last token must fit whole: round down",
             ),
         ),
     ),
@@ -141,6 +152,12 @@ EVALUATION: list[Exercise] = [
                 "the first tokens of a window have the least before them; score its last ones",
             ),
             (_without_the_last, "nearly: a window that ends just with the text is full, too"),
+            (
+                lambda count, length, stride: [
+                    (first, end - 1) for first, end in scored_tokens(count, length, stride)
+                ],
+                "nearly: the end is not counted in, so it is one more than the last scored token",
+            ),
         ),
     ),
     Exercise(
@@ -156,6 +173,12 @@ EVALUATION: list[Exercise] = [
             ),
             (_by_words, "for each character, not for each word"),
             (_least_likely, "log-likelihoods are negative: the likeliest is the largest"),
+            (
+                lambda scores, choices: max(
+                    s / len(c) for s, c in zip(scores, choices, strict=True)
+                ),
+                "that is the best score; the number of the choice was asked for",
+            ),
         ),
     ),
     Exercise(
@@ -170,8 +193,9 @@ EVALUATION: list[Exercise] = [
         ),
         (
             (_one_sided, "that is one side; nobody said beforehand which precision would win"),
-            (_one_tail, "that is one side: double it, and a probability ends at 1"),
             (_at_exactly, "so few *or fewer*: add up the whole tail"),
+            (_beyond_one, "twice a tail that holds the middle can exceed 1; a probability cannot"),
+            (_one_early, "the tail ends with the smaller count itself; range(k) ends at k - 1"),
         ),
     ),
     Exercise(
@@ -211,6 +235,10 @@ EVALUATION: list[Exercise] = [
                     sum(d) / len(d) + 1.96 * _deviation(d, 0) / len(d) ** 0.5,
                 ),
                 "nearly: the variance of a sample divides by n - 1, not by n",
+            ),
+            (
+                lambda d: (sum(d) / len(d), 1.96 * _deviation(d, 1) / len(d) ** 0.5),
+                "that is the mean and half of the width; the two ends were asked for",
             ),
         ),
     ),

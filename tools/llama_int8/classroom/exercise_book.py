@@ -127,6 +127,26 @@ def training_days(tokens: float, tokens_per_second_per_gpu: float, gpus: int) ->
     return tokens / (tokens_per_second_per_gpu * gpus) / 86_400
 
 
+def _down_the_columns(scores: list[list[float]]) -> list[list[float]]:
+    columns = []
+    for s, column in enumerate(zip(*scores, strict=True)):
+        columns.append(attention_row([x if s <= t else -math.inf for t, x in enumerate(column)], 1))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _log_of_the_mean(log_p: list[list[float]], tokens: list[int]) -> float:
+    probabilities = [math.exp(log_p[t][token]) for t, token in enumerate(tokens[1:])]
+    return -math.log(sum(probabilities) / len(probabilities))
+
+
+def _turned_in_place(x: list[float], angles: list[float]) -> list[float]:
+    out, half = list(x), len(angles)
+    for i, a in enumerate(angles):
+        out[i] = out[i] * math.cos(a) - out[i + half] * math.sin(a)
+        out[i + half] = out[i + half] * math.cos(a) + out[i] * math.sin(a)
+    return out
+
+
 def _turned_neighbours(x: list[float], angles: list[float]) -> list[float]:
     out = list(x)
     for i, a in enumerate(angles):
@@ -164,13 +184,10 @@ EXERCISES: dict[str, Exercise] = {
                 (lambda r, c: r * c, "the weights are right; the scales of the rows are missing"),
                 (lambda r, c: r * c + 4 * c, "the scales belong to the rows, not to the columns"),
                 (lambda r, c: 2 * r * c, "that is 16 bit; an int8 weight takes one byte"),
-                (
-                    lambda r, c: 2 * r * c + 4 * r,
-                    "the scales are right; the weights are those of 16 bit",
-                ),
                 (lambda r, c: r * c + r, "a scale is an FP32 number: four bytes, not one"),
                 (lambda r, c: r * c + 2 * r, "a scale is an FP32 number here: four bytes, not two"),
                 (lambda r, c: r * c + 4, "LLM.int8() keeps a scale for each row, not one in all"),
+                (lambda r, c: r * c + 32 * r, "a scale has 32 bits, and 32 bits are four bytes"),
             ),
         ),
         Exercise(
@@ -199,6 +216,14 @@ EXERCISES: dict[str, Exercise] = {
                 (
                     lambda d, n: [math.exp(x / math.sqrt(n)) for x in d],
                     "positive, but their sum is not 1: divide by it",
+                ),
+                (
+                    lambda d, n: attention_row(d, 1 / n),
+                    "divide by the square root of d_k; this multiplies by it",
+                ),
+                (
+                    lambda d, n: [w / math.sqrt(n) for w in attention_row(d, 1)],
+                    "scale the scores, before the softmax: the weights must still sum to 1",
                 ),
             ),
         ),
@@ -234,8 +259,13 @@ EXERCISES: dict[str, Exercise] = {
                 ),
                 (
                     lambda n: [[0.0 if s <= t else -1e9 for s in range(n)] for t in range(n)],
-                    "often seen, and it works in FP32; in FP16 it is out of range. Minus infinity "
-                    "forbids in every format",
+                    "-1e9 overflows FP16; -math.inf does in every format what is meant",
+                ),
+                (
+                    lambda n: [
+                        [math.nan if s <= t else -math.inf for s in range(n)] for t in range(n)
+                    ],
+                    "0 times infinity is nan: choose between 0.0 and -math.inf, do not multiply",
                 ),
             ),
         ),
@@ -266,6 +296,17 @@ EXERCISES: dict[str, Exercise] = {
                         for t, row in enumerate(scores)
                     ],
                     "a score of 0 forbids nothing: exp(0) is 1. Use minus infinity",
+                ),
+                (
+                    _down_the_columns,
+                    "each row must sum to 1: the softmax runs along a row, dim=-1, not down a column",
+                ),
+                (
+                    lambda scores: [
+                        attention_row([x if s >= t else -math.inf for s, x in enumerate(row)], 1)
+                        for t, row in enumerate(scores)
+                    ],
+                    "that is turned round: each token would see its future and not its past",
                 ),
             ),
         ),
@@ -357,6 +398,10 @@ EXERCISES: dict[str, Exercise] = {
                     ),
                     "shifted the wrong way: that asks an output about the token before it",
                 ),
+                (
+                    _log_of_the_mean,
+                    "take the mean of the logarithms, not the logarithm of the mean",
+                ),
             ),
         ),
         Exercise(
@@ -373,10 +418,6 @@ EXERCISES: dict[str, Exercise] = {
                 ),
                 (lambda lp: math.exp(-sum(lp)), "divide by the number of tokens before exp()"),
                 (
-                    lambda lp: -sum(lp) / len(lp),
-                    "that is the mean negative log-likelihood; the perplexity is its exponential",
-                ),
-                (
                     lambda lp: math.exp(sum(lp) / len(lp)),
                     "the sign: that is the mean probability, one over the perplexity",
                 ),
@@ -384,6 +425,7 @@ EXERCISES: dict[str, Exercise] = {
                     lambda lp: 2 ** (-sum(lp) / len(lp)),
                     "2 to the power goes with logarithms to base 2; these are natural ones",
                 ),
+                (lambda lp: -sum(lp) / len(lp), "that is the mean loss; perplexity is exp of it"),
             ),
         ),
         Exercise(
@@ -404,6 +446,10 @@ EXERCISES: dict[str, Exercise] = {
                 (
                     lambda n, t, h, kv, d, s: 2 * t * kv * d * s,
                     "that is one layer; each has a cache of its own",
+                ),
+                (
+                    lambda n, t, h, kv, d, s: n * t * (h + 2 * kv) * d * s,
+                    "queries are not kept: later tokens need keys and values alone",
                 ),
             ),
         ),
@@ -433,6 +479,10 @@ EXERCISES: dict[str, Exercise] = {
                     lambda q, p: [i for i in range(len(q)) if sum(q[:i]) < p],
                     "that goes through the tokens as they stand: sort by probability first",
                 ),
+                (
+                    lambda q, p: sorted(nucleus(q, p), key=lambda i: -q[i]),
+                    "the right tokens; list them in the order of their numbers",
+                ),
             ),
         ),
         Exercise(
@@ -459,6 +509,10 @@ EXERCISES: dict[str, Exercise] = {
                     "that is a presence penalty, which subtracts; this one scales",
                 ),
                 (_penalized_each_time, "once only, however often the token occurred"),
+                (
+                    lambda x, seen, p: penalized(x, seen, 1 / p),
+                    "turned round: that makes seen tokens likelier",
+                ),
             ),
         ),
         Exercise(
@@ -497,6 +551,13 @@ EXERCISES: dict[str, Exercise] = {
                     ],
                     "nearly: eps stands under the root, beside the mean square",
                 ),
+                (
+                    lambda x, w, eps: [
+                        b * v / (sum(u * u for u in x) / len(x) + eps)
+                        for b, v in zip(w, x, strict=True)
+                    ],
+                    "the root is missing: x is divided by the *root* of its mean square",
+                ),
             ),
         ),
         Exercise(
@@ -523,6 +584,14 @@ EXERCISES: dict[str, Exercise] = {
                     lambda x, angles: rotated(x, [-a for a in angles]),
                     "turned the other way: the sign of the sine",
                 ),
+                (
+                    _turned_in_place,
+                    "x[i + half] needs the old x[i], which is overwritten: both from the old values",
+                ),
+                (
+                    lambda x, angles: rotated(x, [math.radians(a) for a in angles]),
+                    "the angles are in radians already",
+                ),
             ),
         ),
         Exercise(
@@ -539,6 +608,10 @@ EXERCISES: dict[str, Exercise] = {
                     lambda h, kv: [head % kv for head in range(h)],
                     "the famous one: `repeat` for `repeat_interleave`. Neighbours share a head; "
                     "the shapes fit either way, and the text becomes nonsense",
+                ),
+                (
+                    lambda h, kv: [head // kv for head in range(h)],
+                    "the size of a group is query_heads // key_value_heads, not key_value_heads",
                 ),
             ),
         ),
@@ -558,6 +631,14 @@ EXERCISES: dict[str, Exercise] = {
                     lambda w, m: 8 * w // 3 // m * m,
                     "rounded down; LLaMA rounds up, so that nothing is lost",
                 ),
+                (
+                    lambda w, m: round(8 * w // 3 / m) * m,
+                    "LLaMA rounds up, not to the nearest multiple",
+                ),
+                (
+                    lambda w, m: (8 * w // 3 // m + 1) * m,
+                    "nearly: a width that is a multiple already stays as it is",
+                ),
             ),
         ),
         Exercise(
@@ -575,6 +656,10 @@ EXERCISES: dict[str, Exercise] = {
                     "that is the way back: from halves to neighbours",
                 ),
                 (lambda d: list(range(d)), "then nothing would change"),
+                (
+                    lambda d: [*range(1, d, 2), *range(0, d, 2)],
+                    "the even rows come first, then the odd ones",
+                ),
             ),
         ),
         Exercise(

@@ -34,6 +34,11 @@ def crossing_length(weights: float, layers: int, width: int) -> float:
     return weights / (layers * width)
 
 
+def _without_a_maximum(m1: float, l1: float, m2: float, l2: float) -> tuple[float, float]:
+    largest = max(m1, m2)  # NumPy's exp() gives inf beyond 709, and inf / inf is nan
+    return merge(m1, l1, m2, l2) if largest < 709 else (largest, math.nan)
+
+
 FLASH: list[Exercise] = [
     Exercise(
         "08.standard_moved",
@@ -48,6 +53,7 @@ FLASH: list[Exercise] = [
             (lambda t, d: 4 * t * d, "the T x T scores go to slow memory, too, and come back"),
             (lambda t, d: 4 * t * d + 2 * t**2, "scores *and* weights are stored and loaded"),
             (lambda t, d: 4 * t * d + t**2, "each of T x T matrices is stored and loaded"),
+            (lambda t, d: 8 * t * d + 8 * t**2, "elements were asked for, not bytes"),
         ),
     ),
     Exercise(
@@ -72,6 +78,11 @@ FLASH: list[Exercise] = [
                     x * math.exp(min(50.0, max(a, b) - a)) + y * math.exp(min(50.0, max(a, b) - b)),
                 ),
                 "the smaller maximum's terms shrink: exp(m1 - m), not exp(m - m1)",
+            ),
+            (
+                _without_a_maximum,
+                "right on paper, but exp(800) overflows: take exp() only of differences from the "
+                "new maximum",
             ),
         ),
     ),
@@ -110,6 +121,10 @@ FLASH: list[Exercise] = [
             (
                 lambda t, b: (t // b) * (t // b + 1) // 2,
                 "the last block may be shorter, but it is there",
+            ),
+            (
+                lambda t, b: math.ceil(t / b) ** 2 / 2,
+                "tiles on the diagonal are visited whole, so it is more than half of the square",
             ),
         ),
     ),

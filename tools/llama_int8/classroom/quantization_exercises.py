@@ -162,6 +162,18 @@ def _with_outliers_times_originals(
     ]
 
 
+def _with_exact_weights(
+    x: list[float], weights: list[list[float]], threshold: float
+) -> list[float]:
+    inliers = _inliers(x, threshold)
+    absmax = _absmax(inliers) or 1.0
+    restored_x = [
+        code * absmax / 127 if abs(v) < threshold else v
+        for code, v in zip(_codes(inliers, absmax, 127), x, strict=True)
+    ]
+    return [sum(v * w for v, w in zip(restored_x, row, strict=True)) for row in weights]
+
+
 def _with_127_once(x: list[float], weights: list[list[float]], threshold: float) -> list[float]:
     outliers = decomposed_row([v if abs(v) >= threshold else 0.0 for v in x], weights, threshold)
     product = _inlier_product(x, weights, threshold)
@@ -242,6 +254,10 @@ QUANTIZATION: list[Exercise] = [
                 "twice too far: math.frexp gives a fraction from 0.5 to 1, so take 1 off its "
                 "exponent",
             ),
+            (
+                lambda x, m: 2.0 ** (round(math.log2(abs(x))) - m),
+                "the spacing changes at a power of two, not halfway to it: math.floor, not round",
+            ),
         ),
         rtol=1e-9,
     ),
@@ -278,6 +294,10 @@ QUANTIZATION: list[Exercise] = [
                 lambda v, b: _codes(v, max(v), 2 ** (b - 1) - 1),
                 "the largest *magnitude*: a negative value may be the largest",
             ),
+            (
+                lambda v, b: _codes(v, _absmax(v), 127),
+                "`bits` decides the largest code: 127 goes with 8 bits alone",
+            ),
         ),
     ),
     Exercise(
@@ -312,6 +332,11 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda v, s: [math.ceil(x / s) for x in v],
                 "ceil is floor's bias the other way: half a step too large on average",
+            ),
+            (
+                lambda v, s: [int(math.copysign(math.floor(abs(x) / s + 0.5), x)) for x in v],
+                "nearly: halves go away from 0 here, which makes magnitudes grow; round() takes the "
+                "even one",
             ),
         ),
     ),
@@ -351,6 +376,10 @@ QUANTIZATION: list[Exercise] = [
                     min(low, 0), max(high, 0), 2**b - 1, -(2 ** (b - 1)), -1
                 ),
                 "the sign: low is not above 0, so the code of 0 lies above the smallest code",
+            ),
+            (
+                lambda low, high, b: zero_point(low, high, b)[::-1],
+                "the scale comes first, then the zero point",
             ),
         ),
     ),
@@ -555,6 +584,16 @@ QUANTIZATION: list[Exercise] = [
                 lambda x, t: [i for i, row in enumerate(x) if _absmax(row) >= t],
                 "those are rows, the tokens; outliers are found by column, the features",
             ),
+            (
+                lambda x, t: [_absmax(c) >= t for c in zip(*x, strict=True)],
+                "that is a mask; the numbers of the columns were asked for",
+            ),
+            (
+                lambda x, t: [
+                    j for j, c in enumerate(zip(*x, strict=True)) if min(map(abs, c)) >= t
+                ],
+                "one large value is enough to make a column an outlier",
+            ),
         ),
     ),
     Exercise(
@@ -582,6 +621,12 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda row, t: _codes(_inliers(row, t), _absmax(_inliers(row, t)), 127, math.floor),
                 "floor makes codes too small, by half a step on average: round",
+            ),
+            (
+                lambda row, t: [
+                    code for code, v in zip(row_codes(row, t), row, strict=True) if abs(v) < t
+                ],
+                "outliers keep their places: a code 0 each, so that the row stays as long as it is",
             ),
         ),
     ),
@@ -617,6 +662,10 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda x, t: _mean([_absmax(c) > t for c in zip(*x, strict=True)]),
                 "nearly: a magnitude of exactly the threshold is an outlier, too (>=)",
+            ),
+            (
+                lambda x, t: len(outlier_columns(x, t)),
+                "that is the number of columns; a share divides by all of them",
             ),
         ),
     ),
@@ -655,6 +704,7 @@ QUANTIZATION: list[Exercise] = [
                 lambda x, w, t: decomposed_row(x, w, math.inf),
                 "no decomposition: the outliers sit in the int8 product and set its scale",
             ),
+            (_with_exact_weights, "the weights are int8 codes, too, in both products"),
         ),
         rtol=1e-5,
     ),
@@ -700,6 +750,12 @@ QUANTIZATION: list[Exercise] = [
                 lambda x, layers, positions: _chosen(x, lambda _, pair, __: pair >= positions),
                 "half of it: the channel must be large in enough layers, too",
             ),
+            (
+                lambda x, layers, positions: _chosen(
+                    x, lambda layer, pair, _: layer >= layers or pair >= positions
+                ),
+                "both must hold: `and`, not `or`",
+            ),
         ),
     ),
     Exercise(
@@ -732,6 +788,10 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda own, text, bf16: sum(text) - sum(bf16),
                 "those are sums; take the mean of each list",
+            ),
+            (
+                lambda own, text, bf16: _mean(text) / _mean(bf16),
+                "that is a ratio; a difference was asked for",
             ),
         ),
     ),
@@ -782,6 +842,10 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda x, w, a: [(u / v) ** a for u, v in zip(x, w, strict=True)],
                 "the weights have an exponent of their own, 1 - alpha",
+            ),
+            (
+                lambda x, w, a: [u**a * v ** (1 - a) for u, v in zip(x, w, strict=True)],
+                "w_absmax**(1 - alpha) divides; this multiplies by it",
             ),
         ),
     ),
