@@ -360,7 +360,6 @@ def roofline_figure(
         axes.annotate(
             f"matrix product in {precision}: {throughput / 1e9:,.0f} GOP/s", (x[-1], roof[-1]),
             (0, 4), textcoords="offset points", ha="right", fontsize=8,
-            color=_look(precision)["color"],
         )  # fmt: skip
     axes.annotate(
         f"reading {bandwidth / 1e9:.0f} GB/s", (x[20], x[20] * bandwidth / 1e9), (0, 10),
