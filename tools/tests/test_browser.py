@@ -81,6 +81,7 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "PYTHONPATH": str(ROOT / "tools"),
+        "OMP_NUM_THREADS": "1",  # two notebooks run at a time, on what may be two cores
     }
     log = (home / "jupyterlab.log").open("wb")
     server = subprocess.Popen(
@@ -115,15 +116,50 @@ def lab(tmp_path_factory):
         yield browser, address
 
 
+class Pages:
+    """One page for each notebook; the next notebook runs while one is looked at."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.browser, self.address, self.open = browser, address, {}
+
+    def start(self, path: Path) -> None:
+        """Open the notebook and begin to run all its cells, unless that was done."""
+        if path in self.open:
+            return
+        page = self.browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        complaints = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.route(
+            lambda url: (
+                not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
+            ),
+            lambda route: route.fulfill(content_type="image/svg+xml", body=BADGE),
+        )
+        page.goto(self.address.format(path.name))
+        page.wait_for_function("window.jupyterapp")
+        page.evaluate(f"() => {{ window.errorsOfAllCells = ({RUN_ALL})(); }}")
+        self.open[path] = page, complaints
+
+    def take(self, path: Path):
+        """(page, its complaints), with the next notebook begun."""
+        paths = sync_notebooks.notebook_paths()
+        self.start(path)
+        for following in paths[paths.index(path) + 1 :][:1]:
+            self.start(following)
+        return self.open.pop(path)
+
+
 @pytest.fixture(scope="module")
-def chromium(lab):
+def pages(lab):
     from playwright.sync_api import sync_playwright
 
     executable, address = lab
     with sync_playwright() as playwright:
         # Without a sandbox, since a container's root may not have one; the pages are our own.
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser, address
+        yield Pages(browser, address)
         browser.close()
 
 
@@ -161,20 +197,10 @@ def ways(control):
 
 
 @pytest.mark.parametrize("path", sync_notebooks.notebook_paths(), ids=lambda path: path.stem)
-def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, chromium):
-    browser, address = chromium
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(60_000)
-    complaints = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.route(
-        lambda url: not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")),
-        lambda route: route.fulfill(content_type="image/svg+xml", body=BADGE),
-    )
-    page.goto(address.format(path.name))
-    page.wait_for_function("window.jupyterapp")
-    assert page.evaluate(RUN_ALL) == []
+def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, pages):
+    page, complaints = pages.take(path)
+    assert page.evaluate("() => window.errorsOfAllCells") == []
+    page.bring_to_front()
     figures = page.locator(".jp-Notebook .widget-vbox:has(> img.widget-image)")
     figures.first.wait_for()
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

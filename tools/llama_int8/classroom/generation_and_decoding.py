@@ -200,7 +200,8 @@ def strengths_and_limits(
         share = right / n
         axes[1].bar(x, share, 0.6, color=COLOURS[("int8", "bf16")[x]], hatch=("///", "")[x])
         axes[1].errorbar(x, share, [[share - low], [high - share]], color="black", capsize=4)
-        axes[1].annotate(f"{right} of {n}", (x, 0.02), ha="center", color="white", weight="bold")
+        inside = "white" if share > 0.15 else "black"  # a low bar does not reach behind the text
+        axes[1].annotate(f"{right} of {n}", (x, 0.02), ha="center", color=inside, weight="bold")
     axes[1].axhline(0.25, color="black", linestyle=":")
     axes[1].annotate("chance", (1.45, 0.26), ha="right", fontsize=8)
     axes[1].set_xticks(range(len(names)), names)
