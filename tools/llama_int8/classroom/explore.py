@@ -42,7 +42,8 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget
         except Exception as error:  # a callback has nobody above it who could see the error
             message.value = f"{type(error).__name__}: {error}"
 
-    for control in controls.values():
+    for name, control in controls.items():
+        control.description = control.description or name
         control.style.description_width = "7em"  # the default cuts longer names
         control.observe(redraw, names="value")
     box = ipywidgets.VBox([*controls.values(), message, image])
