@@ -37,8 +37,7 @@ def test_a_pale_text_is_found_and_a_dark_one_is_not():
 def test_colours_stand_out_or_have_a_second_cue():
     curves = dict(zip(plots.CURVES, plots.SHAPES, strict=True))
     assert len(set(curves.values())) == len(curves)  # a marker of its own for each
-    named = {plots.COLOURS[name] for name in ("fp32", "bf16", "fp16", "int8", "good")}
-    for colour in {*named, *plots.CURVES[:3]}:
+    for colour in {*plots.COLOURS.values(), *plots.CURVES[:3]}:
         assert contrast.contrast(colour, "white") >= contrast.GRAPHICS, colour
     pale = [c for c in curves if contrast.contrast(c, "white") < contrast.GRAPHICS]
     assert set(pale) <= set(plots.CURVES[3:])  # taken last, and their marker is drawn with them
@@ -48,9 +47,15 @@ def test_colours_stand_out_or_have_a_second_cue():
     )
 
 
+def test_inks_are_dark_enough_for_text():
+    for colour in plots.INKS.values():
+        assert contrast.contrast(colour, "white") >= contrast.TEXT, colour
+
+
 @pytest.mark.parametrize("eyes", contrast.COLOUR_BLIND)
-def test_curves_are_told_apart(eyes):
-    for first, second in itertools.combinations(plots.CURVES, 2):
+@pytest.mark.parametrize("colours", [plots.CURVES, sorted(set(plots.COLOURS.values()))])
+def test_colours_are_told_apart(colours, eyes):
+    for first, second in itertools.combinations(colours, 2):
         assert contrast.distance(first, second, eyes) > 10, (first, second)
 
 

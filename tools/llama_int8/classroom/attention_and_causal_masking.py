@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llama_int8.classroom.plots import COLOURS, figure
+from llama_int8.classroom.plots import COLOURS, INKS, figure
 from llama_int8.measurement.attention import weight_on_first, weight_on_previous
 
 WEIGHTS = "Blues"  # white is 0: one hue, darker is more, safe for colour-blind readers
@@ -234,7 +234,7 @@ def heads(first: torch.Tensor, previous: torch.Tensor, found: tuple[int, int]) -
         (12 if right else -12, -14),
         ha="left" if right else "right",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        color=COLOURS["int8"],
+        color=INKS["int8"],
         **_points(),
     )
     return drawn

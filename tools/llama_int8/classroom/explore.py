@@ -32,7 +32,9 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget
                 plt.close(number)
 
     first = picture()
-    image = ipywidgets.Image(value=first, format="png", layout=ipywidgets.Layout(max_width="100%"))
+    layout = ipywidgets.Layout(max_width="100%", align_self="flex-start")
+    image = ipywidgets.Image(value=first, format="png", layout=layout)
+    image.tooltip = alt  # ipywidgets 8 makes it the picture's title
     message = ipywidgets.Label()
 
     def redraw(_change: object) -> None:

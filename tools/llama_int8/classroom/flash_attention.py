@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llama_int8.transformer.flash import Tile
 
 LOOKS = dict(zip((*BACKENDS, OURS), zip(CURVES, SHAPES, strict=True), strict=False))
-PREDICTED = (("#999999", ":"), ("#777777", "-."), ("#000000", "--"))
+PREDICTED = (("#949494", ":"), ("#666666", "-."), ("#000000", "--"))
 LOOKS |= {
     "standard": (CURVES[0], SHAPES[0]),
     "version 1": (CURVES[1], SHAPES[1]),
@@ -81,7 +81,7 @@ def tiles(
     axes[1].barh(rows, total[:, 0], color=CURVES[2], label="sum")
     seen = np.isfinite(maximum[:, 0])
     axes[1].plot(maximum[seen, 0], rows[seen], "D", color=CURVES[1], markersize=3, label="maximum")
-    axes[1].legend(fontsize=8)
+    drawn.legend(fontsize=8, ncols=2, loc="outside lower center")
     axes[1].set_xlabel("running maximum and sum")
     axes[1].set_title(f"{int(seen.sum())} rows begun")
     error = np.abs(output - final[0, 0].numpy()).max(1)

@@ -8,7 +8,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, MARKERS, figure
+from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
 from llama_int8.measurement.comparison import Flips
 from llama_int8.measurement.cost import (
     GIB,
@@ -174,8 +174,8 @@ def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[s
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.plot(first, second, "o", color=COLOURS["bf16"], markersize=4, alpha=0.7)
-    axes.annotate(f"won: {change.won}", (-0.95 * top, 0.85 * top), color="#00704f")
-    axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color="#9a4300")
+    axes.annotate(f"won: {change.won}", (-0.95 * top, 0.85 * top), color=INKS["good"])
+    axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color=INKS["int8"])
     axes.set_xlim(-top, top)
     axes.set_ylim(-top, top)
     axes.set_xlabel(f"lead of the right choice in {names[0]}, nats a character")
@@ -238,7 +238,9 @@ def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: st
         axes.set_title("The two texts are the same to the last token")
     else:
         axes.axvline(step + 1, color=COLOURS["highlight"], linestyle="--")
-        axes.annotate(f" {words}", (step + 1, 0.03), color="#8a3f68", fontsize=9, ha="right")
+        axes.annotate(
+            f" {words}", (step + 1, 0.03), color=INKS["highlight"], fontsize=9, ha="right"
+        )
         at = [f"{values[step]:.2f}" for values in probabilities.values()]
         axes.set_title(f"They part at token {step + 1}, at probabilities of {' and '.join(at)}")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
@@ -396,8 +398,8 @@ def where_time_goes(
         COLOURS["int8"],
         COLOURS["highlight"],
         COLOURS["good"],
-        "#999999",
-        "#DDDDDD",
+        "#595959",
+        "#949494",
     )
     rows = list(profiles)
     left = np.zeros(len(rows))

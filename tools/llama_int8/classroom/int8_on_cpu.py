@@ -35,16 +35,16 @@ LOOKS = {
     "weights only": ("#E69F00", "xx", "P"),
     "W8A8 by token": ("#CC79A7", "--", "^"),
     "int8-fast": ("#009E73", "", "*"),
-    SWAPPED: ("#8FD3BD", "\\\\", "<"),
-    OWN: ("#4DB898", "++", ">"),
+    SWAPPED: ("#00704F", "\\\\", "<"),
+    OWN: ("#3D9B80", "++", ">"),
     ONE_CALL: ("#009E73", "", "*"),
 }
 PARTS = {
     "16-bit products": ("#0072B2", ""),
     "int8 products": ("#D55E00", "///"),
     "one compiled call": ("#009E73", ""),
-    "other operations": ("#999999", "xx"),
-    "between operations": ("#DDDDDD", "--"),
+    "other operations": ("#595959", "xx"),
+    "between operations": ("#949494", "--"),
 }
 
 

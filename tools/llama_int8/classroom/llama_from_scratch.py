@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from llama_int8.classroom.papers import llama_papers
-from llama_int8.classroom.plots import COLOURS, figure
+from llama_int8.classroom.plots import COLOURS, INKS, figure
 from llama_int8.classroom.small_lm import learning_rate
 from llama_int8.measurement.cost import training_bytes
 from llama_int8.measurement.statistics import Spread, mean_interval
@@ -415,13 +415,14 @@ def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figu
     vector = torch.cat([torch.full((pairs,), math.cos(0.4)), torch.full((pairs,), math.sin(0.4))])
     drawn, axes = figure(2, figsize=(11, 3.8), width_ratios=(1, 2))
     _plane(axes[0], 1.5)
-    for name, position, colour in (("q", query, COLOURS["bf16"]), ("k", key, COLOURS["int8"])):
+    for name, position, kind in (("q", query, "bf16"), ("k", key, "int8")):
         there = rotate(vector, *_cos_sin(frequencies, position))
         end = there[pair].item(), there[pair + pairs].item()
-        style = {"arrowstyle": "->", "color": colour, "lw": 2}
+        style = {"arrowstyle": "->", "color": COLOURS[kind], "lw": 2}
         axes[0].annotate("", end, (0, 0), arrowprops=style)
         outside = (1.2 * end[0], 1.2 * end[1])
-        axes[0].annotate(f"{name} at {position}", outside, color=colour, weight="bold", ha="center")
+        style = {"color": INKS[kind], "weight": "bold", "ha": "center"}
+        axes[0].annotate(f"{name} at {position}", outside, **style)
     grey = {"arrowstyle": "->", "color": GREY, "lw": 1}
     axes[0].annotate(
         "", (vector[pair].item(), vector[pair + pairs].item()), (0, 0), arrowprops=grey

@@ -19,10 +19,12 @@ COLOURS = {
     "bf16": "#0072B2",
     "fp16": "#0072B2",
     "int8": "#D55E00",
-    "predicted": "#999999",
+    "predicted": "#767676",
     "good": "#009E73",
     "highlight": "#CC79A7",
 }
+# The same hues, dark enough for text (WCAG: 4.5 to 1 on white) and for white text on them.
+INKS = {"bf16": "#0072B2", "int8": "#9A4300", "good": "#00704F", "highlight": "#8A3F68"}
 HATCHES = {"int8": "///", "predicted": "..."}
 MARKERS = {"fp32": "D", "bf16": "o", "fp16": "o", "int8": "s", "predicted": "_"}
 # For curves without a meaning of their own, in this order, with a marker for each.

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, SHAPES, figure
+from llama_int8.classroom.plots import COLOURS, CURVES, HATCHES, INKS, SHAPES, figure
 from llama_int8.measurement.cost import weight_bytes
 from llama_int8.quantization.codes import signal_to_noise
 from llama_int8.quantization.formats import bit_fields
@@ -22,7 +22,7 @@ def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     """Distance between neighbours against the number; `spacing(x, mantissa_bits)` for floats."""
     drawn, axes = figure(figsize=(7.5, 3.8))
     x = np.geomspace(1e-4, 10, 800)
-    colours = (COLOURS["highlight"], COLOURS["bf16"], COLOURS["good"], COLOURS["fp32"])
+    colours = (INKS["highlight"], INKS["bf16"], INKS["good"], COLOURS["fp32"])
     floats = (("FP8 (E4M3)", 3, 2**-9), ("bf16", 7, 0), ("FP16", 10, 0), ("FP32", 23, 0))
     for (name, bits, smallest), colour in zip(floats, colours, strict=True):
         steps = np.maximum([spacing(v, bits) for v in x], smallest)  # smallest: subnormal numbers
@@ -32,12 +32,12 @@ def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     axes.plot(inside, np.full_like(inside, absmax / 127), "--", color=COLOURS["int8"], linewidth=2)
     axes.annotate(
         f"int8, absmax {absmax:g}", (2e-3, absmax / 127), (0, 5), textcoords="offset points",
-        color=COLOURS["int8"],
+        color=INKS["int8"],
     )  # fmt: skip
     axes.axvline(absmax / 254, color=COLOURS["int8"], linewidth=0.8, linestyle=":")
     axes.annotate(
         "smaller numbers\nbecome 0 in int8 ", (absmax / 254, 1e-8), ha="right", fontsize=9,
-        color=COLOURS["int8"],
+        color=INKS["int8"],
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -53,7 +53,7 @@ def stored_number(exponent: float, absmax: float) -> Figure:
     """The bits of 10 to the `exponent` in three formats and its int8 code, with what is stored."""
     value = 10.0**exponent
     drawn, axes = figure(figsize=(8.6, 2.9))
-    colours = (COLOURS["highlight"], COLOURS["good"], COLOURS["bf16"])
+    colours = (INKS["highlight"], INKS["good"], INKS["bf16"])
     for line, (name, dtype) in enumerate(FORMATS.items()):
         place = 0
         for bits, colour in zip(bit_fields(value, dtype), colours, strict=True):
@@ -65,7 +65,7 @@ def stored_number(exponent: float, absmax: float) -> Figure:
         _line(axes, -line, name, f"{stored:.8g}", error)
     code = min(round(value / absmax * 127), 127)
     for place, bit in enumerate(f"{code:08b}"):
-        _bit(axes, place, -3, bit, COLOURS["int8"])
+        _bit(axes, place, -3, bit, INKS["int8"])
     stored = code * absmax / 127
     _line(axes, -3, f"int8 ({code})", f"{stored:.8g}", f"error {abs(stored / value - 1):.1e}")
     for x, text, colour in zip((0.2, 1, 9), ("s", "exponent", "mantissa"), colours, strict=True):
