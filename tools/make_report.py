@@ -245,7 +245,8 @@ class Report:
             entry = find(run, name)
             if entry is None:
                 return NOT_MEASURED
-            text = format(entry["value"] / scale, digits)
+            whole = entry["unit"] == "count" and float(entry["value"]).is_integer()
+            text = format(entry["value"] / scale, ",.0f" if whole else digits)
             if "low" in entry:
                 ends = (format(entry[end] / scale, digits) for end in ("low", "high"))
                 text += " [" + " to ".join(ends) + "]"
@@ -347,12 +348,17 @@ class Report:
             badge = sync_notebooks.BADGE.format(
                 address=sync_notebooks.repository_address(), name=path.stem
             )
-            laptop = self._minutes(path.stem, lambda run: run["profile"] == "cpu")
+            laptop = self._minutes(
+                path.stem,
+                lambda run: (
+                    run["profile"] == "cpu" and run["environment"]["machine"] == self.reference
+                ),
+            )
             t4 = self._minutes(path.stem, lambda run: "t4" in run["environment"]["machine"])
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
             rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
         header = ["notebook", "topic", "minutes on a laptop (2 CPU cores)", "on a T4", "Colab"]
-        return markdown_table(header, rows)
+        return markdown_table(header, rows).replace("---:", "---", 1)  # a topic is no number
 
     # --- helpers
 
