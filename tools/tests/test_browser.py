@@ -214,7 +214,6 @@ def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, page
         figure = figures.nth(number)
         figure.scroll_into_view_if_needed()
         picture = figure.locator("> img.widget-image")
-        assert len(picture.get_attribute("title")) >= 20
         controls = figure.locator("> :not(.widget-label, img)")
         names = controls.all_inner_texts()
         for k in range(controls.count()):

@@ -34,7 +34,6 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: ipywidgets.Widget
     first = picture()
     layout = ipywidgets.Layout(max_width="100%", align_self="flex-start")
     image = ipywidgets.Image(value=first, format="png", layout=layout)
-    image.tooltip = alt  # ipywidgets 8 makes it the picture's title
     message = ipywidgets.Label()
 
     def redraw(_change: object) -> None:
