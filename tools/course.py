@@ -46,6 +46,11 @@ class CourseError(Exception):
 def main(argv: list[str]) -> int:
     options = parse(argv)
     try:
+        if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything is checked
+            raise CourseError(
+                f"Python is {sys.version.split()[0]}; the course needs 3.11 or newer. "
+                "Start it with another one, such as python3.12 tools/course.py"
+            )
         if options.command == "sync":  # needs no environment: a fork's first step
             return sync(options)
         if options.command == "install":  # makes the environment
@@ -371,11 +376,6 @@ def enter_environment(argv: list[str]) -> None:
     """
     if os.environ.get("COURSE_ACTIVE") == str(ROOT):
         return
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything is checked
-        raise CourseError(
-            f"Python is {sys.version.split()[0]}; the course needs 3.11 or newer. "
-            "Start it with another one, such as python3.12 tools/course.py"
-        )
     own = os.environ.get("COURSE_PYTHON")
     if not own:
         set_up()

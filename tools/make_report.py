@@ -357,7 +357,7 @@ class Report:
             t4 = self._minutes(path.stem, lambda run: "t4" in run["environment"]["machine"])
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
             rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
-        header = ["notebook", "topic", "minutes on a laptop (2 CPU cores)", "on a T4", "Colab"]
+        header = ["notebook", "topic", "minutes on two CPU cores", "on a T4", "Colab"]
         return markdown_table(header, rows).replace("---:", "---", 1)  # a topic is no number
 
     # --- helpers

@@ -9,6 +9,7 @@ found in the wheels' own metadata.
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -213,6 +214,12 @@ def check(folder: Path) -> None:
         raise CourseError(
             f"{folder} was fetched for {', '.join(manifest['targets'])}; this machine is {own}. "
             "Start this command with another Python, or fetch again with --platform and --python"
+        )
+    processor, wanted = platform.machine(), SYSTEMS[this_machine().system]["platform_machine"]
+    if processor.lower() != wanted.lower():
+        raise CourseError(
+            f"this machine's processor is {processor}, and {folder} holds packages for {wanted} "
+            "alone; use Colab here, or a setup with network"
         )
     for name, digest in manifest["files"].items():
         wheel = folder / name

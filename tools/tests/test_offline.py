@@ -1,6 +1,7 @@
 """A folder of packages is complete for the machines it was fetched for, or says what it lacks."""
 
 import json
+import platform
 import zipfile
 
 import pytest
@@ -57,6 +58,15 @@ def test_targets_are_this_machine_or_what_is_named():
         offline.parse_targets("beos", None)
     with pytest.raises(CourseError, match=r"'3\.9'; the course runs on"):
         offline.parse_targets(None, "3.9")
+
+
+def test_a_machine_with_another_processor_is_told(tmp_path, monkeypatch):
+    wheel(tmp_path, "tool")
+    offline.write_manifest(tmp_path, [offline.this_machine()])
+    offline.check(tmp_path)
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(CourseError, match=r"processor is riscv64, and .* alone"):
+        offline.check(tmp_path)
 
 
 def test_a_folder_is_checked_before_anything_is_installed(tmp_path):
