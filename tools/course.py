@@ -44,6 +44,8 @@ class CourseError(Exception):
 
 
 def main(argv: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a file on Windows cannot show every learner's name
+        stream.reconfigure(errors="replace")
     options = parse(argv)
     try:
         if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything is checked
@@ -60,8 +62,15 @@ def main(argv: list[str]) -> int:
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; finished notebooks are kept, run again to go on", file=sys.stderr)
+        kept = {"run": "notebooks are", "evaluate": "parts are", "fetch": "packages are"}
+        kept = kept.get(options.command)
+        more = f"; finished {kept} kept, run again to go on" if kept else ""
+        print(f"\ninterrupted{more}", file=sys.stderr)
         return 130
 
 
@@ -152,7 +161,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         type=int,
         default=120,
-        help="limit for one cell; ten times that for a notebook (default: 120)",
+        help="limit for one cell; ten times that for a run of a notebook (default: 120)",
     )
     grade_.add_argument(
         "--memory", metavar="GIB", type=float, default=6.0, help="limit of a kernel (default: 6)"
@@ -405,8 +414,8 @@ def set_up() -> None:
     for file in ("requirements.txt", "pyproject.toml", "tools/constraints.txt"):
         wanted.update((ROOT / file).read_bytes())
     stamp = VENV / "course-setup.json"
-    fingerprint = {"fingerprint": wanted.hexdigest()}
-    if stamp.exists() and json.loads(stamp.read_text()) == fingerprint:
+    fingerprint = json.dumps({"fingerprint": wanted.hexdigest()})
+    if stamp.exists() and stamp.read_text() == fingerprint:
         return
     print("Setting up .venv with the tested versions (once, some minutes) ...", flush=True)
     start = time.monotonic()
@@ -422,7 +431,7 @@ def set_up() -> None:
     )
     step(f"installing {torch}", [*pip, torch])
     step("installing the rest", [*pip, *constraints, "-e", f"{ROOT}[headless]"])
-    stamp.write_text(json.dumps(fingerprint))
+    stamp.write_text(fingerprint)
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
 
 

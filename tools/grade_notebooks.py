@@ -20,14 +20,15 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -43,12 +44,16 @@ from course import TOOLS, CourseError
 from llama_int8.classroom.exercise_book import EXERCISES
 from llama_int8.measurement.cost import GIB
 
-NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of a notebook
+NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of one run of a notebook
 LEFT_OUT = 2  # so many cells without an exercise may be left out of a notebook
 COLUMNS = ("learner", "notebook", "exercise", "status", "points", "of", "message")
 CHECK = re.compile(r"\bcheck\s*\(")
 CHECKED = re.compile(r"""\bcheck\s*\(\s*(?:name\s*=\s*)?["'](\d\d\.\w+)["']""")
-COPY_MARK = re.compile(r"[ _-]*\(\d+\)|[ _-]copy\s*\d*\b", re.IGNORECASE)
+LONGEST_MESSAGE = 1000  # characters; spreadsheets take 32,767 in a cell
+# What browsers, JupyterLab and Colab (in several languages) add to the name of a copy.
+COPY_MARK = re.compile(
+    r"\b(copy of|kopie von|copie de|copia de)\b|[ _-]*\(\d+\)|[ _-]copy\s*\d*\b", re.IGNORECASE
+)
 TWO_DIGITS = re.compile(r"(?<!\d)0\d(?!\d)")
 
 
@@ -116,7 +121,13 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
         start = time.monotonic()
         fresh = grade(one, Limits(seconds, memory), seen)
         rows += fresh
-        write_rows(rows, out)
+        try:
+            write_rows(rows, out)
+        except CourseError as error:  # a spreadsheet has it open, most often
+            if number == len(handed_in):  # nothing of hours may be lost
+                out = out.with_stem(out.stem + "-2")
+                write_rows(rows, out)
+            print(f"{error}", flush=True)
         points, of = sum(row.points for row in fresh), sum(row.of for row in fresh)
         odd = Counter(r.status for r in fresh if r.status not in ("correct", "wrong", "blank"))
         print(
@@ -137,13 +148,14 @@ def find_notebooks(folder: Path) -> list[HandedIn]:
     """All files to grade, by learner and name. Raises CourseError if there is none."""
     if not folder.is_dir():
         raise CourseError(f"{folder} is no folder; give one that holds learners' notebooks")
-    direct = sorted(folder.glob("*.ipynb"))
+    direct = sorted(path for path in folder.glob("*.ipynb") if _handed_in(path, folder))
     found = [HandedIn(learner_of(path, folder), path, direct=True) for path in direct]
     for own in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if own.name.startswith("."):
+        if _hidden(own.name):
             continue
-        inside = [p for p in own.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-        inside.sort(key=lambda path: (-path.stat().st_mtime, path))  # of two copies the newer one
+        inside = [path for path in own.rglob("*.ipynb") if _handed_in(path, own)]
+        # Of two copies one that can be read counts, and of these the newer one.
+        inside.sort(key=lambda path: (bool(read_cells(path)[1]), -path.stat().st_mtime, path))
         found += [HandedIn(own.name, path) for path in inside or [None]]
     if not any(one.path for one in found):
         raise CourseError(
@@ -151,6 +163,15 @@ def find_notebooks(folder: Path) -> list[HandedIn]:
             "learner"
         )
     return found
+
+
+def _handed_in(path: Path, folder: Path) -> bool:
+    """Whether a file is one, and no system's leftover: checkpoints, or what a Mac puts into a zip."""
+    return path.is_file() and not any(map(_hidden, path.relative_to(folder).parts))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def learner_of(path: Path, folder: Path) -> str:
@@ -221,7 +242,9 @@ def grade(one: HandedIn, limits: Limits, seen: dict[tuple[str, str], Path]) -> l
         status, message = found[name]
         of = EXERCISES[name].points
         points = of if status == "correct" else 0
-        rows.append(Row(learner, notebook, name, status, points, of, " ".join(message.split())))
+        message = " ".join(message.split())
+        message = message[:LONGEST_MESSAGE] + " ..." * (len(message) > LONGEST_MESSAGE)
+        rows.append(Row(learner, notebook, name, status, points, of, message))
     return rows
 
 
@@ -336,14 +359,16 @@ def run_cells(texts: list[str], limits: Limits) -> Run:
         work.mkdir()
         with kernel(texts, file, work) as (client, watched):
             with memory_limit(watched, limits.gib) as exceeded:
-                _run_each(client, limits, run, file)
-            if run.fatal and exceeded.is_set():
+                _run_each(client, limits, run, file, exceeded)
+            if run.fatal and exceeded():
                 run.fatal.status = "memory"
                 run.fatal.message = f"the cell took more than {limits.gib:g} GiB of memory"
     return run
 
 
-def _run_each(client: NotebookClient, limits: Limits, run: Run, file: Path) -> None:
+def _run_each(
+    client: NotebookClient, limits: Limits, run: Run, file: Path, exceeded: Callable[[], bool]
+) -> None:
     end = time.monotonic() + NOTEBOOK_CELLS * limits.seconds
     client.on_cell_error = lambda cell, cell_index, execute_reply: run.errors.__setitem__(
         cell_index, "{ename}: {evalue}".format(**execute_reply["content"])
@@ -365,6 +390,8 @@ def _run_each(client: NotebookClient, limits: Limits, run: Run, file: Path) -> N
                 run.fatal = Fatal("time", message, number)
         except DeadKernelError:
             run.fatal = Fatal("died", "the cell ended its kernel (an exit or a crash)", number)
+        if run.fatal is None and exceeded():  # what it keeps would cost the next cell
+            run.fatal = Fatal("memory", "", number)
         lines = _lines(file, before)
         run.verdicts |= {line["name"]: line for line in lines}
         if run.fatal:
@@ -403,16 +430,19 @@ def kernel(
 
 
 @contextmanager
-def memory_limit(watched: psutil.Process, gib: float) -> Iterator[threading.Event]:
-    """Kill a process and what it started as soon as they hold more; the event says that it was."""
-    exceeded, ended = threading.Event(), threading.Event()
+def memory_limit(watched: psutil.Process, gib: float) -> Iterator[Callable[[], bool]]:
+    """Kill a process and what it started as soon as they hold more; yields whether they have."""
+    killed, ended = threading.Event(), threading.Event()
+
+    def exceeded() -> bool:
+        if not killed.is_set() and held_bytes(watched) > gib * GIB:
+            killed.set()
+            kill(watched)
+        return killed.is_set()
 
     def watch() -> None:
-        while not ended.wait(0.2):
-            if sum(map(_resident, _family(watched))) > gib * GIB:
-                exceeded.set()
-                kill(watched)
-                return
+        while not ended.wait(0.2) and not exceeded():
+            pass
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -424,12 +454,13 @@ def memory_limit(watched: psutil.Process, gib: float) -> Iterator[threading.Even
 
 
 def kill(process: psutil.Process) -> None:
-    """End a process and all that it started."""
+    """End a kernel and all that it started, also what has outlived it."""
     for one in _family(process):
-        try:
+        with suppress(psutil.Error):
             one.kill()
-        except psutil.Error:
-            continue
+    if os.name == "posix":  # a kernel leads a process group of its own
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -439,11 +470,14 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _resident(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
+def held_bytes(process: psutil.Process) -> int:
+    """Memory of a process and all that it started; what forks share counts once, where Linux tells."""
+    family, held = _family(process), 0
+    for one in family:
+        with suppress(psutil.Error):
+            full = one.memory_full_info() if len(family) > 1 else one.memory_info()
+            held += getattr(full, "pss", full.rss)
+    return held
 
 
 def _size(file: Path) -> int:
@@ -483,7 +517,8 @@ def write_rows(rows: list[Row], out: Path) -> None:
     """Replace the file by one with these rows."""
     new = out.with_name(f".{out.name}.new")
     try:
-        with new.open("w", encoding="utf-8", newline="") as file:
+        # A name from another system's zip may hold what UTF-8 cannot.
+        with new.open("w", encoding="utf-8", errors="replace", newline="") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
             table.writerows([getattr(row, name) for name in COLUMNS] for row in rows)

@@ -354,7 +354,9 @@ class Report:
                     run["profile"] == "cpu" and run["environment"]["machine"] == self.reference
                 ),
             )
-            t4 = self._minutes(path.stem, lambda run: "t4" in run["environment"]["machine"])
+            t4 = self._minutes(
+                path.stem, lambda run: re.search(r"\bt4\b", run["environment"]["machine"])
+            )
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
             rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
         header = ["notebook", "topic", "minutes on two CPU cores", "on a T4", "Colab"]
@@ -448,8 +450,9 @@ def _read(path: Path) -> str:
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(_read(path))
-        missing = {"notebook", "model", "profile", "environment", "measurements"} - run.keys()
-    except ValueError:
+        missing = {"notebook", "model", "profile", "environment", "measurements", "claims"}
+        missing = {*missing, "figures", "settings"} - run.keys()
+    except (ValueError, AttributeError):
         raise CourseError(f"{path} is no JSON; delete it or run its notebook again") from None
     if missing:
         raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is no results file")

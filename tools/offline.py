@@ -15,7 +15,9 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import sync_notebooks
 from course import TOOLS, CourseError
 
 MANIFEST = "course-packages.json"
@@ -121,7 +123,7 @@ def fetch(folder: Path, targets: list[Target]) -> int:
     wheels = list(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels)
     print(f"{len(wheels)} packages, {size / 1e6:,.0f} MB, for {', '.join(map(str, targets))}.")
-    print(f"On each machine, in a copy of the course: python3 tools/course.py install {folder}")
+    print(f'On each machine, in a copy of the course: python3 tools/course.py install "{folder}"')
     return 0
 
 
@@ -193,12 +195,19 @@ def requirements_of(wheel: Path) -> list[str]:
 def write_manifest(folder: Path, targets: list[Target]) -> None:
     """Names, SHA-256 and targets, so that `install` can tell a damaged or a wrong folder."""
     path = folder / MANIFEST
-    before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
+    before = read_manifest(path)["targets"] if path.exists() else []
     content = {
         "targets": sorted({*before, *map(str, targets)}),
         "files": {wheel.name: sha256(wheel) for wheel in sorted(folder.glob("*.whl"))},
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sync_notebooks.write(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CourseError(f"{path} is damaged; delete it and fetch again") from None
 
 
 def check(folder: Path) -> None:
@@ -208,7 +217,7 @@ def check(folder: Path) -> None:
         raise CourseError(
             f"{folder} holds no {MANIFEST}; give the folder that `course.py fetch` has filled"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     own = str(this_machine())
     if own not in manifest["targets"]:
         raise CourseError(
@@ -236,4 +245,4 @@ def sha256(path: Path) -> str:
 
 def without_network(folder: Path) -> dict[str, str]:
     """Environment variables under which pip takes everything from the folder."""
-    return {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.resolve())}
+    return {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.resolve().as_uri()}

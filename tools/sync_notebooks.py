@@ -74,7 +74,8 @@ def repository_address() -> str:
 
 
 def notebook_paths() -> list[Path]:
-    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    """The course's notebooks, without the "-Copy1" that JupyterLab makes of them."""
+    return sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", p.stem))
 
 
 def synced(notebook: dict[str, Any], name: str, address: str) -> dict[str, Any]:
@@ -196,6 +197,9 @@ def read(path: Path) -> dict[str, Any]:
         notebook["cells"]
     except (ValueError, KeyError, TypeError) as error:
         raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
+    for cell in notebook["cells"]:  # Colab keeps the id in the metadata alone
+        if cell.setdefault("id", cell.get("metadata", {}).get("id")) is None:
+            raise CourseError(f"{path.name} has a cell without an id; save it once in JupyterLab")
     return notebook
 
 

@@ -43,6 +43,10 @@ RUN_ALL = """async () => {
     ? cell.outputs.filter(output => output.output_type === 'error').map(output => output.evalue)
     : []);
 }"""
+ERRORS = """() => Promise.race([
+  window.errorsOfAllCells,
+  new Promise((_, fail) => setTimeout(() => fail(new Error('cells ran for 15 minutes')), 900000)),
+])"""
 BROKEN_PICTURES = """() => [...document.querySelectorAll('.jp-Notebook img')]
   .filter(image => !image.complete || image.naturalWidth === 0)
   .map(image => image.alt || image.src.slice(0, 80))"""
@@ -71,9 +75,10 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    command = f"""-m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port}
-        --IdentityProvider.token={token} --ServerApp.root_dir={folder}
-        --LabApp.expose_app_in_browser=True --LabApp.news_url= --ServerApp.port_retries=0"""
+    options = f"""--no-browser --allow-root --ip=127.0.0.1 --port={port}
+        --IdentityProvider.token={token} --LabApp.expose_app_in_browser=True --LabApp.news_url=
+        --ServerApp.port_retries=0""".split()
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
     environment = os.environ | {
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
@@ -86,9 +91,7 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
         "OMP_NUM_THREADS": "1",  # two notebooks run at a time, on what may be two cores
     }
     log = (home / "jupyterlab.log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, *command.split()], env=environment, stdout=log, stderr=log
-    )
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(240):
             try:
@@ -97,6 +100,8 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
             except OSError:
                 assert server.poll() is None, (home / "jupyterlab.log").read_text()
                 time.sleep(0.25)
+        else:
+            pytest.fail((home / "jupyterlab.log").read_text())
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"
     finally:
         server.terminate()
@@ -174,7 +179,7 @@ def move(control, picture) -> list[str]:
     before, tried = picture.get_attribute("src"), []
     for what, act in ways(control):
         act()
-        for _ in range(50):
+        for _ in range(100):
             if picture.get_attribute("src") != before:
                 return []
             time.sleep(0.1)
@@ -205,7 +210,7 @@ def ways(control):
 @pytest.mark.parametrize("path", sync_notebooks.notebook_paths(), ids=lambda path: path.stem)
 def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, pages):
     page, complaints = pages.take(path)
-    assert page.evaluate("() => window.errorsOfAllCells") == []
+    assert page.evaluate(ERRORS) == []
     page.bring_to_front()
     figures = page.locator(".jp-Notebook .widget-vbox:has(> img.widget-image)")
     figures.first.wait_for()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ipywidgets.widgets.widget import _instances as widgets_by_id
 
 from llama_int8.classroom import claims as claims_module
+from llama_int8.classroom import exercises as exercises_module
 from llama_int8.classroom.evaluation_exercises import mean_difference_interval
 from llama_int8.classroom.exercise_book import EXERCISES, int8_bytes
 from llama_int8.classroom.exercises import check, find, hint, judge, solution
@@ -424,7 +425,7 @@ def test_a_docstring_alone_is_a_blank():
 
 def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch):
     file = tmp_path / "verdicts.jsonl"
-    monkeypatch.setenv("COURSE_VERDICTS", str(file))
+    monkeypatch.setattr(exercises_module, "VERDICTS", str(file))
     check("00.int8_bytes", lambda rows, columns: rows * columns)
     check("00.int8_bytes", int8_bytes)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -56,6 +56,11 @@ def test_the_closing_table_names_the_slowest_cells(course):
     assert re.search(r"together +\d+\.\d", done.stdout)
 
 
+def test_a_file_in_a_folders_place_is_an_error_and_no_traceback(fails, course):
+    (course.root / "packages").write_text("")
+    fails("fetch", "packages", says=["error: packages: File exists"])
+
+
 def test_two_runs_give_the_same_bytes(course):
     assert course("run", "--force").returncode == 0
     before = course.state()

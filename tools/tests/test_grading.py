@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 from wrong_answers import RIGHT_ANSWERS, WRONG_ANSWERS
@@ -239,6 +240,25 @@ def test_memory_without_end_costs_its_own_exercise_alone(tmp_path):
     assert status(rows["finn", SEES]) == ("correct", "1")
 
 
+def test_memory_that_a_quick_cell_keeps_does_not_cost_the_next_exercise(tmp_path):
+    keeps = "kept = bytearray(b'x') * 1_100_000_000"
+    slow = f"import time\ntime.sleep(1)\n{right(SEES)}"
+    write(tmp_path / "in" / "fay.ipynb", IMPORT, keeps, slow)
+    rows = graded(tmp_path / "in", tmp_path / "points.csv", memory=0.9)
+    assert status(rows["fay", SEES]) == ("correct", "1")
+    assert "kept = bytearray" in rows["fay", SEES]["message"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_what_a_cell_started_ends_with_its_kernel(tmp_path):
+    code = "import os, subprocess\nsubprocess.Popen(['sleep', '4321.5'])\nos._exit(1)"
+    write(tmp_path / "in" / "gil.ipynb", code, right(SEES))
+    rows = graded(tmp_path / "in", tmp_path / "points.csv")
+    assert rows["gil", SEES]["status"] == "correct"
+    running = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    assert ["sleep", "4321.5"] not in running
+
+
 def test_a_dead_kernel_costs_its_own_exercise_alone(tmp_path):
     write(
         tmp_path / "in" / "gus.ipynb",
@@ -291,6 +311,8 @@ def test_a_verdict_from_before_its_cell_died_stands(tmp_path):
         ("05-ben (2).ipynb", "ben"),
         ("carla 05_outliers_and_llm_int8.ipynb", "carla"),
         ("project 10.ipynb", "project 10"),
+        ("Copy of 05_outliers_and_llm_int8.ipynb", "handed"),
+        ("Kopie von anna_05.ipynb", "anna"),
     ],
 )
 def test_a_file_beside_others_is_named_after_its_learner(file_name, learner):
@@ -325,6 +347,48 @@ def test_two_files_of_one_notebook_count_once_and_two_learners_files_apart(tmp_p
     assert len({row["learner"] for row in rows if row["exercise"] == SEES}) == 3
     (nothing,) = (row for row in rows if row["learner"] == "zoe")
     assert (nothing["status"], nothing["message"]) == ("missing", "no notebook in the folder")
+
+
+def test_what_systems_leave_in_a_folder_is_not_graded_and_a_broken_copy_costs_nothing(tmp_path):
+    folder = tmp_path / "in"
+    anna = folder / "anna"
+    write(anna / "08_flash_attention.ipynb", right(SEES))
+    os.utime(anna / "08_flash_attention.ipynb", (1e9, 1e9))
+    (anna / "08 (1).ipynb").write_text("half a download")  # newer
+    for left in ("anna/__MACOSX", "anna/.ipynb_checkpoints", "__MACOSX"):
+        (folder / left).mkdir()
+        (folder / left / "._08_flash_attention.ipynb").write_bytes(b"\0\5\x16\7")
+    (folder / "._ben_08.ipynb").write_bytes(b"\0\5\x16\7")
+    (anna / "lost.ipynb").symlink_to(folder / "gone.ipynb")
+    rows = graded(folder, tmp_path / "points.csv")
+    assert {learner for learner, _ in rows} == {"anna"}
+    assert status(rows["anna", SEES]) == ("correct", "1")
+    assert rows["anna", ""]["status"] == "duplicate"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text_and_a_long_message_do_not_end_the_grading(tmp_path):
+    folder = tmp_path / "in"
+    long = checked(SEES, "raise ValueError('x' * 200_000)")
+    write(folder / os.fsdecode(b"Ren\xe9") / "08.ipynb", long)
+    rows = graded(folder, tmp_path / "points.csv")
+    assert rows["Ren?", SEES]["status"] == "error"
+    assert len(rows["Ren?", SEES]["message"]) < 1100
+
+
+def test_points_go_beside_a_file_that_another_program_holds(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "in" / "anna.ipynb", right(SEES))
+    replace = Path.replace
+
+    def held(self, target):
+        if target.name == "points.csv":
+            raise PermissionError(13, "it is open elsewhere")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    assert grade_notebooks.main(tmp_path / "in", tmp_path / "points.csv", 60, 6.0) == 0
+    assert "08.sees" in (tmp_path / "points-2.csv").read_text()
+    assert "points-2.csv" in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_notebook_stops_no_other(tmp_path, capsys):

@@ -87,6 +87,13 @@ def test_a_folder_is_checked_before_anything_is_installed(tmp_path):
         offline.check(tmp_path)
 
 
+def test_a_manifest_that_was_cut_off_is_named(tmp_path):
+    (tmp_path / offline.MANIFEST).write_text('{"targets": [')
+    for read in (offline.check, lambda folder: offline.write_manifest(folder, [LINUX])):
+        with pytest.raises(CourseError, match="is damaged; delete it and fetch again"):
+            read(tmp_path)
+
+
 def test_a_file_that_is_no_wheel_is_named(tmp_path):
     (tmp_path / "tool-1.0-py3-none-any.whl").write_bytes(b"half of it")
     with pytest.raises(CourseError, match=r"tool-1\.0.*damaged"):
@@ -95,13 +102,14 @@ def test_a_file_that_is_no_wheel_is_named(tmp_path):
 
 def test_pip_that_finds_nothing_is_told_with_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_FIND_LINKS", tmp_path.as_uri())
     with pytest.raises(CourseError, match=r"windows 3\.12 could not be fetched: .*tool==1.0"):
         offline.download(tmp_path, ["tool==1.0"], WINDOWS)
-    shelf = tmp_path / "shelf"
-    shelf.mkdir()
+    shelf = tmp_path / "a stick" / "shelf"
+    shelf.mkdir(parents=True)
     wheel(shelf, "tool", tags="cp312-cp312-win_amd64")
     wheel(shelf, "tool", tags="cp311-cp311-manylinux_2_28_x86_64")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    for name, value in offline.without_network(shelf).items():
+        monkeypatch.setenv(name, value)
     offline.download(tmp_path, ["tool==1.0"], WINDOWS)
     assert [path.name for path in tmp_path.glob("*.whl")] == ["tool-1.0-cp312-cp312-win_amd64.whl"]

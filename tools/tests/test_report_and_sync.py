@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -253,3 +254,23 @@ class TestCommittedNotebooks:
             lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
             limit = 50 if any(line.startswith("class ") for line in lines) else 25
             assert cell["cell_type"] == "markdown" or len(lines) <= limit
+
+
+def test_a_copy_that_jupyterlab_made_is_no_notebook_of_the_course(course):
+    shutil.copy(course.notebook("06_second"), course.notebook("06_second-Copy1"))
+    assert course("sync", "--check").returncode == 0
+    assert "Copy1" not in course("run", "--only", "06").stdout
+
+
+def test_a_notebook_that_colab_saved_has_its_ids_in_the_metadata(course):
+    path = course.notebook("06_second")
+    content = json.loads(path.read_text())
+    for cell in content["cells"]:
+        cell["metadata"]["id"] = cell.pop("id")
+    path.write_text(json.dumps(content | {"nbformat_minor": 0}))
+    assert course("sync").returncode == 0
+    assert all(cell["id"] for cell in json.loads(path.read_text())["cells"])
+    content["cells"][0]["metadata"] = {}
+    path.write_text(json.dumps(content))
+    done = course("sync")
+    assert done.returncode == 1 and "has a cell without an id" in done.stderr
