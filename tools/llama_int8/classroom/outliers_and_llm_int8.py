@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from llama_int8.classroom.plots import COLOURS, CURVES, SHAPES, figure
+from llama_int8.classroom.plots import COLOURS, CURVES, INKS, SHAPES, figure
 from llama_int8.measurement.ladder import CONTROLS, LLM_INT8, RUNGS, THRESHOLDS
 from llama_int8.measurement.statistics import PairedDifference
 from llama_int8.quantization.codes import absmax_quantize, dequantize
@@ -285,7 +285,7 @@ def quality_against_share(
                     _with_interval(panel, change, share, None, ".", COLOURS["int8"])
                 panel.annotate(
                     f"{threshold:g}", (100 * share, change.mean), (4, 5),
-                    textcoords="offset points", fontsize=8, color=COLOURS["int8"],
+                    textcoords="offset points", fontsize=8, color=INKS["int8"],
                 )  # fmt: skip
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set_xscale("symlog", linthresh=0.1)
@@ -320,10 +320,11 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     drawn, axes = figure(figsize=(8, 3.8))
     smallest = 1e-8
     kinds = (
-        ("neighbour", COLOURS["bf16"], "o", -0.25),
-        ("continuation", COLOURS["good"], "s", 0.0),
+        ("neighbour", "bf16", "o", -0.25),
+        ("continuation", "good", "s", 0.0),
     )
-    for kind, colour, shape, offset in (*kinds, ("error", COLOURS["predicted"], "D", 0.25)):
+    for kind, named, shape, offset in (*kinds, ("error", "predicted", "D", 0.25)):
+        colour = COLOURS[named]
         for place, entries in enumerate(effects.values()):
             seen = np.maximum([entry[kind] for entry in entries], smallest)
             spread = place + offset + np.linspace(-0.09, 0.09, len(seen))
@@ -334,7 +335,7 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
             if kind != "error":
                 flips = sum(entry[f"{kind} flips"] for entry in entries)
                 axes.annotate(
-                    f"{flips}", (place + offset, 1), (0, -12), ha="center", color=colour,
+                    f"{flips}", (place + offset, 1), (0, -12), ha="center", color=INKS[named],
                     textcoords="offset points", fontsize=9, xycoords=("data", "axes fraction"),
                 )  # fmt: skip
     count = len(next(iter(effects.values())))
