@@ -25,6 +25,7 @@ from llama_int8.measurement import cost
 from llama_int8.models import DEFAULT_MODEL, MODELS
 
 NOT_MEASURED = "not measured on this machine"
+RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
 TOPICS = {
@@ -450,10 +451,11 @@ def _read(path: Path) -> str:
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(_read(path))
-        missing = {"notebook", "model", "profile", "environment", "measurements", "claims"}
-        missing = {*missing, "figures", "settings"} - run.keys()
+        missing = RUN_KEYS - run.keys()
     except (ValueError, AttributeError):
-        raise CourseError(f"{path} is no JSON; delete it or run its notebook again") from None
+        raise CourseError(
+            f"{path} is no results file; delete it or run its notebook again"
+        ) from None
     if missing:
         raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is no results file")
     return {**run, "path": path.name}
