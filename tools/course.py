@@ -43,6 +43,29 @@ class CourseError(Exception):
     """Something that the user can put right; the message says how."""
 
 
+def _state_folder() -> Path:
+    """Where runs keep what is theirs: `.course`, or the user's cache if the checkout is read-only."""
+    state = ROOT / ".course"
+    if os.access(state if state.exists() else ROOT, os.W_OK):
+        return state
+    from llama_int8.files import cache_folder
+
+    return cache_folder() / f"course-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
+STATE = _state_folder()
+
+
+def require_writable(*folders: Path) -> None:
+    """Raise CourseError, before any work begins, for a folder that cannot be made or written to."""
+    for folder in folders:
+        there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+        if not os.access(there, os.W_OK):
+            raise CourseError(
+                f"{folder} cannot be written; --out FOLDER puts the results into a folder of yours"
+            )
+
+
 def main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # a file on Windows cannot show every learner's name
         stream.reconfigure(errors="replace")
@@ -262,8 +285,9 @@ def evaluate(options: argparse.Namespace) -> int:
     tasks = options.task.split(",")
     files = data_files(options.data, tasks)
     # A part of a data set is a trial, and must not stand in the report as the whole.
-    own = ROOT / ".course" / "evaluate"
+    own = STATE / "evaluate"
     out = Path(options.out).expanduser() if options.out else own if options.limit else ROOT
+    require_writable(out if options.out or options.limit else ROOT / "results")
     precisions = options.precision.split(",") if options.precision else None
     try:
         for task in tasks:  # before hours go into the first one
@@ -417,6 +441,11 @@ def set_up() -> None:
     fingerprint = json.dumps({"fingerprint": wanted.hexdigest()})
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
+    if not os.access(ROOT, os.W_OK):
+        raise CourseError(
+            f"{ROOT} cannot be written, so no .venv can be made in it: clone the course into a folder "
+            "of yours, or name in COURSE_PYTHON an interpreter that has the course's packages"
+        )
     print("Setting up .venv with the tested versions (once, some minutes) ...", flush=True)
     start = time.monotonic()
     stamp.unlink(missing_ok=True)
@@ -438,8 +467,8 @@ def set_up() -> None:
 def step(what: str, command: list[str]) -> None:
     """Run one step of the set-up with its output in a log; on failure say why and what to do."""
     print(f"  {what} ...", flush=True)
-    log = ROOT / ".course" / f"setup-{what.partition('=')[0].replace(' ', '-')}.log"
-    log.parent.mkdir(exist_ok=True)
+    log = STATE / f"setup-{what.partition('=')[0].replace(' ', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:

@@ -1,7 +1,8 @@
 """Render REPORT.md and the generated blocks of README.md from results/.
 
-`report_template.md` asks for numbers by name. A name that no machine has measured is an error; one
-that a machine has not measured reads so. No measured number is typed into the report by hand.
+`report_template.md` asks for numbers by name. Each notebook is shown from the machine that last ran
+it in place, and what `run` does not make (PIQA, WikiText-2, the benchmarks) from a machine that made
+it. A number that nobody measured reads "not measured": it is never an error, and never typed by hand.
 """
 
 import json
@@ -9,7 +10,6 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from llama_int8.classroom.claims import VERDICTS, claims
 from llama_int8.classroom.papers import llama_papers
 from llama_int8.classroom.tables import markdown_table
 from llama_int8.measurement import cost
+from llama_int8.measurement.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS
 
-NOT_MEASURED = "not measured on this machine"
+NOT_MEASURED = "not measured"
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
@@ -45,6 +46,22 @@ CELL = (
 )
 
 
+class NotMeasured:
+    """Stands for a number that nobody has measured, and for all that is computed from it."""
+
+    def __str__(self) -> str:
+        return NOT_MEASURED
+
+    def __format__(self, _spec: str) -> str:
+        return NOT_MEASURED
+
+    def _itself(self, *_others: Any) -> "NotMeasured":
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _itself
+    __truediv__ = __rtruediv__ = __neg__ = __getitem__ = _itself
+
+
 def main(check: bool = False) -> int:
     """Write REPORT.md and README.md, or with `check` say which of them is stale."""
     report = Report(ROOT)
@@ -53,6 +70,8 @@ def main(check: bool = False) -> int:
     except jinja2.TemplateError as error:
         raise CourseError(f"a template of the report cannot be rendered: {error}") from None
     report.check_figures(wanted)
+    if report.missing:
+        print("not measured by any machine in results/: " + "; ".join(sorted(report.missing)))
     stale = [p for p, text in wanted.items() if not p.exists() or _read(p) != text]
     for path in stale:
         if not check:
@@ -69,9 +88,8 @@ class Report:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.runs = [_read_run(path) for path in sorted((root / "results").glob("*/*.json"))]
-        if not self.runs:
-            raise CourseError("results/ holds no results; `python3 tools/course.py run` makes them")
-        self.reference = self._reference_machine()
+        self.reference = read_reference(root / "results")
+        self.missing: set[str] = set()  # what the templates name and nobody has measured
         template = _read(TOOLS / "report_template.md")
         self.numbered = re.findall(r'numbered_figure\("(\w+)"\)', template)
         self.mentioned: set[str] = set()
@@ -108,13 +126,13 @@ class Report:
                     raise CourseError(f"{path.name} shows {target}, which does not exist")
                 if len(alt) < 20:
                     raise CourseError(f"{path.name}: the alt text of {target} is {alt!r}")
-        made = {
-            name: entry
-            for run in self.runs
-            if run["environment"]["machine"] == self.reference and run["profile"] == "cpu"
-            for name, entry in run["figures"].items()
-        }
+        runs = [self._run(path.stem) for path in sync_notebooks.notebook_paths()]
+        runs = [run for run in runs if run is not None]
+        made = {name: entry for run in runs for name, entry in run["figures"].items()}
+        # A notebook that nobody has run in place answers for none of its figures.
+        numbers = {run["notebook"][:2] for run in runs}
         there = {path.stem for path in (self.root / "figures").glob("*.png")}
+        there = {name for name in there if name[:2] in numbers}
         if there - made.keys():
             raise CourseError(
                 f"figures/ holds {', '.join(sorted(there - made.keys()))}, which no notebook of the "
@@ -143,7 +161,8 @@ class Report:
             "percent": self.percent,
             "environment": self.environment,
             "total_minutes": self.total_minutes,
-            "one_line": lambda text: " ".join(text.split()),
+            "measured_by": self.measured_by,
+            "one_line": lambda text: " ".join(str(text).split()),
             "figure": self.figure,
             "numbered_figure": self.numbered_figure,
             "ref": self.ref,
@@ -161,6 +180,7 @@ class Report:
             "published_values": self.published,
             "t4_bound": t4_bound,
         }
+        environment.filters["format"] = _filled_in
         return environment
 
     # --- what the templates call
@@ -168,11 +188,10 @@ class Report:
     def value(
         self, notebook: str, name: str, field: str = "value", model: str = DEFAULT_MODEL
     ) -> Any:
-        """A number of the reference machine. Raises CourseError if it is missing."""
+        """A number of the reference run, or NotMeasured."""
         run = self._run(notebook, model)
-        if name not in run["measurements"]:
-            raise CourseError(f"the report needs {notebook}: {name}, and {run['path']} lacks it")
-        return run["measurements"][name][field]
+        found = {} if run is None else run["measurements"].get(name, {})
+        return found[field] if field in found else self._not_measured(f"{notebook}: {name}")
 
     def shown(self, notebook: str, name: str, digits: str = ",.1f", scale: float = 1.0) -> str:
         """The same number as text, scaled and formatted."""
@@ -181,33 +200,60 @@ class Report:
     def percent(self, notebook: str, name: str) -> str:
         """A change of NLL in nats, with its interval, as the change of perplexity in %."""
         ends = [self.value(notebook, name, field) for field in ("value", "low", "high")]
+        if any(isinstance(nats, NotMeasured) for nats in ends):
+            return NOT_MEASURED
         change, low, high = (f"{100 * math.expm1(nats):+.2f}" for nats in ends)
         return f"{change} % [{low}, {high}]"
 
     def interval(self, notebook: str, name: str, digits: str = ",.1f", scale: float = 1.0) -> str:
         """The ends of the same number's interval, as "[low, high]"."""
-        ends = (self.value(notebook, name, end) / scale for end in ("low", "high"))
+        ends = [self.value(notebook, name, end) / scale for end in ("low", "high")]
+        if any(isinstance(end, NotMeasured) for end in ends):
+            return f"[{NOT_MEASURED}]"
         return "[" + ", ".join(format(end, digits) for end in ends) + "]"
 
     def setting(self, notebook: str, name: str) -> Any:
-        """A parameter of the reference run."""
-        return self._run(notebook)["settings"][name]
+        """A parameter of the reference run, or NotMeasured."""
+        return self._property(notebook, "settings", name)
 
-    def environment(self, name: str) -> Any:
-        """A property of the reference machine."""
-        return self._run("00")["environment"][name]
+    def environment(self, name: str, notebook: str = "00") -> Any:
+        """A property of the machine that ran `notebook`, or NotMeasured."""
+        return self._property(notebook, "environment", name)
+
+    def _property(self, notebook: str, section: str, name: str) -> Any:
+        run = self._run(notebook)
+        if run is None or name not in run[section]:
+            return self._not_measured(f"{notebook}: {name}")
+        return run[section][name]
 
     def total_minutes(self) -> str:
-        """Minutes that the notebooks of the reference run took together."""
-        names = [path.stem for path in sync_notebooks.notebook_paths()]
-        return f"{sum(self._run(name)['run_seconds'] for name in names) / 60:.0f}"
+        """Minutes that the notebooks of the reference runs took together."""
+        runs = [self._run(path.stem) for path in sync_notebooks.notebook_paths()]
+        seconds = [run["run_seconds"] for run in runs if run and "run_seconds" in run]
+        return f"{sum(seconds) / 60:.0f}" if seconds else NOT_MEASURED
 
-    def figure(self, name: str) -> str:
-        """A figure of the reference run as Markdown, with alt text and caption."""
-        entry = self._run(name)["figures"].get(name)
+    def measured_by(self, *notebooks: str) -> str:
+        """Which machine made what, in words; without arguments for everything that is shown."""
+        if not notebooks:
+            others = [run["notebook"] for run in self.runs if not run["notebook"][:2].isdigit()]
+            names = [path.stem for path in sync_notebooks.notebook_paths()]
+            notebooks = tuple(dict.fromkeys([*names, *sorted(others)]))
+        made: dict[str, list[str]] = {}
+        for name in notebooks:
+            run = self._run(name)
+            where = f"by `{run['environment']['machine']}`" if run else "by nobody yet"
+            made.setdefault(where, []).append(name[:2] if name[:2].isdigit() else f"`{name}`")
+        if len(made) == 1:
+            return next(iter(made))
+        return "; ".join(f"{_listed(names)} {where}" for where, names in made.items())
+
+    def figure(self, name: str, caption: str | None = None) -> str:
+        """A figure of the reference run as Markdown, with alt text and caption (its own if None)."""
+        run = self._run(name)
+        entry = run["figures"].get(name) if run else None
         if entry is None:
-            raise CourseError(f"the report needs figure {name}, and no reference run made it")
-        return f"![{entry['alt']}](figures/{name}.png)\n\n*{entry['caption']}*"
+            return f"\n\n*{name}: {self._not_measured(f'figure {name}')}*"
+        return f"![{entry['alt']}](figures/{name}.png)\n\n*{caption or entry['caption']}*"
 
     def numbered_figure(self, name: str) -> str:
         """The same with its number, counted in the order of the template."""
@@ -235,12 +281,13 @@ class Report:
         runs = [
             run
             for run in self.runs
-            if run["notebook"].startswith(notebook)
-            and any(find(run, name) for name in rows.values())
+            if _is_run_of(run, notebook) and any(find(run, name) for name in rows.values())
         ]
         for name in rows.values():
             if not any(find(run, name) for run in runs):
-                raise CourseError(f"the report needs {notebook}: {name}, and no machine has it")
+                self._not_measured(f"{notebook}: {name}")
+        if not runs:
+            return f"*{NOT_MEASURED}*"
 
         def cell(run: dict[str, Any], name: str) -> str:
             entry = find(run, name)
@@ -267,7 +314,7 @@ class Report:
         path of a machine has measured is left out of its table.
         """
         tables = []
-        for run in (run for run in self.runs if run["notebook"].startswith(notebook)):
+        for run in (run for run in self.runs if _is_run_of(run, notebook)):
             found = run["measurements"]
             columns = {
                 label: key
@@ -278,8 +325,7 @@ class Report:
             for path in paths:
                 keys = [f"{key}.{path}" for key in columns.values()]
                 shown = [
-                    format(found[k]["value"], digits) if k in found else "not measured"
-                    for k in keys
+                    format(found[k]["value"], digits) if k in found else NOT_MEASURED for k in keys
                 ]
                 if any(k in found for k in keys):
                     rows.append([path, *shown])
@@ -287,12 +333,14 @@ class Report:
                 title = f"*{run['environment']['machine']}, {run['model']}:*"
                 tables.append(f"{title}\n\n{markdown_table(['', *columns], rows)}")
         if not tables:
-            raise CourseError(f"the report needs {notebook}, and no machine has measured it")
+            return f"*{self._not_measured(notebook)}*"
         return "\n\n".join(tables)
 
     def machines(self) -> str:
         """A table of the machines: hardware and versions."""
         environments = {r["environment"]["machine"]: r["environment"] for r in self.runs}
+        if not environments:
+            return f"*{NOT_MEASURED}*"
         keys = list(dict.fromkeys(key for e in environments.values() for key in e))
         return markdown_table(
             ["", *environments],
@@ -324,16 +372,15 @@ class Report:
         return table.replace("---:", "---")
 
     def verdicts(self) -> str:
-        """How the claims ended on the reference machine, in words."""
-        found = Counter(
-            run["claims"][name]["verdict"]
-            for run in self.runs
-            if run["environment"]["machine"] == self.reference
-            for name in run["claims"]
-        )
+        """How the claims ended in the reference runs, in words."""
+        runs = {name: self._run(entry["notebook"]) for name, entry in claims().items()}
+        tried = [run["claims"][name] for name, run in runs.items() if run and name in run["claims"]]
+        found = Counter(verdict["verdict"] for verdict in tried)
         ends = ("hold", "hold under a condition only", "fail here", "cannot be tested here")
         parts = [f"{found[v]} {end}" for v, end in zip(VERDICTS, ends, strict=True)]
-        return f"of {found.total()} claims {', '.join(parts)}"
+        if len(tried) < len(runs):
+            parts.append(f"{len(runs) - len(tried)} have not been tried")
+        return f"of {len(runs)} claims {', '.join(parts)}"
 
     def published_table(self, name: str) -> str:
         """One published table with its source and what to know about it."""
@@ -349,18 +396,16 @@ class Report:
             badge = sync_notebooks.BADGE.format(
                 address=sync_notebooks.repository_address(), name=path.stem
             )
-            laptop = self._minutes(
-                path.stem,
-                lambda run: (
-                    run["profile"] == "cpu" and run["environment"]["machine"] == self.reference
-                ),
-            )
-            t4 = self._minutes(
-                path.stem, lambda run: re.search(r"\bt4\b", run["environment"]["machine"])
-            )
+            on_t4 = [
+                run
+                for run in self.runs
+                if run["notebook"] == path.stem
+                and re.search(r"\bt4\b", run["environment"]["machine"])
+            ]
+            laptop, t4 = _minutes(self._run(path.stem)), _minutes(on_t4[0] if on_t4 else None)
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
             rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
-        header = ["notebook", "topic", "minutes on two CPU cores", "on a T4", "Colab"]
+        header = ["notebook", "topic", "minutes on a CPU", "on a T4", "Colab"]
         return markdown_table(header, rows).replace("---:", "---", 1)  # a topic is no number
 
     # --- helpers
@@ -370,26 +415,59 @@ class Report:
             raise CourseError(f"the report mentions figure {name} and does not show it")
         return self.numbered.index(name) + 1
 
-    def _minutes(self, notebook: str, wanted: Callable[[dict[str, Any]], bool]) -> str:
-        runs = [run for run in self.runs if run["notebook"] == notebook and wanted(run)]
-        return f"{runs[0]['run_seconds'] / 60:.1f}" if runs else "not measured"
+    def _not_measured(self, what: str) -> NotMeasured:
+        self.missing.add(what)
+        return NotMeasured()
 
-    def _reference_machine(self) -> str:
-        path = self.root / "results" / "reference.txt"
-        if not path.exists():
-            raise CourseError("results/reference.txt is missing; `course.py run` writes it")
-        return path.read_text(encoding="utf-8").strip()
+    def _run(self, notebook: str, model: str = DEFAULT_MODEL) -> dict[str, Any] | None:
+        """The run that the report shows: a notebook's number or name, or a task's name.
 
-    def _run(self, notebook: str, model: str = DEFAULT_MODEL) -> dict[str, Any]:
-        for run in self.runs:
-            same = run["notebook"].startswith(notebook[:2] if notebook[:2].isdigit() else notebook)
-            same = same and run["profile"] in ("cpu", "evaluate", "benchmark")
-            if same and run["environment"]["machine"] == self.reference and run["model"] == model:
-                return run
-        raise CourseError(
-            f"the report needs notebook {notebook} with {model} on {self.reference}, "
-            "which has not run"
-        )
+        The machine that last ran it in place comes first; where it has none for this model, or
+        none is named, the machine that stands for most notebooks, then any other.
+        """
+        most = Counter(self.reference.values()).most_common()
+        order = {machine: place for place, (machine, _) in enumerate(most)}
+
+        def place(run: dict[str, Any]) -> tuple[bool, int, str]:
+            machine = run["environment"]["machine"]
+            named = machine_of(self.reference, run["notebook"])
+            return machine != named, order.get(machine, len(order)), machine
+
+        there = [
+            run
+            for run in self.runs
+            if _is_run_of(run, notebook)
+            and run["profile"] in ("cpu", "evaluate", "benchmark")
+            and run["model"] == model
+        ]
+        return min(there, key=place, default=None)
+
+
+def _is_run_of(run: dict[str, Any], notebook: str) -> bool:
+    """Whether `run` is of a notebook, by number, name or name of a figure, or of a task, by name."""
+    numbered = notebook[:2].isdigit()
+    return run["notebook"][:2] == notebook[:2] if numbered else run["notebook"] == notebook
+
+
+def _filled_in(text: Any, *values: Any) -> str:
+    """Jinja's `format` filter, where a number that nobody measured has no digits."""
+    return NOT_MEASURED if any(isinstance(v, NotMeasured) for v in values) else text % values
+
+
+def _minutes(run: dict[str, Any] | None) -> str:
+    return f"{run['run_seconds'] / 60:.1f}" if run and "run_seconds" in run else NOT_MEASURED
+
+
+def _listed(names: list[str]) -> str:
+    """Numbers of notebooks in a row as a range: "00 to 03, `piqa`"."""
+    shown: list[str] = []
+    for name in names:
+        first, _, last = (shown[-1] if shown else "").partition(" to ")
+        if name.isdigit() and (last or first).isdigit() and int(name) == int(last or first) + 1:
+            shown[-1] = f"{first} to {name}"
+        else:
+            shown.append(name)
+    return ", ".join(shown)
 
 
 def deciding_cell(claim: str, notebook: str) -> str:

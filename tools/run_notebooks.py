@@ -25,12 +25,12 @@ from typing import Any
 import psutil
 
 import sync_notebooks
-from course import ROOT, TOOLS, CourseError
+from course import ROOT, STATE, TOOLS, CourseError, require_writable
 from llama_int8 import profiles
+from llama_int8.measurement.reference import set_machine
 from llama_int8.measurement.results import machine_name, write_json
 from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
 
-STATE = ROOT / ".course"
 REFERENCE_PROFILE = "cpu"
 FREE_SPACE = "; free some space on the disk first"
 
@@ -78,6 +78,8 @@ def main(
 ) -> int:
     """Run what is not up to date; print progress and a closing table. Raises CourseError."""
     jobs = plan(profile, only, model, params or [], out, cell_timeout)
+    for job in jobs:
+        require_writable(job.notebooks, job.figures, job.results)
     clear_abandoned_work()
     fetch_models(jobs)
     outcomes = []
@@ -359,7 +361,7 @@ def publish(job: Job, work: Path, seconds: float) -> list[str]:
     }
     if job.notebooks == sync_notebooks.NOTEBOOKS:  # the report's headline follows the figures
         machine = machine_name(job.settings.device)
-        (ROOT / "results" / "reference.txt").write_text(machine + "\n", encoding="utf-8")
+        set_machine(ROOT / "results", job.name, machine)
     write_json(job.stamp, stamp)
     return stamp["figures"]
 

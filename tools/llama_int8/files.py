@@ -17,6 +17,17 @@ def cache_folder() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "llama_int8"
 
 
+def write_atomic(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return `folder`, filled by `build(unfinished)` if it is not there yet.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 
 import pytest
 from conftest import ROOT
+
+from llama_int8.files import cache_folder
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +62,59 @@ def test_the_closing_table_names_the_slowest_cells(course):
 def test_a_file_in_a_folders_place_is_an_error_and_no_traceback(fails, course):
     (course.root / "packages").write_text("")
     fails("fetch", "packages", says=["error: packages: File exists"])
+
+
+class TestAReadOnlyCheckout:
+    """Somebody else's folder, or a shared one: nothing can be written into it."""
+
+    @pytest.fixture
+    def read_only(self, course):
+        everything = [course.root, *course.root.rglob("*")]
+        for path in everything:
+            path.chmod(path.stat().st_mode & ~0o222)
+        yield course
+        for path in everything:
+            path.chmod(path.stat().st_mode | 0o200)
+
+    def call(self, course, *arguments, **more):
+        """Run a command without root's right to write everywhere."""
+        unprivileged = []
+        if os.geteuid() == 0:
+            if not shutil.which("setpriv"):
+                pytest.skip("root may write everywhere, and there is no setpriv")
+            unprivileged = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+        return subprocess.run(
+            [*unprivileged, *course.command(*arguments)],
+            env=course.environment(**more),
+            cwd=course.root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def test_run_in_place_says_so_before_anything_starts(self, read_only):
+        done = self.call(read_only, "run")
+        assert done.returncode == 1 and "cannot be written; --out FOLDER" in done.stderr
+        assert ": cell 1 of" not in done.stdout and "Traceback" not in done.stderr
+
+    def test_run_into_a_folder_of_ones_own_works_in_a_home_of_ones_own(self, read_only, tmp_path):
+        home, out = tmp_path / "home of jané", tmp_path / "out"
+        home.mkdir()
+        out.mkdir()
+        cache = {"LLAMA_INT8_CACHE": str(cache_folder())}
+        done = self.call(read_only, "run", "--out", out, HOME=str(home), **cache)
+        assert done.returncode == 0, done.stdout + done.stderr
+        text = (out / "notebooks/00_first.ipynb").read_text()
+        assert "count 3" in text and str(home) not in text and str(read_only.root) not in text
+
+    def test_report_check_works(self, read_only):
+        assert self.call(read_only, "report", "--check").returncode == 0
+
+    def test_without_an_environment_the_message_names_two_ways_out(self, read_only):
+        done = self.call(read_only, "models", COURSE_PYTHON="")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "cannot be written" in done.stderr and "COURSE_PYTHON" in done.stderr
 
 
 def test_two_runs_give_the_same_bytes(course):

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from llama_int8.files import write_atomic
 from llama_int8.profiles import PROFILES, Settings, read_profile
 
 # What a difference between two runs means depends on the kind of number; `course.py compare`
@@ -77,14 +78,8 @@ def environment(device: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write under a temporary name, then rename: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
 
 
 class Results:
