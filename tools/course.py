@@ -103,7 +103,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     sync_ = commands.add_parser("sync", help="badges, navigation, bootstrap cells, metadata")
     sync_.add_argument("--check", action="store_true", help="only say whether they are current")
-    sync_.add_argument("--repository", metavar="OWNER/NAME", help="the repository's new address")
+    sync_.add_argument(
+        "--repository",
+        metavar="ADDRESS",
+        help="the repository's new address on GitHub: OWNER/NAME, or as pasted",
+    )
 
     commands.add_parser("models", help="list the registered models")
 
