@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -361,7 +362,11 @@ def data_files(given: list[str], tasks: list[str]) -> dict[str, str]:
 
 
 def path_of(text: str) -> Path:
-    """A path as typed; "~" is the home folder. Raises CourseError where that is unknown."""
+    """A path as typed; "~" is the home folder. Raises CourseError where it names no place."""
+    if not text.strip():
+        raise CourseError(
+            f"a path is {text!r}; name a file or a folder ('.' is the one you are in)"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -377,8 +382,13 @@ def folder_to_fill(option: str, text: str) -> Path:
     there = next(path for path in (here, *here.parents) if path.exists())
     if not there.is_dir():
         raise CourseError(f"{option} is {text}, but {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise CourseError(f"{option} is {text}, but {there} cannot be written; name another folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise CourseError(
+            f"{option} is {text}, but {there} cannot be written ({error.strerror}); name another folder"
+        ) from None
     return folder
 
 
@@ -393,7 +403,8 @@ def generate(options: argparse.Namespace) -> int:
         raise CourseError(
             f"the prompt {options.prompt!r} is no text in UTF-8; type it anew"
         ) from None
-    path_of(options.model)  # for its message
+    if options.model.startswith("~"):
+        path_of(options.model)  # says what is wrong with it
     how = (options.new_tokens, options.seed, options.temperature)
     try:
         found = side_by_side(options.model, options.prompt, precisions, device, *how)

@@ -1,6 +1,7 @@
 """What people type after an option: read as it was meant, or named with what works."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -186,6 +187,8 @@ def test_a_place_that_cannot_hold_results_is_named_before_anything_is_computed(
     fails(*arguments, "--out", file, says=[f"--out is {file}", "is a file"])
     fails(*arguments, "--out", file / "deeper", says=[f"{file} is a file; name a folder"])
     fails(*arguments, "--out", "", says=["--out is empty"])
+    if os.path.isdir("/proc"):  # a folder in which nobody, not even root, makes another
+        fails(*arguments, "--out", "/proc/x", says=["--out is /proc/x", "cannot be written"])
     fails(*arguments, "--out", "~nobody-at-all/x", says=["no such user"])
     assert file.read_text() == "mine"
 
@@ -220,6 +223,11 @@ def test_the_courses_own_folder_is_no_place_for_a_run_apart(fails):
         (["grade", "notebooks", "--memory", "nan"], ["--memory nan"]),
         (["grade", "notebooks", "--out", "figures"], ["figures", "--out names another file"]),
         (["grade", "~nobody-at-all/x"], ["no such user"]),
+        (["grade", ""], ["a path is ''"]),
+        (["fetch", " ", "--platform", "linux"], ["a path is ' '"]),
+        (["install", ""], ["a path is ''"]),
+        (["compare", "", "figures"], ["a path is ''"]),
+        (["install", "figures"], ["figures holds no course-packages.json"]),
         (["install", "README.md"], ["holds no course-packages.json"]),
         (["sync", "--repository", "jane"], ["'jane'", "OWNER/NAME"]),
         (["nonsense"], ["nonsense", "evaluate"]),
