@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -107,7 +108,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute the notebooks, rebuild figures and report")
-    run.add_argument("--profile", choices=PROFILES, default="cpu", help="how large (default: cpu)")
+    run.add_argument(
+        "--profile",
+        type=lambda text: text.strip().lower(),
+        choices=PROFILES,
+        default="cpu",
+        help="how large (default: cpu)",
+    )
     run.add_argument("--only", metavar="00,06", help="these notebooks, by number or name")
     run.add_argument("--force", action="store_true", help="also what is up to date")
     run.add_argument("--model", metavar="NAME", help="a registered model or a folder")
@@ -126,7 +133,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     sync_ = commands.add_parser("sync", help="badges, navigation, bootstrap cells, metadata")
     sync_.add_argument("--check", action="store_true", help="only say whether they are current")
-    sync_.add_argument("--repository", metavar="OWNER/NAME", help="the repository's new address")
+    sync_.add_argument(
+        "--repository",
+        metavar="ADDRESS",
+        help="the repository's new address on GitHub: OWNER/NAME, or as pasted",
+    )
 
     commands.add_parser("models", help="list the registered models")
 
@@ -151,7 +162,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a local file instead of the hub; with several tasks TASK=FILE, once for each",
     )
     evaluate_.add_argument("--limit", metavar="N", type=int, help="items or windows at most")
-    evaluate_.add_argument("--device", help="cpu, cuda, or auto: over all GPUs")
+    evaluate_.add_argument("--device", help="cpu, cuda, cuda:1, or auto: over all GPUs")
     evaluate_.add_argument("--out", metavar="FOLDER", help="where the results go")
     evaluate_.add_argument(
         "--wrong-rules", action="store_true", help="also by three wrong rules of scoring"
@@ -172,7 +183,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     generate_.add_argument(
         "--temperature", metavar="T", type=float, help="with a seed (default: 0.7)"
     )
-    generate_.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if any")
+    generate_.add_argument("--device", help="cpu or cuda; default: the GPU, if any")
 
     grade_ = commands.add_parser("grade", help="run learners' notebooks and write their points")
     grade_.add_argument("folder", metavar="FOLDER", help="notebooks, or a subfolder a learner")
@@ -212,16 +223,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     import run_notebooks
 
+    out = None if options.out is None else folder_to_fill("--out", options.out)
+    if out is not None and out.resolve() == ROOT:
+        raise CourseError("--out is the course's own folder; without --out the results go there")
+    if options.only is not None and not options.only.strip(" ,"):
+        raise CourseError(f"--only is {options.only!r}; give numbers of notebooks, such as 00,06")
     code = run_notebooks.main(
         profile=options.profile,
-        only=options.only.split(",") if options.only else None,
+        only=None if options.only is None else options.only.strip(" ,").split(","),
         force=options.force,
         model=options.model,
         params=options.param,
-        out=Path(options.out) if options.out else None,
+        out=out,
         cell_timeout=options.cell_timeout,
     )
-    if code == 0 and not options.out and options.profile != "smoke" and not options.param:
+    if code == 0 and out is None and options.profile != "smoke" and not options.param:
         import make_report
 
         return make_report.main(check=False)
@@ -280,20 +296,20 @@ def models(_options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from llama_int8.errors import DataError, ModelError
     from llama_int8.measurement.evaluation import Evaluation
-    from llama_int8.measurement.tasks import check_task
 
-    tasks = options.task.split(",")
+    tasks = tasks_of(options.task)
+    precisions = precisions_of(options.precision)
+    device = device_of(options.device, one_of_many=True)
     files = data_files(options.data, tasks)
+    out = None if options.out is None else folder_to_fill("--out", options.out)
     # A part of a data set is a trial, and must not stand in the report as the whole.
     own = STATE / "evaluate"
-    out = Path(options.out).expanduser() if options.out else own if options.limit else ROOT
-    require_writable(out if options.out or options.limit else ROOT / "results")
-    precisions = options.precision.split(",") if options.precision else None
+    place = out or (own if options.limit else ROOT)
+    if place == ROOT:
+        require_writable(ROOT / "results")
     try:
-        for task in tasks:  # before hours go into the first one
-            check_task(task)
-        how = (options.limit, options.wrong_rules, out if options.out else own)
-        work = Evaluation(options.model, precisions, options.device, out, *how)
+        how = (options.limit, options.wrong_rules, out or own)
+        work = Evaluation(options.model, precisions, device, place, *how)
         for task in tasks:
             results = work.run(task, files.get(task))
             if results:
@@ -303,27 +319,120 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def tasks_of(text: str) -> list[str]:
+    """The tasks that `--task` names. Raises CourseError for an unknown one."""
+    from llama_int8.measurement.tasks import TASKS
+    from llama_int8.names import did_you_mean, listed
+
+    tasks = listed(text)
+    for task in tasks or [text.strip()]:
+        if task not in TASKS:
+            raise CourseError(
+                f"there is no task {task!r}; there are {', '.join(TASKS)}{did_you_mean(task, TASKS)}"
+            )
+    return tasks
+
+
+def precisions_of(text: str | None) -> list[str] | None:
+    """The precisions that `--precision` names. Raises CourseError for an unknown one."""
+    from llama_int8.models.loading import PRECISIONS
+    from llama_int8.names import did_you_mean, listed
+
+    if text is None:
+        return None
+    precisions = listed(text)
+    for precision in precisions or [text.strip()]:
+        if precision not in PRECISIONS:
+            raise CourseError(
+                f"precision is {precision!r}; known are {', '.join(PRECISIONS)}"
+                f"{did_you_mean(precision, PRECISIONS)}"
+            )
+    return precisions
+
+
+def device_of(text: str | None, one_of_many: bool) -> str | None:
+    """The device that `--device` names. Raises CourseError for one that is not here.
+
+    `one_of_many`: also a GPU by its number, or "auto", over all of them.
+    """
+    import torch
+
+    if text is None:
+        return None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    works = ["cpu", "cuda"] if count else ["cpu"]
+    if count and one_of_many:
+        works += [*(f"cuda:{number}" for number in range(count)), "auto"]
+    device = text.strip().lower()
+    if device not in works:
+        why = "" if count else ": PyTorch sees no GPU"
+        raise CourseError(f"device is {text!r}; what works here is {', '.join(works)}{why}")
+    return device
+
+
 def data_files(given: list[str], tasks: list[str]) -> dict[str, str]:
     """Local file by task, from FILE (where there is one task) or TASK=FILE. Raises CourseError."""
-    files = {}
+    files: dict[str, str] = {}
     for text in given:
         task, equals, file = text.partition("=")
-        if not equals and len(tasks) == 1:
+        task = task.strip().lower()
+        if len(tasks) == 1 and (not equals or Path(text).is_file()):
             task, file = tasks[0], text
-        if task not in tasks or not file:
+        if task not in tasks or not file.strip():
             raise CourseError(f"--data is {text!r}; with tasks {', '.join(tasks)} write TASK=FILE")
-        files[task] = file
+        if task in files:
+            raise CourseError(f"--data names two files for {task}: {files[task]} and {file}")
+        files[task] = file.strip()
     return files
+
+
+def path_of(text: str) -> Path:
+    """A path as typed; "~" is the home folder. Raises CourseError where it names no place."""
+    if not text.strip():
+        raise CourseError(
+            f"a path is {text!r}; name a file or a folder ('.' is the one you are in)"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise CourseError(f"{text}: there is no such user here; write the path in full") from None
+
+
+def folder_to_fill(option: str, text: str) -> Path:
+    """The folder that an option names, there or not yet. Raises CourseError where none can be."""
+    if not text.strip():
+        raise CourseError(f"{option} is empty; name a folder, or leave the option out")
+    folder = path_of(text)
+    here = folder.absolute()
+    there = next(path for path in (here, *here.parents) if path.exists())
+    if not there.is_dir():
+        raise CourseError(f"{option} is {text}, but {there} is a file; name a folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise CourseError(
+            f"{option} is {text}, but {there} cannot be written ({error.strerror}); name another folder"
+        ) from None
+    return folder
 
 
 def generate(options: argparse.Namespace) -> int:
     from llama_int8.errors import ModelError
     from llama_int8.measurement.side_by_side import report, side_by_side
 
-    precisions = options.precision.split(",") if options.precision is not None else None
+    precisions, device = precisions_of(options.precision), device_of(options.device, False)
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError:
+        raise CourseError(
+            f"the prompt {options.prompt!r} is no text in UTF-8; type it anew"
+        ) from None
+    if options.model.startswith("~"):
+        path_of(options.model)  # says what is wrong with it
     how = (options.new_tokens, options.seed, options.temperature)
     try:
-        found = side_by_side(options.model, options.prompt, precisions, options.device, *how)
+        found = side_by_side(options.model, options.prompt, precisions, device, *how)
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
     sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot
@@ -335,8 +444,8 @@ def grade(options: argparse.Namespace) -> int:
     import grade_notebooks
 
     return grade_notebooks.main(
-        folder=Path(options.folder).expanduser(),
-        out=Path(options.out).expanduser(),
+        folder=path_of(options.folder),
+        out=path_of(options.out),
         seconds=options.seconds,
         memory=options.memory,
     )
@@ -346,13 +455,13 @@ def fetch(options: argparse.Namespace) -> int:
     import offline
 
     targets = offline.parse_targets(options.platform, options.python)
-    return offline.fetch(Path(options.folder).expanduser(), targets)
+    return offline.fetch(path_of(options.folder), targets)
 
 
 def install(options: argparse.Namespace) -> int:
     import offline
 
-    folder = Path(options.folder).expanduser()
+    folder = path_of(options.folder)
     offline.check(folder)
     os.environ |= offline.without_network(folder)
     set_up()
@@ -368,11 +477,12 @@ def install(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     from llama_int8.measurement.compare import compare_folders
 
-    for folder in (options.first, options.second):
-        if not Path(folder).is_dir():
+    first, second = path_of(options.first), path_of(options.second)
+    for folder in (first, second):
+        if not folder.is_dir():
             raise CourseError(f"{folder} is no folder; give two folders such as results/<machine>")
     try:
-        lines, different = compare_folders(Path(options.first), Path(options.second))
+        lines, different = compare_folders(first, second)
     except ValueError as error:
         raise CourseError(str(error)) from None
     print("\n".join(lines))

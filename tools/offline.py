@@ -19,6 +19,7 @@ from typing import Any
 
 import sync_notebooks
 from course import TOOLS, CourseError
+from llama_int8.names import did_you_mean, listed
 
 MANIFEST = "course-packages.json"
 # What the project's own installation takes besides: the build backend named in pyproject.toml.
@@ -93,12 +94,19 @@ def parse_targets(platforms: str | None, pythons: str | None) -> list[Target]:
     Raises CourseError for a platform or version that the course does not know.
     """
     own = this_machine()
-    systems = list(SYSTEMS) if platforms == "all" else (platforms or own.system).split(",")
-    versions = (pythons or own.python).split(",")
-    if unknown := [name for name in systems if name not in SYSTEMS]:
-        raise CourseError(f"--platform is {unknown[0]!r}; known are {', '.join(SYSTEMS)} and all")
-    if unknown := [v for v in versions if v not in ("3.11", "3.12", "3.13")]:
-        raise CourseError(f"--python is {unknown[0]!r}; the course runs on 3.11, 3.12 and 3.13")
+    systems = [own.system] if platforms is None else listed(platforms)
+    versions = [own.python] if pythons is None else listed(pythons)
+    if systems == ["all"]:
+        systems = list(SYSTEMS)
+    for name in systems or [platforms]:
+        if name not in SYSTEMS:
+            near = did_you_mean(name, SYSTEMS)
+            raise CourseError(
+                f"--platform is {name!r}; known are {', '.join(SYSTEMS)} and all{near}"
+            )
+    for version in versions or [pythons]:
+        if version not in ("3.11", "3.12", "3.13"):
+            raise CourseError(f"--python is {version!r}; the course runs on 3.11, 3.12 and 3.13")
     return [Target(system, version) for system in systems for version in versions]
 
 
@@ -205,8 +213,9 @@ def write_manifest(folder: Path, targets: list[Target]) -> None:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return {"targets": list(manifest["targets"]), "files": dict(manifest["files"])}
+    except (ValueError, KeyError, TypeError):
         raise CourseError(f"{path} is damaged; delete it and fetch again") from None
 
 

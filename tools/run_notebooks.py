@@ -30,6 +30,7 @@ from llama_int8 import profiles
 from llama_int8.measurement.reference import set_machine
 from llama_int8.measurement.results import machine_name, write_json
 from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
+from llama_int8.names import did_you_mean
 
 REFERENCE_PROFILE = "cpu"
 FREE_SPACE = "; free some space on the disk first"
@@ -165,10 +166,12 @@ def select(names: list[str], only: list[str] | None) -> list[str]:
     if only is None:
         return names
     chosen = []
-    for wanted in (part.strip().removesuffix(".ipynb") for part in only):
-        found = [name for name in names if wanted in (name, name.partition("_")[0])]
+    for wanted in (Path(part.strip()).name.removesuffix(".ipynb") for part in only):
+        found = [name for name in names if wanted.lower() in (name, name.partition("_")[0])]
         if not found:
-            raise CourseError(f"no notebook {wanted!r}; there are {', '.join(names)}")
+            near = did_you_mean(wanted.zfill(2), [n.partition("_")[0] for n in names])
+            near = near or did_you_mean(wanted, names)
+            raise CourseError(f"no notebook {wanted!r}; there are {', '.join(names)}{near}")
         chosen += found
     return sorted(set(chosen))
 
@@ -179,7 +182,7 @@ def parse_params(params: list[str], known: list[dict[str, Any]]) -> dict[str, An
     parsed = {}
     for text in params:
         name, equals, value = text.partition("=")
-        name = name.lower()
+        name, value = name.strip().lower(), value.strip()
         if not equals:
             raise CourseError(f"--param is {text!r}; it must be NAME=VALUE")
         try:

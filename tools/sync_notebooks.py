@@ -5,23 +5,22 @@ Works on the notebooks' JSON with the standard library alone, so that it runs be
 
 import json
 import re
+import shutil
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import addresses
 from course import ROOT, CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
 MANAGED_CELLS = ("badge", "bootstrap", "navigation")
 PROGRESS_BAR = re.compile(r"\d+%\|")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-ADDRESS = re.compile(r'(?m)^Repository = "https://github\.com/([\w.-]+/[\w.-]+)"$')
-DOCUMENTS = ("README.md", "REPORT.md", "CITATION.cff")  # they name the address, too
-ADDRESSES = re.compile(
-    r"(https://(?:colab\.research\.google\.com/)?github(?:\.com)?/)[\w.-]+/[\w.-]+?(?=/blob/|\.git|\n)"
-)
-CLONED_FOLDER = re.compile(r"(git clone \S+\.git\ncd )[\w.-]+")
+# What may hold the repository's address besides the notebooks.
+DOCUMENTS = ("*.md", "*.cff", "pyproject.toml", "notebooks/*.md", "tools/*.md")
 
 BOOTSTRAP = """\
 # On a fresh machine (Colab, say) this fetches the course's package; elsewhere it does nothing.
@@ -37,40 +36,65 @@ BADGE = (
 
 
 def main(check: bool = False, repository: str | None = None) -> int:
-    """Bring every notebook up to date, or with `check` only name those that are not."""
-    if repository is not None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-            raise CourseError(f"repository is {repository!r}; it must be OWNER/NAME")
-        _replace(ROOT / "pyproject.toml", ADDRESS, repository)
-    address = repository_address()
-    stale = []
-    for path in notebook_paths():
-        before = path.read_text(encoding="utf-8")
-        after = dump(synced(read(path), path.stem, address))
-        if after != before:
-            stale.append(path)
-            if not check:
-                write(path, after)
-    for path in (ROOT / name for name in DOCUMENTS):
-        if path.exists():
-            text = path.read_text(encoding="utf-8")
-            current = ADDRESSES.sub(lambda m: m[1] + address, text)
-            current = CLONED_FOLDER.sub(lambda m: m[1] + address.split("/")[1], current)
-            if current != text:
-                stale.append(path)
-                if not check:
-                    write(path, current)
+    """Bring every notebook and document up to date, or with `check` only name those that are not.
+
+    `repository`: the new address, in any form that people paste. Raises CourseError; then nothing
+    has been written.
+    """
+    address = repository_address() if repository is None else addresses.parse(repository)
+    stale = changes(address)
+    if not check:
+        write_all(stale)
     for path in stale:
         print(f"{'stale' if check else 'updated'}: {path.relative_to(ROOT)}")
     if check and stale:
-        print("run `python3 tools/course.py sync`", file=sys.stderr)
+        option = "" if repository is None else f" --repository {address}"
+        print(f"run `python3 tools/course.py sync{option}`", file=sys.stderr)
     return int(check and bool(stale))
 
 
+def changes(address: str) -> dict[Path, str]:
+    """The new text of every notebook and document that is not as it should be."""
+    notebooks = {path: read(path) for path in notebook_paths()}
+    documents = [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+    texts = {path: _text(path) for path in documents}
+    if (number := len(addresses.PYPROJECT.findall(texts.get(ROOT / "pyproject.toml", "")))) != 1:
+        raise CourseError(
+            'pyproject.toml should hold one line like Repository = "https://github.com/'
+            f'{address}", it holds {number}'
+        )
+    names = [path.stem for path in notebooks]
+    earlier = {known for text in texts.values() for known in addresses.own(text, names)}
+    for notebook in notebooks.values():
+        earlier |= _addresses_in(notebook, names)
+    wanted = {p: addresses.mended(text, address, earlier, names) for p, text in texts.items()}
+    found = {}
+    for path, notebook in notebooks.items():
+        texts[path] = path.read_text(encoding="utf-8")
+        for cell in notebook["cells"]:
+            source = "".join(cell["source"])
+            cell["source"] = _lines(addresses.mended(source, address, earlier, names))
+        found[path] = dump(synced(notebook, path.stem, address))
+    return {path: text for path, text in (found | wanted).items() if text != texts[path]}
+
+
+def _addresses_in(notebook: dict[str, Any], names: list[str]) -> set[str]:
+    """The addresses that the cells hold which this module writes."""
+    managed = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+    fetched = addresses.BOOTSTRAP.findall(managed.get("bootstrap", ""))
+    return addresses.own(managed.get("badge", ""), names) | addresses.parsed(fetched)
+
+
 def repository_address() -> str:
-    """OWNER/NAME, from the one place where it stands."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["urls"]["Repository"].removeprefix("https://github.com/")
+    """OWNER/NAME, from the one place where it stands. Raises CourseError where it cannot be read."""
+    try:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return addresses.parse(project["urls"]["Repository"])
+    except (ValueError, KeyError, TypeError, AttributeError, CourseError) as error:
+        raise CourseError(
+            f"pyproject.toml names no repository ({error}); "
+            "`python3 tools/course.py sync --repository OWNER/NAME` writes it there"
+        ) from None
 
 
 def notebook_paths() -> list[Path]:
@@ -193,7 +217,7 @@ def _lines(text: str | list[str]) -> list[str]:
 def read(path: Path) -> dict[str, Any]:
     """The notebook's JSON. Raises CourseError where it is none."""
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may add the mark
         notebook["cells"]
     except (ValueError, KeyError, TypeError) as error:
         raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
@@ -214,9 +238,40 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _replace(path: Path, pattern: re.Pattern[str], address: str) -> None:
-    line = f'Repository = "https://github.com/{address}"'
-    text, number = pattern.subn(lambda _: line, path.read_text(encoding="utf-8"))
-    if number != 1:
-        raise CourseError(f"{path.name} should hold one line like {line!r}, it holds {number}")
-    write(path, text)
+def write_all(texts: dict[Path, str]) -> None:
+    """Write all files or none. Raises CourseError.
+
+    Each goes to a temporary name first. What was replaced before one failed is put back.
+    """
+    new = {path: path.with_name(f".{path.name}.new") for path in texts}
+    before = {path: path.read_bytes() for path in texts}
+    replaced = []
+    try:
+        for path, text in texts.items():
+            new[path].write_bytes(text.encode())
+            shutil.copymode(path, new[path])
+        for path in texts:
+            new[path].replace(path)
+            replaced.append(path)
+    except BaseException as error:
+        for path in replaced:
+            path.write_bytes(before[path])
+        if isinstance(error, OSError):
+            raise CourseError(
+                f"{error.filename}: {error.strerror}; nothing has been changed"
+            ) from None
+        raise
+    finally:
+        for temporary in new.values():
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _text(path: Path) -> str:
+    """A document with its line ends as they are. Raises CourseError where it is no UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise CourseError(
+            f"{path.name} is no text in UTF-8 ({error}); restore it with git"
+        ) from None

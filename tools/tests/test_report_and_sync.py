@@ -4,9 +4,10 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, TEMPLATE
+from conftest import ROOT, TEMPLATE, Course
 
 import make_report
 import sync_notebooks
@@ -303,12 +304,156 @@ def test_a_new_address_does_not_make_notebooks_stale(course):
     assert course("run").stdout.count("up to date") == 2
 
 
-@pytest.mark.parametrize("address", ["jane", "https://github.com/jane/x", "a/b/c", ""])
+@pytest.mark.parametrize("address", ["jane", "https://gitlab.com/jane/x", "a/b/c", ""])
 def test_an_address_that_is_none_is_refused(course, address):
-    before = course.state()
+    before = everything(course)
     done = course("sync", "--repository", address)
     assert done.returncode == 1 and "OWNER/NAME" in done.stderr
-    assert course.state() == before
+    assert "Traceback" not in done.stderr
+    assert everything(course) == before
+
+
+def everything(course):
+    """Every file of the checkout that git would show, by its path."""
+    files = [f for f in course.root.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    return {str(f.relative_to(course.root)): f.read_bytes() for f in files}
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "https://github.com/jane/x",
+        " <https://www.github.com/jane/x.git> ",
+        "git@github.com:jane/x.git",
+    ],
+)
+def test_a_pasted_address_gives_the_same_files_as_owner_and_name(course, tmp_path, pasted):
+    other = Course(shutil.copytree(course.root, tmp_path / "other"))
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    assert other("sync", "--repository", pasted).returncode == 0
+    assert everything(other) == everything(course)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("https://github.com/jane/old", "https://github.com/jane/old.git"),
+        ("https://github.com/jane/old", "https://github.com/jane/old.git.git"),
+        ("https://github.com/jane/old", "https://github.com/https://github.com/jane/old"),
+        ("https://github.com/jane/old", "http://www.github.com/Jane/Old/"),
+        ("/github/jane/old/", "/github/jane/old.git/"),
+        ("/github/jane/old/", "/github/https://github.com/jane/old/"),
+        ("jane/old", "OWNER/llama-in-8-bits"),
+    ],
+)
+def test_an_address_is_mended_whatever_was_made_of_it(course, damage):
+    # A README as ours has it, with a badge, beside the tiny one's line.
+    readme = course.root / "README.md"
+    badge = sync_notebooks.BADGE.format(address="OWNER/llama-in-8-bits", name="00_first")
+    teaching = course.root / "notebooks/TEACHING.md"
+    teaching.write_text("See https://github.com/OWNER/llama-in-8-bits/blob/main/REPORT.md.\n")
+    readme.write_text(readme.read_text() + badge)
+    assert course("sync", "--repository", "jane/new").returncode == 0
+    wanted = everything(course)
+    assert course("sync", "--repository", "jane/old").returncode == 0
+    for name, content in everything(course).items():
+        if not name.startswith(("tools/", "notebooks/")):
+            (course.root / name).write_bytes(content.replace(*(t.encode() for t in damage)))
+    assert course("sync", "--repository", "jane/new").returncode == 0
+    assert everything(course) == wanted
+    assert course("sync", "--check").returncode == 0
+
+
+def test_the_address_that_an_older_version_left_half_mended_is_mended(course):
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    wanted = everything(course)
+    readme, citation = course.root / "README.md", course.root / "CITATION.cff"
+    text = readme.read_text().replace("jane/x/blob", "jane/x.git/blob")
+    readme.write_text(text.replace("jane/x.git\ncd x", "jane/x.git.git\ncd x.git"))
+    citation.write_text(citation.read_text().replace("jane/x", "jane/x.git"))
+    assert course("sync", "--check").returncode == 1
+    assert course("sync").returncode == 0
+    assert everything(course) == wanted
+
+
+def test_links_to_other_projects_stay(course):
+    others = """
+https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1400
+https://github.com/bitsandbytes-foundation/bitsandbytes
+https://github.com/jane/llama-in-8-bits-solutions
+https://github.com/OWNER-2/llama-in-8-bits
+https://colab.research.google.com/github/other/course/blob/main/notebooks/01_theirs.ipynb
+https://gitlab.com/OWNER/llama-in-8-bits
+git clone https://github.com/ggml-org/llama.cpp.git
+cd llama.cpp
+"""
+    readme = course.root / "README.md"
+    readme.write_text(readme.read_text() + others)
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    assert readme.read_text().endswith(others)
+    assert "git clone https://github.com/jane/x.git\ncd x\n" in readme.read_text()
+
+
+def test_check_with_a_new_address_names_what_would_change_and_writes_nothing(course):
+    before = everything(course)
+    done = course("sync", "--check", "--repository", "jane/x")
+    assert done.returncode == 1 and everything(course) == before
+    named = {line.removeprefix("stale: ") for line in done.stdout.splitlines()}
+    assert "run `python3 tools/course.py sync --repository jane/x`" in done.stderr
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    after = everything(course)
+    assert named == {name for name in before if before[name] != after[name]}
+    assert {"pyproject.toml", "README.md", "CITATION.cff"} < named
+    assert course("sync", "--check", "--repository", "https://github.com/jane/x").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "notebooks/06_second.ipynb", "CITATION.cff"])
+def test_what_cannot_be_written_leaves_everything_as_it_was(course, name):
+    path = course.root / name
+    path.with_name(f".{path.name}.new").mkdir()  # in the way of the temporary file
+    before = everything(course)
+    done = course("sync", "--repository", "jane/x")
+    assert done.returncode == 1 and path.name in done.stderr
+    assert "nothing has been changed" in done.stderr and "Traceback" not in done.stderr
+    assert everything(course) == before
+
+
+def test_a_failure_after_some_files_were_replaced_puts_them_back(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text("old")
+    replace = Path.replace
+
+    def fails_at_the_third(self, target):
+        if target == paths[2]:
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails_at_the_third)
+    with pytest.raises(CourseError, match=r"No space left.*nothing has been changed"):
+        sync_notebooks.write_all(dict.fromkeys(paths, "new"))
+    assert [path.read_text() for path in paths] == ["old"] * 3
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize(
+    "line", ["", 'Repository = "nowhere"', "Repository = 7\n[project.urls.Repository]"]
+)
+def test_a_pyproject_without_an_address_says_what_writes_it(course, line):
+    path = course.root / "pyproject.toml"
+    path.write_text(re.sub(r"(?m)^Repository = .*$", line, path.read_text()))
+    done = course("sync", "--check")
+    assert done.returncode == 1 and "sync --repository OWNER/NAME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("check", [["report", "--check"], ["sync", "--check"]])
+def test_commands_that_check_write_nothing(course, check):
+    (course.root / "REPORT.md").write_text("stale")
+    course.change_notebook("00_first", "badge", "an old badge")
+    before = everything(course)
+    assert course(*check).returncode == 1
+    assert everything(course) == before
 
 
 class TestNormalised:

@@ -37,13 +37,21 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*.json")):
         try:
             measurements = json.loads(path.read_text(encoding="utf-8"))["measurements"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is no results file") from None
+            sound = all(_is_measurement(entry) for entry in measurements.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{path} is no results file")
         name = path.relative_to(folder).with_suffix("").as_posix()
         found |= {f"{name}: {key}": entry for key, entry in measurements.items()}
     if not found:
         raise ValueError(f"{folder} holds no results file (.json)")
     return found
+
+
+def _is_measurement(entry: dict[str, Any]) -> bool:
+    known = entry["kind"] in TOLERANCE and "unit" in entry
+    return known and isinstance(entry["value"], float | int | str)
 
 
 def _close(one: float | str, other: float | str, tolerance: float) -> bool:

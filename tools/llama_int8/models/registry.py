@@ -4,13 +4,19 @@ Shapes are those of each model's own `config.json`; tests hold the parameter cou
 from them against the published ones.
 """
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from llama_int8.errors import UnknownModelError
+from llama_int8.folders import check_model_folder, explain_file, explain_missing
+from llama_int8.names import letters
 from llama_int8.transformer.config import LlamaConfig, read_config
 
 DEFAULT_MODEL = "smollm2-135m"
+# Where its weights are from; the course fetches them from the package index.
+DEFAULT_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SYNTHETIC = "synthetic:"
 
 
@@ -134,11 +140,76 @@ def config_of(name_or_folder: str | Path) -> LlamaConfig:
 
 
 def existing_folder(name_or_folder: str | Path) -> Path:
-    """The path, if it is a folder; otherwise UnknownModelError with the names that are known."""
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
+    """The path, if it is a model's folder in Hugging Face's format.
+
+    Raises UnknownModelError, with what was probably meant, where it is no folder, and
+    ModelFilesError where the folder is of another kind.
+    """
+    name = str(name_or_folder)
+    try:
+        folder = Path(name_or_folder).expanduser()
+        is_folder = folder.is_dir()
+    except (RuntimeError, OSError) as error:  # "~nobody", a name of a thousand letters
+        raise UnknownModelError(f"{name!r} is no model ({error}). {_registered()}") from None
+    if not name.strip():
+        raise UnknownModelError(f"{name!r} is no model. {_registered()}")
+    if is_folder:
+        check_model_folder(folder)
         return folder
+    if folder.exists() or folder.suffix.lower() == ".gguf":
+        raise UnknownModelError(explain_file(folder))
+    if folder.is_symlink() or _is_path(name):
+        raise UnknownModelError(explain_missing(folder))
+    meant = _meant(name)
+    near = f"; did you mean {' or '.join(meant)}?" if meant else "."
     raise UnknownModelError(
-        f"{str(name_or_folder)!r} is neither a registered model nor a folder. Registered: "
-        f"{', '.join(MODELS)}; or {SYNTHETIC}<one of these> for its shapes with random weights"
+        f"{name!r} is neither a registered model nor a folder{near}{_from_the_hub(name)} {_registered()}"
     )
+
+
+def _from_the_hub(name: str) -> str:
+    """How to come by another repository of the hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or letters(name.partition("/")[2]) in _names():
+        return ""
+    return f" Another model of the hub: `hf download {name} --local-dir FOLDER`, then give FOLDER."
+
+
+def _registered() -> str:
+    return (
+        f"Registered: {', '.join(MODELS)}; or {SYNTHETIC}<one of these> for its shapes with random "
+        "weights"
+    )
+
+
+def _is_path(name: str) -> bool:
+    """Whether somebody meant a place on the disk, and no name of a model."""
+    if name.startswith((".", "~", "/", "\\")) or "\\" in name or Path(name).is_absolute():
+        return True
+    first, *rest = Path(name).parts
+    address = name.lower().startswith(("http:", "https:", "huggingface.co", "hf.co"))
+    return bool(rest) and not address and (len(rest) > 1 or Path(first).is_dir())
+
+
+def _meant(name: str) -> list[str]:
+    """Registered models that a name may stand for: by their names, or by their addresses."""
+    prefix = SYNTHETIC if name.lower().startswith(SYNTHETIC) else ""
+    wanted = re.sub(r"^(https?://)?(www\.)?(huggingface\.co|hf\.co)/", "", name[len(prefix) :])
+    wanted = letters(wanted.strip(" /").rpartition("/")[2])
+    names = _names()
+    if wanted in names:
+        found = [names[wanted]]
+    else:
+        begin = [one for one in names if wanted and one.startswith(wanted)]
+        begin += [one for one in names if wanted.startswith(one)]
+        near = get_close_matches(wanted, names, n=1, cutoff=0.75)
+        found = [names[one] for one in begin or near]
+    return [prefix + one for one in dict.fromkeys(found)][:3]
+
+
+def _names() -> dict[str, str]:
+    """Registered names by their letters, and by those of their repositories without the owner."""
+    found = {letters(DEFAULT_REPOSITORY.partition("/")[2]): DEFAULT_MODEL}
+    for spec in MODELS.values():
+        repositories = [source.repository.partition("/")[2] for source in spec.sources]
+        found |= {letters(one): spec.name for one in (spec.name, *repositories)}
+    return found

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from llama_int8.names import did_you_mean
+
 PROFILES = ("smoke", "cpu", "t4", "gpu")
 # From here on a GPU is larger than a T4 (which shows 14.75 GiB of its 16 GB).
 LARGE_GPU_BYTES = 20 * 2**30
@@ -76,7 +78,10 @@ def resolve(notebook: str, profile: str = "auto", **overrides: Any) -> Settings:
 def check_type(name: str, value: Any, parameters: dict[str, Any]) -> Any:
     """Return `value` if it has the type of the profile's own value; an int may stand for a float."""
     if name not in parameters:
-        raise ValueError(f"parameter {name!r} is unknown; there are {', '.join(parameters)}")
+        raise ValueError(
+            f"parameter {name!r} is unknown; there are {', '.join(parameters)}"
+            f"{did_you_mean(name, parameters)}"
+        )
     kind = type(parameters[name])
     if kind is float and type(value) is int:
         return float(value)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import check_weights, read_json_object, weight_files
+from llama_int8.folders import check_model_folder, explain_file
 from llama_int8.transformer.config import LlamaConfig, read_config
 
 META_BLOCK = {
@@ -45,6 +46,10 @@ def read_checkpoint(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
     `folder` holds `config.json` with safetensors, or Meta's `params.json` with
     `consolidated.*.pth`. Raises ModelFilesError where it holds neither, or a file is damaged.
     """
+    if folder.is_dir():
+        check_model_folder(folder, meta_too=True)
+    elif folder.exists():
+        raise ModelFilesError(explain_file(folder))
     if (folder / "config.json").exists():
         config, tensors = read_hugging_face(folder)
     elif (folder / "params.json").exists():

@@ -1,0 +1,264 @@
+"""What people type after an option: read as it was meant, or named with what works."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import ROOT
+
+import course as command
+import offline
+import run_notebooks
+from course import CourseError
+from llama_int8.measurement.tasks import TASKS
+from llama_int8.models.loading import PRECISIONS
+from llama_int8.profiles import resolve
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Assert that a command ends with these words in one message, and without a traceback."""
+    monkeypatch.setenv("COURSE_ACTIVE", str(ROOT))
+
+    def run(*arguments, says):
+        try:
+            code = command.main([str(a) for a in arguments])
+        except SystemExit as exit_:  # argparse's
+            code = exit_.code
+        out, err = capsys.readouterr()
+        assert code in (1, 2) and out == ""
+        message = err.splitlines()[-1]
+        assert "error: " in message and "Traceback" not in err
+        for words in says:
+            assert words in message
+
+    return run
+
+
+# Lists of names
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("bf16,int8", ["bf16", "int8"]),
+        ("bf16, int8", ["bf16", "int8"]),
+        ("bf16,", ["bf16"]),
+        (" INT8 , Bf16", ["int8", "bf16"]),
+        ("bf16,bf16,BF16", ["bf16"]),
+        ("int8-fast", ["int8-fast"]),
+        (None, None),
+    ],
+)
+def test_precisions_are_read_as_they_are_meant(text, meant):
+    assert command.precisions_of(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("piqa, hellaswag", ["piqa", "hellaswag"]),
+        ("PIQA", ["piqa"]),
+        ("WikiText2,piqa,wikitext2,", ["wikitext2", "piqa"]),
+    ],
+)
+def test_tasks_are_read_as_they_are_meant(text, meant):
+    assert command.tasks_of(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , "])
+def test_an_empty_list_of_names_is_an_error_with_the_known_ones(fails, text):
+    for name in ("generate", "evaluate"):
+        asked = [name, "--precision", text, *(["--prompt", "x"] if name == "generate" else [])]
+        fails(*asked, says=["precision is '", *PRECISIONS])
+    fails("evaluate", "--task", text, says=["there is no task '", *TASKS])
+    fails("run", "--only", text, says=["--only is '", "00,06"])
+    fails("fetch", "folder", "--platform", text, says=["--platform is ", "linux, macos, windows"])
+    fails("fetch", "folder", "--python", text, says=["--python is ", "3.11, 3.12 and 3.13"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "--precision", "bf16,int8_fast"], ["'int8_fast'", "Did you mean int8-fast?"]),
+        (["generate", "--prompt", "x", "--precision", "bf61"], ["'bf61'", "Did you mean bf16?"]),
+        (["evaluate", "--task", "piqua"], ["'piqua'; there are piqa", "Did you mean piqa?"]),
+        (["evaluate", "--task", "Hella-Swag"], ["'hella-swag'", "Did you mean hellaswag?"]),
+        (["run", "--only", "6"], ["'6'", "06_fp16_vs_int8", "Did you mean 06?"]),
+        (["run", "--only", "fp16_vs_int8"], ["Did you mean 06_fp16_vs_int8?"]),
+        (["run", "--only", "00", "--param", "new_token=3"], ["Did you mean new_tokens?"]),
+        (["run", "--only", "00", "--param", "newtokens=3"], ["Did you mean new_tokens?"]),
+        (["run", "--model", "Llama-3.2-1B"], ["did you mean llama-3.2-1b?"]),
+        (["generate", "--prompt", "x", "--model", "SmolLM2"], ["did you mean smollm2-135m?"]),
+        (["evaluate", "--model", "unsloth/Llama-3.2-1B"], ["did you mean llama-3.2-1b?"]),
+        (["fetch", "folder", "--platform", "mac"], ["'mac'", "Did you mean macos?"]),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(fails, arguments, says):
+    fails(*arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    "text", ["00, 06", "06,00,", "00_start_here,06", "notebooks/00_start_here.ipynb,06"]
+)
+def test_notebooks_are_found_by_number_name_or_path(text):
+    names = ["00_start_here", "05_outliers", "06_fp16_vs_int8"]
+    only = text.strip(" ,").split(",")
+    assert run_notebooks.select(names, only) == ["00_start_here", "06_fp16_vs_int8"]
+
+
+def test_a_parameter_is_read_with_blanks_and_capitals():
+    known = [{"count": 3, "threshold": 6.0, "sentence": "A"}]
+    given = ["COUNT = 5", " threshold=5", "sentence = One two. "]
+    assert run_notebooks.parse_params(given, known) == {
+        "count": 5,
+        "threshold": 5.0,
+        "sentence": "One two.",
+    }
+
+
+def test_a_parameter_that_is_nearly_right_is_named_in_a_notebook_too():
+    with pytest.raises(ValueError, match=r"'round' is unknown; .*\. Did you mean rounds\?"):
+        resolve("00_start_here", "cpu", round=3)
+
+
+def test_platforms_and_versions_are_read_as_they_are_meant():
+    wanted = offline.parse_targets("linux,windows", "3.11,3.12")
+    assert offline.parse_targets("Linux, windows, linux", " 3.11 ,3.12,") == wanted
+    assert offline.parse_targets("ALL", "3.12") == offline.parse_targets("all", "3.12")
+
+
+# Devices
+
+
+@pytest.fixture(params=[0, 2])
+def gpus(request, monkeypatch):
+    """So many GPUs, as PyTorch tells."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+    return request.param
+
+
+def test_a_device_is_read_as_it_is_meant(gpus):
+    assert command.device_of(" CPU ", one_of_many=False) == "cpu"
+    assert command.device_of(None, one_of_many=True) is None
+    if gpus:
+        assert command.device_of("CUDA", one_of_many=False) == "cuda"
+        assert command.device_of("cuda:1", one_of_many=True) == "cuda:1"
+        assert command.device_of("auto", one_of_many=True) == "auto"
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:9", "gpu", "cpu:0", "", "tpu", "cuda:"])
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_a_device_that_is_not_here_is_named_with_what_works(fails, gpus, name, device):
+    prompt = ["--prompt", "x"] if name == "generate" else []
+    every = "cpu, cuda, cuda:0, cuda:1, auto" if name == "evaluate" else "cpu, cuda"
+    works = every if gpus else "cpu: PyTorch sees no GPU"
+    fails(name, *prompt, "--device", device, says=[repr(device), f"what works here is {works}"])
+
+
+def test_cuda_without_a_gpu_is_named_with_what_works(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "auto", "cuda:0"):
+        fails("evaluate", "--device", device, says=[repr(device), "PyTorch sees no GPU"])
+
+
+# Files and folders
+
+
+def test_a_file_by_task_is_read_with_blanks_and_capitals(tmp_path):
+    assert command.data_files(["PIQA = valid.jsonl"], ["piqa"]) == {"piqa": "valid.jsonl"}
+    odd = tmp_path / "a=b.jsonl"
+    odd.write_text("")
+    assert command.data_files([str(odd)], ["piqa"]) == {"piqa": str(odd)}
+    with pytest.raises(CourseError, match=r"two files for piqa: a\.jsonl and b\.jsonl"):
+        command.data_files(["piqa=a.jsonl", "piqa=b.jsonl"], ["piqa", "hellaswag"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "--only", "00"], ["evaluate", "--task", "course-text"]]
+)
+def test_a_place_that_cannot_hold_results_is_named_before_anything_is_computed(
+    fails, tmp_path, arguments
+):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    fails(*arguments, "--out", file, says=[f"--out is {file}", "is a file"])
+    fails(*arguments, "--out", file / "deeper", says=[f"{file} is a file; name a folder"])
+    fails(*arguments, "--out", "", says=["--out is empty"])
+    if os.path.isdir("/proc"):  # a folder in which nobody, not even root, makes another
+        fails(*arguments, "--out", "/proc/x", says=["--out is /proc/x", "cannot be written"])
+    fails(*arguments, "--out", "~nobody-at-all/x", says=["no such user"])
+    assert file.read_text() == "mine"
+
+
+def test_the_courses_own_folder_is_no_place_for_a_run_apart(fails):
+    fails("run", "--only", "00", "--out", ROOT, says=["the course's own folder"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "--prompt", "x", "--new-tokens", "abc"], ["--new-tokens", "'abc'"]),
+        (["generate", "--prompt", "x", "--new-tokens", "-3"], ["-3", "at least 1"]),
+        (["generate", "--prompt", "x", "--seed", "1", "--temperature", "-1"], ["-1.0", "positive"]),
+        (["generate", "--prompt", "x", "--seed", "1", "--temperature", "nan"], ["nan"]),
+        (["generate", "--prompt", "x", "--seed", "1", "--temperature", "inf"], ["inf"]),
+        (["generate", "--prompt", "x", "--seed", "1.5"], ["--seed", "'1.5'"]),
+        (["generate", "--prompt", "x", "--seed", 10**30], [str(10**30), "2^63"]),
+        (["generate", "--prompt", "\udcff"], ["UTF-8"]),
+        (["generate", "--prompt", "x", "--model", "~nobody-at-all/x"], ["no such user"]),
+        (["generate", "--prompt", "x", "--model", ""], ["'' is no model"]),
+        (["evaluate", "--limit", "many"], ["--limit", "'many'"]),
+        (["evaluate", "--model", ""], ["'' is no model"]),
+        (["run", "--model", ""], ["'' is no model"]),
+        (["run", "--profile", "a100"], ["a100", "smoke", "cpu"]),
+        (["run", "--param", "=3"], ["'' is unknown"]),
+        (["compare", "README.md", "README.md"], ["README.md is no folder"]),
+        (["compare", "figures", "figures"], ["figures holds no results file"]),
+        (["grade", "README.md"], ["README.md is no folder"]),
+        (["grade", "figures"], ["no notebook in figures"]),
+        (["grade", "notebooks", "--seconds", "0"], ["--seconds is 0"]),
+        (["grade", "notebooks", "--memory", "nan"], ["--memory nan"]),
+        (["grade", "notebooks", "--out", "figures"], ["figures", "--out names another file"]),
+        (["grade", "~nobody-at-all/x"], ["no such user"]),
+        (["grade", ""], ["a path is ''"]),
+        (["fetch", " ", "--platform", "linux"], ["a path is ' '"]),
+        (["install", ""], ["a path is ''"]),
+        (["compare", "", "figures"], ["a path is ''"]),
+        (["install", "figures"], ["figures holds no course-packages.json"]),
+        (["install", "README.md"], ["holds no course-packages.json"]),
+        (["sync", "--repository", "jane"], ["'jane'", "OWNER/NAME"]),
+        (["nonsense"], ["nonsense", "evaluate"]),
+    ],
+)
+def test_nonsense_is_named_with_the_way_out(fails, monkeypatch, arguments, says):
+    monkeypatch.chdir(ROOT)
+    fails(*arguments, says=says)
+
+
+def test_a_profile_is_read_with_capitals():
+    assert command.parse(["run", "--profile", "Smoke"]).profile == "smoke"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"targets": 1, "files": {}}', '{"targets": []}'])
+def test_a_manifest_of_another_kind_is_damaged(tmp_path, content):
+    (tmp_path / offline.MANIFEST).write_text(content)
+    with pytest.raises(CourseError, match="is damaged; delete it and fetch again"):
+        offline.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "measurements",
+    [
+        [],
+        {"x": 1},
+        {"x": {"value": 1}},
+        {"x": {"value": None, "unit": "s", "kind": "timing"}},
+        {"x": {"value": 1, "unit": "s", "kind": "taste"}},
+    ],
+)
+def test_a_file_that_is_no_results_file_is_named(fails, tmp_path, measurements):
+    (tmp_path / "x.json").write_text(json.dumps({"measurements": measurements}))
+    fails("compare", tmp_path, tmp_path, says=["x.json is no results file"])
