@@ -300,7 +300,7 @@ class Report:
                 text += " [" + " to ".join(ends) + "]"
             return text
 
-        header = ["", *(f"{run['environment']['machine']}, {run['model']}" for run in runs)]
+        header = ["", *map(_column, runs)]
         return markdown_table(
             header, [[label, *(cell(r, name) for r in runs)] for label, name in rows.items()]
         )
@@ -447,6 +447,17 @@ def _is_run_of(run: dict[str, Any], notebook: str) -> bool:
     """Whether `run` is of a notebook, by number, name or name of a figure, or of a task, by name."""
     numbered = notebook[:2].isdigit()
     return run["notebook"][:2] == notebook[:2] if numbered else run["notebook"] == notebook
+
+
+def _column(run: dict[str, Any]) -> str:
+    """A column's head: machine, model, and the first digits of the hash of its data, if it has any.
+
+    Two columns are comparable only where these digits are equal.
+    """
+    parts = [run["environment"]["machine"], run["model"]]
+    if "sha256" in run["settings"]:
+        parts.append(f"data {run['settings']['sha256'][:8]}")
+    return ", ".join(parts)
 
 
 def _filled_in(text: Any, *values: Any) -> str:

@@ -174,6 +174,17 @@ class TestTheCommittedReport:
         path.write_text(json.dumps({**content, "measurements": kept}))
         assert "piqa: wrong_rule.question scored" in self.rendered(root)[1]
 
+    def test_each_data_set_is_named_by_the_first_digits_of_its_hash(self, root):
+        rename(root / "results", self.machine(root), "elsewhere", keep="piqa*")
+        (path,) = (root / "results/elsewhere").glob("piqa*.json")
+        content = json.loads(path.read_text())
+        here = content["settings"]["sha256"][:8]
+        content["settings"]["sha256"] = "0123456789abcdef"
+        path.write_text(json.dumps(content))
+        text = self.rendered(root)[0]
+        assert f"smollm2-135m, data {here} |" in text
+        assert "elsewhere, smollm2-135m, data 01234567 |" in text
+
     def test_with_results_of_a_gpu(self, root):
         rename(root / "results", self.machine(root), "tesla-t4")
         for path in (root / "results/tesla-t4").glob("*.json"):
