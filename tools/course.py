@@ -185,8 +185,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     generate_.add_argument("--device", help="cpu or cuda; default: the GPU, if any")
 
-    grade_ = commands.add_parser("grade", help="run learners' notebooks and write their points")
-    grade_.add_argument("folder", metavar="FOLDER", help="notebooks, or a subfolder a learner")
+    grade_ = commands.add_parser(
+        "grade",
+        help="run learners' notebooks and write their points",
+        description=(
+            "Run learners' notebooks and write their points. Each runs in a home, an environment and "
+            "a working folder of its own; on Linux (kernel 5.13 or newer) and macOS it can write "
+            "nowhere else. What changes outside nevertheless is told with the learner's name; if it "
+            "is what notebooks are graded with, the grading stops. A notebook can still read your "
+            "files and use your network: grade strangers' notebooks in a container."
+        ),
+    )
+    grade_.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="notebooks, a subfolder for each learner, zip files, or what Moodle, Canvas, "
+        "Blackboard, ILIAS or GitHub Classroom gives",
+    )
     grade_.add_argument(
         "--out", metavar="FILE", default="points.csv", help="default: points.csv, here"
     )

@@ -1,18 +1,30 @@
 """Grade learners' notebooks: run each one in profile smoke, and write its points to a CSV file.
 
-A folder holds notebooks, or a subfolder of notebooks for each learner. Each notebook runs in a
-kernel and a working folder of its own, up to its last cell with a `check`; the file itself is
-read and never written. `check` hands its verdicts in through the file that COURSE_VERDICTS names, and
-the last one on an exercise counts. Every exercise of the notebook gets a row, whatever became of
-its cell.
+A folder holds notebooks, a subfolder of notebooks for each learner, zip files, or what a learning
+platform gives; hand_ins.py tells whose a file is and which one counts. Each notebook runs in a
+kernel of its own, up to its last cell with a `check`; the file itself is read and never written.
+`check` hands its verdicts in through the file that COURSE_VERDICTS names, with what a right answer gave,
+which is judged once more out here. Of several answers to an exercise a right one counts, else
+the last. Every exercise of the notebook gets a row, whatever became of its cell, and every file
+that is not graded is named with the reason.
 
 An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
-costs its own exercise alone: the course's cell takes its place, in which the reference solution
+costs its own exercise only: the course's cell takes its place, in which the reference solution
 goes on, and the notebook runs once more. Such a cell without an exercise is left out.
 
-A learner's code runs with your rights: it can read your files and use your network. The limits
-hold against mistakes, not against malice. Grade strangers' notebooks in a container, or under an
-account that owns nothing.
+What a notebook does reaches nobody else:
+- It has a home, folders, settings, a virtual environment, a copy of the package and of the cache of
+  its own (isolation.py), which go when it has run: so do what it installs with pip, and its processes.
+- On Linux (kernel 5.13 or newer) and macOS it can write nowhere else (sandbox.py). On Windows and
+  older Linux it can, by a path that leads out; the grading says so when it begins.
+- After each notebook the environment, the course, its cache, settings and what was handed in are
+  compared with before. If what notebooks are graded with has changed, by whatever program,
+  the grading stops and names learner and files; other changes are told.
+
+What is not protected: a learner's code runs with your rights. It can read your files, use your
+network, change the permissions of your files (that is told), and fill the disk. It can find out the
+reference solutions, and whoever means to can forge a verdict with them. Grade strangers'
+notebooks in a container, or under an account that owns nothing.
 """
 
 import csv
@@ -25,7 +37,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,25 +47,34 @@ from typing import Any
 
 import nbformat
 import psutil
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+import hand_ins
+import isolation
+import sandbox
 import sync_notebooks
-from course import TOOLS, CourseError
+from course import CourseError
+from hand_ins import CHECKED, HandedIn, Other, courses_notebooks, source
+from hand_ins import learner_of as learner_of  # known under this module's name, too
+from hand_ins import which_notebook as which_notebook
 from llama_int8.classroom.exercise_book import EXERCISES
+from llama_int8.classroom.exercises import confirms
 from llama_int8.measurement.cost import GIB
 
 NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of one run of a notebook
 LEFT_OUT = 2  # so many cells without an exercise may be left out of a notebook
 COLUMNS = ("learner", "notebook", "exercise", "status", "points", "of", "message")
 CHECK = re.compile(r"\bcheck\s*\(")
-CHECKED = re.compile(r"""\bcheck\s*\(\s*(?:name\s*=\s*)?["'](\d\d\.\w+)["']""")
+LOADS = re.compile(r"\b(load_model|load_tokenizer|embedded_folder|from_pretrained)\b")
 LONGEST_MESSAGE = 1000  # characters; spreadsheets take 32,767 in a cell
-# What browsers, JupyterLab and Colab (in several languages) add to the name of a copy.
-COPY_MARK = re.compile(
-    r"\b(copy of|kopie von|copie de|copia de)\b|[ _-]*\(\d+\)|[ _-]copy\s*\d*\b", re.IGNORECASE
+OWN_FOLDER = " (a graded notebook can write in its working folder, its home and $TMPDIR only)"
+UNPROTECTED = (
+    "This system cannot keep a notebook from writing outside its own folder; what it changes there is "
+    "told after it has run. Linux 5.13 or newer and macOS can."
 )
-TWO_DIGITS = re.compile(r"(?<!\d)0\d(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -63,15 +83,6 @@ class Limits:
 
     seconds: int  # for a cell
     gib: float  # resident memory of the kernel and what it starts
-
-
-@dataclass(frozen=True)
-class HandedIn:
-    """One file of a learner; None stands for a learner's folder without a notebook."""
-
-    learner: str
-    path: Path | None
-    direct: bool = False  # it lies in the folder itself
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,21 @@ class Fatal:
     cell: int
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one answer to an exercise."""
+
+    cell: int
+    name: str
+    status: str
+    message: str
+
+
 @dataclass
 class Run:
     """What came of running the cells once."""
 
-    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last of each exercise
-    judged: set[str] = field(default_factory=set)  # with a verdict from the fatal cell itself
+    verdicts: list[Verdict] = field(default_factory=list)  # in the order of the checks
     errors: dict[int, str] = field(default_factory=dict)  # by cell
     fatal: Fatal | None = None
     late: bool = False  # the notebook's time was up
@@ -113,207 +133,221 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
         raise CourseError(
             f"--seconds is {seconds} and --memory {memory:g}; both must be more than 0"
         )
-    handed_in = find_notebooks(folder)
+    second = out.with_stem(out.stem + "-2")
+    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as unpacked:
+        handed_in, others = hand_ins.find(folder, Path(unpacked), besides=(out, second))
     check_writable(out)
+    for other in others:
+        print(f"not graded: {other.shown}: {other.reason}")
+    _prepare(handed_in)
     rows: list[Row] = []
-    seen: dict[tuple[str, str], Path] = {}
+    told: set[str] = set()
+    stopped = ""
+    watch = isolation.Watch(folder, own=(out, second))
     for number, one in enumerate(handed_in, 1):
+        if one.learner not in told:
+            told.add(one.learner)
+            rows += [_row_of(other) for other in others if other.learner == one.learner]
         start = time.monotonic()
-        fresh = grade(one, Limits(seconds, memory), seen)
+        left_out = stopped and one.runs
+        fresh = _not_graded(one, stopped) if left_out else grade(one, Limits(seconds, memory))
         rows += fresh
-        try:
-            write_rows(rows, out)
-        except CourseError as error:  # a spreadsheet has it open, most often
-            if number == len(handed_in):  # nothing of hours may be lost
-                out = out.with_stem(out.stem + "-2")
-                write_rows(rows, out)
-            print(f"{error}", flush=True)
-        points, of = sum(row.points for row in fresh), sum(row.of for row in fresh)
-        odd = Counter(r.status for r in fresh if r.status not in ("correct", "wrong", "blank"))
-        print(
-            f"[{number} of {len(handed_in)}] {fresh[0].learner}, {fresh[0].notebook}: "
-            f"{points} of {of} points, {time.monotonic() - start:.0f} s"
-            + "".join(f"; {status} {count}" for status, count in odd.items()),
-            flush=True,
-        )
+        _report(fresh, f"[{number} of {len(handed_in)}]", time.monotonic() - start)
+        if not stopped and one.runs:
+            stopped = _look_around(watch, one)
+        # A spreadsheet has the file open, most often; nothing of hours may be lost.
+        out = _write(rows, out, second if number == len(handed_in) else None)
     print_table(rows)
     print(f"\n{len(rows)} rows in {out}")
+    if stopped:
+        raise CourseError(stopped)
     return 0
 
 
-# --- which file is whose, and which notebook it is
+def _prepare(handed_in: list[HandedIn]) -> None:
+    """Read and fetch, before the first notebook runs, what all of them need."""
+    for one in handed_in:
+        if one.notebook:
+            _own_cells(one.notebook)
+    if not sandbox.works():
+        print(UNPROTECTED)
+    loads = any(LOADS.search(source(cell)) for one in handed_in for cell in one.cells)
+    if loads and (failed := isolation.prepare_model()):
+        print(f"The default model is not there ({failed}); each notebook tries to fetch it.")
 
 
-def find_notebooks(folder: Path) -> list[HandedIn]:
-    """All files to grade, by learner and name. Raises CourseError if there is none."""
-    if not folder.is_dir():
-        raise CourseError(f"{folder} is no folder; give one that holds learners' notebooks")
-    direct = sorted(path for path in folder.glob("*.ipynb") if _handed_in(path, folder))
-    found = [HandedIn(learner_of(path, folder), path, direct=True) for path in direct]
-    for own in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if _hidden(own.name):
-            continue
-        inside = [path for path in own.rglob("*.ipynb") if _handed_in(path, own)]
-        # Of two copies one that can be read counts, and of these the newer one.
-        inside.sort(key=lambda path: (bool(read_cells(path)[1]), -path.stat().st_mtime, path))
-        found += [HandedIn(own.name, path) for path in inside or [None]]
-    if not any(one.path for one in found):
-        raise CourseError(
-            f"no notebook in {folder}; it must hold .ipynb files, or a subfolder of them for each "
-            "learner"
-        )
-    return found
+def _look_around(watch: isolation.Watch, one: HandedIn) -> str:
+    """Say what has changed outside while a notebook ran; why nothing more can be graded, if so."""
+    changes = watch.changes()
+    who = f"while {one.learner}'s {one.shown} ran"
+    if changes.other:
+        print(f"CHANGED {who}, by it or by another program: {_few(changes.other)}", flush=True)
+    if not changes.grading:
+        return ""
+    return (
+        f"grading stopped: {who}, what every notebook is graded with was changed, by it or by another "
+        f"program: {_few(changes.grading)}. Put it right (git checkout for the course's files; for "
+        "packages delete .venv, the next command makes it anew), then grade again"
+    )
 
 
-def _handed_in(path: Path, folder: Path) -> bool:
-    """Whether a file is one, and no system's leftover: checkpoints, or what a Mac puts into a zip."""
-    return path.is_file() and not any(map(_hidden, path.relative_to(folder).parts))
+def _few(paths: list[str]) -> str:
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(paths[:5]) + more
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _not_graded(one: HandedIn, why: str) -> list[Row]:
+    names = courses_notebooks()[one.notebook]
+    return _rows(one, dict.fromkeys(names, ("not graded", why)))
 
 
-def learner_of(path: Path, folder: Path) -> str:
-    """What a file is called beside the notebook's name or number, else its folder's name."""
-    rest = COPY_MARK.sub("", path.stem)
-    for name in courses_notebooks():
-        rest = rest.replace(name, "")
-    rest = TWO_DIGITS.sub("", rest, count=1).strip(" _-.")
-    return rest or folder.resolve().name
+def _row_of(other: Other) -> Row:
+    return Row(other.learner, other.shown, "", "not graded", 0, 0, other.reason)
 
 
-@cache
-def courses_notebooks() -> dict[str, list[str]]:
-    """The course's notebooks by name, each with its exercises in the order of its cells."""
-    return {
-        path.stem: [
-            exercise
-            for cell in sync_notebooks.read(path)["cells"]
-            for exercise in CHECKED.findall(_source(cell))
-        ]
-        for path in sync_notebooks.notebook_paths()
-    }
+def _report(rows: list[Row], number: str, seconds: float) -> None:
+    first = rows[0]
+    start = f"{number} {first.learner}, {first.notebook}:"
+    if not first.exercise:  # nothing of it has run
+        print(f"{start} {first.message}", flush=True)
+        return
+    points, of = sum(row.points for row in rows), sum(row.of for row in rows)
+    odd = Counter(r.status for r in rows if r.status not in ("correct", "wrong", "blank"))
+    more = "".join(f"; {status} {count}" for status, count in odd.items())
+    print(f"{start} {points} of {of} points, {seconds:.0f} s{more}", flush=True)
 
 
-def which_notebook(cells: list[dict[str, Any]], file_name: str) -> str | None:
-    """The course's notebook whose exercises the cells check, else name, else the file's name has."""
-    code = "\n".join(_source(cell) for cell in cells)
-    known = Counter(name[:2] for name in CHECKED.findall(code) if name in EXERCISES)
-    number = known.most_common(1)[0][0] if known else None
-    for name in courses_notebooks():
-        if number == name[:2] if number else f'"{name}"' in code:
-            return name
-    digits = TWO_DIGITS.findall(file_name)
-    return next((name for name in courses_notebooks() if name[:2] in digits), None)
-
-
-def _source(cell: dict[str, Any]) -> str:
-    """The text of a code cell; of another, none."""
-    return "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+def _write(rows: list[Row], out: Path, instead: Path | None) -> Path:
+    """Write the points, to `instead` if there is one and `out` cannot be written; the file it was."""
+    try:
+        write_rows(rows, out)
+    except CourseError as error:
+        print(error, flush=True)
+        if instead:
+            write_rows(rows, instead)
+            return instead
+    return out
 
 
 # --- grading one file
 
 
-def grade(one: HandedIn, limits: Limits, seen: dict[tuple[str, str], Path]) -> list[Row]:
-    """The rows of one file; `seen` holds what was graded before, by learner and notebook."""
+def grade(one: HandedIn, limits: Limits) -> list[Row]:
+    """The rows of one file."""
     if one.path is None:
-        return [Row(one.learner, "-", "", "missing", 0, 0, "no notebook in the folder")]
-    cells, problem = read_cells(one.path)
-    notebook = which_notebook(cells, one.path.stem)
-    if notebook is None:
-        message = problem or "no exercise of the course is in it"
-        return [Row(one.learner, one.path.name, "", "unreadable", 0, 0, message)]
-    learner = one.learner
-    if (learner, notebook) in seen and one.direct:  # two people's, both called "05.ipynb" once
-        learner = one.path.stem
-    if (first := seen.setdefault((learner, notebook), one.path)) is not one.path:
-        message = f"not graded: {one.path.name} is the same notebook as {first.name}, which counts"
-        return [Row(learner, notebook, "", "duplicate", 0, 0, message)]
-    exercises = courses_notebooks()[notebook]
-    found = (
-        {name: ("unreadable", problem) for name in exercises}
-        if problem
-        else judge_cells(cells, notebook, limits)
-    )
+        return [Row(one.learner, "-", "", "missing", 0, 0, one.problem)]
+    if one.counts:
+        message = (
+            f"not graded: {one.shown} is the same notebook as {one.counts}, which counts, as the "
+            "latest that can be read"
+        )
+        return [Row(one.learner, one.notebook, "", "duplicate", 0, 0, message)]
+    if one.notebook is None:
+        message = one.problem or "no exercise of the course is in it"
+        name = one.shown.rpartition("/")[2]
+        return [Row(one.learner, name, "", "unreadable", 0, 0, message)]
+    if one.problem:
+        names = courses_notebooks()[one.notebook]
+        return _rows(one, dict.fromkeys(names, ("unreadable", one.problem)))
+    return _rows(one, judge_cells(one.cells, one.notebook, limits))
+
+
+def _rows(one: HandedIn, found: dict[str, tuple[str, str]]) -> list[Row]:
     rows = []
-    for name in exercises:
+    for name in courses_notebooks()[one.notebook]:
         status, message = found[name]
         of = EXERCISES[name].points
         points = of if status == "correct" else 0
         message = " ".join(message.split())
         message = message[:LONGEST_MESSAGE] + " ..." * (len(message) > LONGEST_MESSAGE)
-        rows.append(Row(learner, notebook, name, status, points, of, message))
+        rows.append(Row(one.learner, one.notebook, name, status, points, of, message))
     return rows
-
-
-def read_cells(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The cells of a notebook, or none and what is wrong with the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an old notebook's cells have no ids
-            cells = nbformat.read(path, as_version=4)["cells"]
-            return [{"cell_type": c["cell_type"], "source": c["source"]} | c for c in cells], ""
-    except Exception as error:  # whatever a file can hold that is no notebook
-        return [], f"the file is no notebook that can be read ({type(error).__name__})"
 
 
 def judge_cells(
     cells: list[dict[str, Any]], notebook: str, limits: Limits
 ) -> dict[str, tuple[str, str]]:
     """Status and message of each exercise, from as many runs as fatal cells ask for."""
+    code = tuple(filter(None, map(source, cells)))
+    if code == tuple(filter(None, map(source, _own_cells(notebook)))):
+        return _as_handed_out(notebook, limits)
+    return _judge(cells, notebook, limits)
+
+
+@cache
+def _as_handed_out(notebook: str, limits: Limits) -> dict[str, tuple[str, str]]:
+    """What comes of a notebook in which nobody has changed a thing: the same for every learner."""
+    return _judge(_own_cells(notebook), notebook, limits)
+
+
+@cache  # what stands there when the grading begins, whoever runs the notebooks meanwhile
+def _own_cells(notebook: str) -> list[dict[str, Any]]:
+    return sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+
+
+def _judge(
+    cells: list[dict[str, Any]], notebook: str, limits: Limits
+) -> dict[str, tuple[str, str]]:
     exercises = courses_notebooks()[notebook]
-    own = {
-        name: _source(cell)
-        for cell in sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
-        for name in CHECKED.findall(_source(cell))
-    }
+    own = {name: source(c) for c in _own_cells(notebook) for name in CHECKED.findall(source(c))}
     texts = with_parameters(cells, notebook)
     last = max((i for i, text in enumerate(texts) if CHECK.search(text)), default=-1)
     texts = texts[: last + 1]
-    at = {name: i for i, text in enumerate(texts) for name in CHECKED.findall(text)}
-    settled: dict[str, tuple[str, str]] = {}
+    checked = [[name for name in exercises if name in CHECKED.findall(text)] for text in texts]
+    replaced: dict[int, list[Verdict]] = {}
     notes: list[str] = []
-    replaced: set[int] = set()
     run = Run()
     for _ in range(len(exercises) + LEFT_OUT + 1 if texts else 0):
         run = run_cells(texts, limits)
         if run.fatal is None:
             break
         cell, first_line = run.fatal.cell, texts[run.fatal.cell].strip().partition("\n")[0]
-        inside = [n for n in exercises if at.get(n) == cell and cell not in replaced]
-        for name in inside:  # a verdict from before the end stands
-            settled[name] = (
-                _verdict(run, name) if name in run.judged else (run.fatal.status, run.fatal.message)
-            )
-        if not inside or all(name in run.judged for name in inside):
+        inside = [] if cell in replaced else checked[cell]
+        verdicts = [v for v in run.verdicts if v.cell == cell and cell not in replaced]
+        judged = {verdict.name for verdict in verdicts}  # one from before the end stands
+        ended = [
+            Verdict(cell, name, run.fatal.status, run.fatal.message)
+            for name in inside
+            if name not in judged
+        ]
+        if not ended:
             notes.append(f"a cell was left out ({first_line[:60]!r}: {run.fatal.message})")
-        replaced.add(cell)
+        replaced.setdefault(cell, verdicts + ended)
         texts[cell] = "\n\n".join(own[name] for name in inside)
+    verdicts = [v for v in run.verdicts if v.cell not in replaced]
+    verdicts += [verdict for ones in replaced.values() for verdict in ones]
+    judged = {(verdict.cell, verdict.name) for verdict in verdicts}
+    verdicts += [
+        Verdict(cell, name, "error", run.errors[cell])
+        for cell in run.errors.keys() - replaced.keys()
+        for name in checked[cell]
+        if (cell, name) not in judged
+    ]
     found = {}
     for name in exercises:
-        if name in settled:
-            found[name] = settled[name]
-        elif run.verdicts.get(name, {}).get("status", "begun") != "begun":
-            found[name] = _verdict(run, name)
-        elif name in at and at[name] in run.errors:
-            found[name] = ("error", run.errors[at[name]])
-        elif run.late:
-            found[name] = ("time", f"not reached in {NOTEBOOK_CELLS * limits.seconds} s")
-        elif run.fatal:
-            found[name] = (run.fatal.status, f"not reached: {run.fatal.message} in too many cells")
-        elif name in at:
-            found[name] = ("missing", "its cell never called check")
-        else:
-            found[name] = ("missing", "no cell checks it")
-        status, message = found[name]
+        status, message = best([v for v in verdicts if v.name == name]) or _why_none(
+            run, any(name in names for names in checked), limits
+        )
         found[name] = (status, "; ".join([message, *notes]))
     return found
 
 
-def _verdict(run: Run, name: str) -> tuple[str, str]:
-    return run.verdicts[name]["status"], run.verdicts[name]["message"]
+def best(verdicts: list[Verdict]) -> tuple[str, str] | None:
+    """What counts of the answers to one exercise: a right one, else the last one that is no blank.
+
+    A blank copy of a cell below, or a try after the right answer, takes nothing away.
+    """
+    ranks = {"correct": 2, "blank": 0}
+    verdicts = sorted(verdicts, key=lambda v: (ranks.get(v.status, 1), v.cell))
+    return (verdicts[-1].status, verdicts[-1].message) if verdicts else None
+
+
+def _why_none(run: Run, has_a_cell: bool, limits: Limits) -> tuple[str, str]:
+    if run.late:
+        return "time", f"not reached in {NOTEBOOK_CELLS * limits.seconds} s"
+    if run.fatal:
+        return run.fatal.status, f"not reached: {run.fatal.message} in too many cells"
+    return "missing", "its cell never called check" if has_a_cell else "no cell checks it"
 
 
 def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
@@ -322,21 +356,20 @@ def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
     `exercises` is imported with them, for the first exercise's cell, which does so, may be gone; and
     exit() does not end the kernel, since it would do so in the next cell.
     """
-    own = sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
-    parameters = next(_source(cell) for cell in own if _is_parameters(cell))
+    parameters = next(source(cell) for cell in _own_cells(notebook) if _is_parameters(cell))
     forced = (
         f'{parameters}\nPROFILE, RESULTS_DIR = "smoke", "output"\n'
         "from llama_int8.classroom import exercises\nget_ipython().ask_exit = lambda: None\n"
     )
     texts = [] if any(map(_is_parameters, cells)) else [forced]
     for cell in cells:
-        texts += [_source(cell), forced] if _is_parameters(cell) else [_source(cell)]
+        texts += [source(cell), forced] if _is_parameters(cell) else [source(cell)]
     return texts
 
 
 def _is_parameters(cell: dict[str, Any]) -> bool:
     tagged = "parameters" in cell.get("metadata", {}).get("tags", [])
-    return tagged or bool(re.search(r"^PROFILE\s*=", _source(cell), re.MULTILINE))
+    return tagged or bool(re.search(r"^PROFILE\s*=", source(cell), re.MULTILINE))
 
 
 # --- running the cells, with limits
@@ -352,17 +385,14 @@ class QuietClient(NotebookClient):
 
 
 def run_cells(texts: list[str], limits: Limits) -> Run:
-    """Run cells in a fresh kernel and an empty folder, up to the first that is fatal."""
+    """Run cells in a fresh kernel and a room of its own, up to the first that is fatal."""
     run = Run()
-    with tempfile.TemporaryDirectory(prefix="course-grade-", ignore_cleanup_errors=True) as folder:
-        file, work = Path(folder) / "verdicts.jsonl", Path(folder) / "work"
-        work.mkdir()
-        with kernel(texts, file, work) as (client, watched):
-            with memory_limit(watched, limits.gib) as exceeded:
-                _run_each(client, limits, run, file, exceeded)
-            if run.fatal and exceeded():
-                run.fatal.status = "memory"
-                run.fatal.message = f"the cell took more than {limits.gib:g} GiB of memory"
+    with isolation.room() as room, kernel(texts, room) as (client, watched):
+        with memory_limit(watched, limits.gib) as exceeded:
+            _run_each(client, limits, run, room.verdicts, exceeded)
+        if run.fatal and exceeded():
+            run.fatal.status = "memory"
+            run.fatal.message = f"the cell took more than {limits.gib:g} GiB of memory"
     return run
 
 
@@ -370,9 +400,13 @@ def _run_each(
     client: NotebookClient, limits: Limits, run: Run, file: Path, exceeded: Callable[[], bool]
 ) -> None:
     end = time.monotonic() + NOTEBOOK_CELLS * limits.seconds
-    client.on_cell_error = lambda cell, cell_index, execute_reply: run.errors.__setitem__(
-        cell_index, "{ename}: {evalue}".format(**execute_reply["content"])
-    )
+
+    def note_error(cell: Any, cell_index: int, execute_reply: dict[str, Any]) -> None:
+        error = execute_reply["content"]
+        hint = OWN_FOLDER if error["ename"] == "PermissionError" else ""
+        run.errors[cell_index] = "{ename}: {evalue}".format(**error) + hint
+
+    client.on_cell_error = note_error
     for number, cell in enumerate(client.nb.cells):
         left = end - time.monotonic()
         if left <= 0:
@@ -392,25 +426,27 @@ def _run_each(
             run.fatal = Fatal("died", "the cell ended its kernel (an exit or a crash)", number)
         if run.fatal is None and exceeded():  # what it keeps would cost the next cell
             run.fatal = Fatal("memory", "", number)
-        lines = _lines(file, before)
-        run.verdicts |= {line["name"]: line for line in lines}
-        if run.fatal:
-            run.judged = {n for n in run.verdicts if run.verdicts[n]["status"] != "begun"}
-            run.judged &= {line["name"] for line in lines}
+        run.verdicts += [_verdict(number, line) for line in _lines(file, before)]
         if run.fatal or run.late:
             return
 
 
 @contextmanager
 def kernel(
-    texts: list[str], verdicts: Path, work: Path
+    texts: list[str], room: isolation.Room
 ) -> Iterator[tuple[NotebookClient, psutil.Process]]:
-    """A client of these cells, and its kernel in the folder `work`; the kernel is killed at the end."""
-    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "COURSE_VERDICTS": str(verdicts)}
+    """A client of these cells, and its kernel in the room; the kernel is killed at the end."""
+    command = room.command("-m", "ipykernel_launcher", "-f", "{connection_file}")
+    spec = {"argv": command, "display_name": "graded", "language": "python"}
+    (room.folder / "kernels" / "graded").mkdir(parents=True)
+    (room.folder / "kernels" / "graded" / "kernel.json").write_text(json.dumps(spec))
     client = QuietClient(
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in texts]),
-        kernel_name="python3",
+        km=AsyncKernelManager(
+            kernel_name="graded",
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(room.folder / "kernels")]),
+            connection_file=str(room.folder / "kernel.json"),
+        ),
         allow_errors=True,
         shutdown_kernel="immediate",
         extra_arguments=["--IPKernelApp.log_level=50", "--HistoryManager.enabled=False"],
@@ -419,7 +455,8 @@ def kernel(
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with ExitStack() as stack:
         try:
-            stack.enter_context(client.setup_kernel(env=environment, cwd=str(work), **silent))
+            start = {"env": room.environment(), "cwd": str(room.work), "cleanup_kc": True}
+            stack.enter_context(client.setup_kernel(**start, **silent))
         except RuntimeError as error:
             raise CourseError(f"the kernel does not start: {error}") from None
         watched = psutil.Process(client.km.provisioner.pid)
@@ -485,16 +522,34 @@ def _size(file: Path) -> int:
 
 
 def _lines(file: Path, start: int) -> list[dict[str, Any]]:
-    """The verdicts written from a place in the file on; a killed kernel's last line may be torn."""
-    if not file.exists():
+    """The verdicts written from a place in the file on; anything else there is passed over.
+
+    A killed kernel's last line may be torn, and a notebook may write or delete what it likes.
+    """
+    if not file.is_file():
         return []
     lines = []
-    for text in file.read_bytes()[start:].splitlines():
+    content = file.read_bytes()
+    for text in content[start if start <= len(content) else 0 :].splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+            if line["status"] != "begun" and line["name"] in EXERCISES:
+                lines.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return lines
+
+
+def _verdict(cell: int, line: dict[str, Any]) -> Verdict:
+    """A verdict of the notebook's own `check`; "correct" is looked at once more, out here."""
+    status, message = str(line["status"]), str(line.get("message", ""))
+    if status == "correct" and not confirms(line["name"], line.get("outcomes")):
+        status = "altered"
+        message = "the notebook has changed how its answers are checked: this one is not right"
+    elif line.get("own") is False:
+        status = "blank"
+        message = "this is the reference, as an earlier check gave it; define your function again"
+    return Verdict(cell, line["name"], status, message)
 
 
 # --- what comes out

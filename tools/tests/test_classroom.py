@@ -20,7 +20,7 @@ from llama_int8.classroom import claims as claims_module
 from llama_int8.classroom import exercises as exercises_module
 from llama_int8.classroom.evaluation_exercises import mean_difference_interval
 from llama_int8.classroom.exercise_book import EXERCISES, int8_bytes
-from llama_int8.classroom.exercises import check, find, hint, judge, solution
+from llama_int8.classroom.exercises import check, confirms, find, hint, judge, solution
 from llama_int8.classroom.explore import WIDGET_VIEW, explore
 from llama_int8.classroom.plots import COLOURS, HATCHES, bars, figure, png, save_figure
 from llama_int8.measurement.cost import weight_bytes
@@ -297,6 +297,15 @@ def test_the_reference_earns_all_points_and_is_returned(exercise, capsys):
 
 
 @EACH
+def test_what_a_right_answer_gave_confirms_it_elsewhere(exercise):
+    outcomes = json.loads(json.dumps(judge(exercise.name, exercise.reference).outcomes))
+    assert confirms(exercise.name, outcomes)
+    assert not confirms(exercise.name, outcomes[:-1])
+    assert not confirms(exercise.name, [*outcomes[:-1], -12345.678])
+    assert not confirms(exercise.name, None)
+
+
+@EACH
 def test_every_known_mistake_gets_its_own_message(exercise, capsys):
     assert exercise.mistakes
     for mistaken, message in exercise.mistakes:
@@ -435,6 +444,12 @@ def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch
         ("begun", None),
         ("correct", 2),
     ]
+    assert [line.get("own") for line in lines] == [
+        None,
+        True,
+        None,
+        False,
+    ]  # the reference is nobody's
     assert {line["name"] for line in lines} == {"00.int8_bytes"}
     assert "the scales of the rows are missing" in lines[1]["message"]
 

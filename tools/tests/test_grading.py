@@ -47,7 +47,7 @@ def test_a_right_answer_in_another_style_is_right(exercise, code):
 
 def test_the_collection_of_wrong_answers_is_large_and_covers_every_notebook():
     assert len(WRONG_ANSWERS) >= 45
-    assert {wrong.exercise[:2] for wrong in WRONG_ANSWERS} == {f"0{n}" for n in range(9)}
+    assert {wrong.exercise[:2] for wrong in WRONG_ANSWERS} == {name[:2] for name in EXERCISES}
     assert {wrong.exercise for wrong in WRONG_ANSWERS} <= set(EXERCISES)
 
 
@@ -179,10 +179,10 @@ def test_a_deleted_cell_costs_only_its_own_exercise_though_it_imported_the_check
     assert status(rows["carla", CROSSING]) == ("correct", "2")
 
 
-def test_the_last_check_of_an_exercise_counts(a_class):
+def test_the_best_answer_to_an_exercise_counts(a_class):
     rows, _, _ = a_class
     assert status(rows["carla", SEES]) == ("correct", "1")  # first wrong, then right
-    assert status(rows["carla", TILES]) == ("wrong", "0")  # first right, then wrong
+    assert status(rows["carla", TILES]) == ("correct", "2")  # first right, then wrong
 
 
 def test_an_exercise_of_another_notebook_earns_nothing(a_class):
@@ -299,6 +299,78 @@ def test_a_verdict_from_before_its_cell_died_stands(tmp_path):
     assert rows["ida", MERGE]["status"] == "correct"
 
 
+# --- which answer counts, and a check that a notebook has changed --------------------------------
+
+
+def test_of_several_answers_a_right_one_counts_else_the_last_that_is_no_blank():
+    def counts(*statuses):
+        verdicts = [grade_notebooks.Verdict(n, SEES, s, f"{n}") for n, s in enumerate(statuses)]
+        return grade_notebooks.best(verdicts)
+
+    assert counts("correct", "blank") == ("correct", "0")  # a blank copy of the cell below
+    assert counts("correct", "wrong", "error") == ("correct", "0")
+    assert counts("blank", "wrong", "time", "blank") == ("time", "2")
+    assert counts("blank", "blank") == ("blank", "1")
+    assert counts() is None
+
+
+def test_a_check_that_says_correct_of_anything_earns_nothing(tmp_path):
+    tricks = [
+        "import dataclasses, os\n"
+        "from llama_int8.classroom import exercise_book, exercises\nkept = exercises.judge",
+        "exercises.judge = lambda *a: exercises.Verdict('correct', 'correct', 1)\n"
+        + checked(MOVED, "return 1"),
+        "exercises.judge, exercises._equal = kept, lambda *a: True\n"
+        + checked(MERGE, "return 1.0, 1.0, 1.0"),
+        f"exercises._hand_in(name={SEES!r}, status='correct', points=1, message='correct')",
+        f"own = exercise_book.EXERCISES\nown[{TILES!r}] = dataclasses.replace("
+        f"own[{TILES!r}], cases=((1, 1),), reference=lambda *a: 1)\n" + checked(TILES, "return 1"),
+        checked(CROSSING, "..."),
+        f"answer = exercises.check({CROSSING!r}, answer)  # what the check above gave back",
+        "with open(os.environ['COURSE_VERDICTS'], 'a') as file:\n"
+        "    print('[1]', 'null', '{\"name\": 3, \"status\": 4}', 'torn', sep='\\n', file=file)\n"
+        "exercises.check",
+    ]
+    write(tmp_path / "in" / "anna" / "08.ipynb", *tricks)
+    own = "def check(name, f): return f\n" + "".join(
+        f"check({name!r}, print)\n" for name in (MOVED, MERGE, SEES)
+    )
+    blank = checked(TILES, "...")
+    write(tmp_path / "in" / "ben" / "08.ipynb", own, right(TILES), blank, "exercises.check")
+    rows = graded(tmp_path / "in", tmp_path / "points.csv")
+    found = {key: row["status"] for key, row in rows.items()}
+    assert [found["anna", name] for name in (MOVED, MERGE, SEES, TILES, CROSSING)] == [
+        *["altered"] * 4,
+        "blank",
+    ]
+    assert "has changed how its answers are checked" in rows["anna", MOVED]["message"]
+    assert "an earlier check gave it" in rows["anna", CROSSING]["message"]
+    assert all(row["points"] == "0" for (who, _), row in rows.items() if who == "anna")
+    assert [found["ben", name] for name in (MOVED, MERGE, SEES)] == ["missing"] * 3
+    assert status(rows["ben", TILES]) == ("correct", "2")  # with a blank copy below
+
+
+def test_a_notebook_as_it_was_handed_out_runs_once_for_all_learners(tmp_path, monkeypatch):
+    name = "08_flash_attention"
+    judged = []
+
+    def judge(_cells, notebook, _limits):
+        judged.append(notebook)
+        names = grade_notebooks.courses_notebooks()[notebook]
+        return dict.fromkeys(names, ("blank", "not filled in yet"))
+
+    monkeypatch.setattr(grade_notebooks, "_judge", judge)
+    grade_notebooks._as_handed_out.cache_clear()
+    for learner in ("anna", "ben"):
+        (tmp_path / "in" / learner).mkdir(parents=True)
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "in" / learner)
+    write(tmp_path / "in" / "carla" / "08.ipynb", right(SEES))
+    rows = graded(tmp_path / "in", tmp_path / "points.csv")
+    grade_notebooks._as_handed_out.cache_clear()
+    assert {learner for learner, _ in rows} == {"anna", "ben", "carla"}
+    assert judged == [name, name]  # once for Anna and Ben, once for Carla
+
+
 # --- which file is what --------------------------------------------------------------------------
 
 
@@ -310,7 +382,7 @@ def test_a_verdict_from_before_its_cell_died_stands(tmp_path):
         ("anna_05.ipynb", "anna"),
         ("05-ben (2).ipynb", "ben"),
         ("carla 05_outliers_and_llm_int8.ipynb", "carla"),
-        ("project 10.ipynb", "project 10"),
+        ("project 42.ipynb", "project 42"),
         ("Copy of 05_outliers_and_llm_int8.ipynb", "handed"),
         ("Kopie von anna_05.ipynb", "anna"),
     ],
@@ -343,6 +415,7 @@ def test_two_files_of_one_notebook_count_once_and_two_learners_files_apart(tmp_p
         rows = list(csv.DictReader(file))
     (twice,) = (row for row in rows if row["status"] == "duplicate")
     assert twice["learner"] == "anna" and "old.ipynb is the same notebook" in twice["message"]
+    assert "anna/08.ipynb, which counts, as the latest" in twice["message"]
     assert twice["of"] == "0"
     assert len({row["learner"] for row in rows if row["exercise"] == SEES}) == 3
     (nothing,) = (row for row in rows if row["learner"] == "zoe")
@@ -406,6 +479,26 @@ def test_a_file_that_is_no_notebook_stops_no_other(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "[4 of 4] dora, 08_flash_attention: 1 of 8 points" in printed
     assert re.search(r"dora +1 +8\n", printed)
+
+
+def test_every_file_that_is_not_graded_is_named_with_the_reason(tmp_path, capsys):
+    folder = tmp_path / "in"
+    write(folder / "anna" / "08.ipynb", right(SEES))
+    (folder / "anna" / "08.html").write_text("<html>")
+    (folder / "ben").mkdir()
+    (folder / "ben" / "08.py").write_text("print()")
+    (folder / "roster.csv").write_text("anna")
+    rows = graded(folder, folder / "points.csv")  # beside them, and no hand-in itself
+    assert (rows["anna", ""]["notebook"], rows["anna", ""]["status"]) == (
+        "anna/08.html",
+        "not graded",
+    )
+    assert rows["ben", ""]["message"] == "no notebook in the folder, only 08.py"
+    printed = capsys.readouterr().out
+    for name in ("anna/08.html", "ben/08.py", "roster.csv"):
+        assert f"not graded: {name}: " in printed
+    assert printed.count("hand in the .ipynb file") >= 2
+    assert "points.csv:" not in printed
 
 
 # --- what cannot be graded -----------------------------------------------------------------------

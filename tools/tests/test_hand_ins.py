@@ -1,0 +1,317 @@
+"""Hand-ins as platforms, browsers and learners name them: each is somebody's, or told why not."""
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hand_ins
+from course import CourseError
+
+START, SCRATCH, OUTLIERS, FLASH = (
+    "00_start_here",
+    "03_llama_from_scratch",
+    "05_outliers_and_llm_int8",
+    "08_flash_attention",
+)
+EXERCISE = {
+    START: "00.int8_bytes",
+    SCRATCH: "03.rotate",
+    OUTLIERS: "05.kept_share",
+    FLASH: "08.sees",
+}
+
+
+def notebook(name: str = FLASH, *, ids: bool = False, code: str | None = None) -> bytes:
+    """A notebook as a file holds it, with one cell."""
+    code = f"exercises.check({EXERCISE[name]!r}, f)" if code is None else code
+    cell = {"cell_type": "code", "metadata": {}, "source": code, "outputs": []}
+    cell |= {"execution_count": None} | ({"id": "exercise-rms-norm"} if ids else {})
+    content = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4 + ids}
+    return json.dumps(content).encode()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for number, (name, data) in enumerate(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, (2026, 11, 1, 10, number, 0)), data)
+    return content.getvalue()
+
+
+def found(folder: Path, files: dict[str, bytes]) -> tuple[list, list]:
+    """What becomes of these files, written in this order, a second apart."""
+    for number, (name, content) in enumerate(files.items()):
+        path = folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (1e9 + number, 1e9 + number))
+    return hand_ins.find(folder / "in", folder / "unpacked")
+
+
+def counted(papers: list) -> dict[str, list[str]]:
+    """By learner the files that count."""
+    by_learner: dict[str, list[str]] = {}
+    for one in papers:
+        if not one.counts and one.path:
+            by_learner.setdefault(one.learner, []).append(one.shown)
+    return by_learner
+
+
+# --- platforms
+
+
+MOODLE = {
+    "Jane Doe_12345_assignsubmission_file_/00_start_here.ipynb": notebook(START),
+    "Jane Doe_12345_assignsubmission_onlinetext_/onlinetext.html": b"<p>Here it is.</p>",
+    "Zoë Ångström_12399_assignsubmission_file/solution.ipynb": notebook(START),
+}
+OF_MOODLE = {"Jane Doe", "Zoë Ångström"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        MOODLE,
+        {"LLaMA-HW1-4711.zip": zipped(MOODLE)},
+        {"downloads/LLaMA-HW1-4711.zip": zipped(MOODLE)},
+        {name.replace("_/", "/").replace("/", "_"): content for name, content in MOODLE.items()},
+    ],
+    ids=["folders", "download all", "in a folder", "without folders"],
+)
+def test_moodles_names_give_the_learners(files, tmp_path):
+    papers, others = found(tmp_path, files)
+    assert {one.learner for one in papers} == OF_MOODLE
+    assert {one.notebook for one in papers} == {START}
+    assert all("export" in o.reason or "archive" in o.reason for o in others)
+
+
+def test_two_learners_of_one_name_are_told_apart_by_the_platforms_number(tmp_path):
+    folder = "Jane Doe_{}_assignsubmission_file_/08.ipynb"
+    papers, _ = found(tmp_path, {folder.format(n): notebook() for n in (11, 12)})
+    assert set(counted(papers)) == {"Jane Doe (11)", "Jane Doe (12)"}
+
+
+def test_canvas_names_give_the_learner_and_the_latest_attempt(tmp_path):
+    late = "doejane_LATE_123_457_00_start_here-1.ipynb"
+    files = {
+        late: notebook(START),
+        "doejane_123_456_00_start_here.ipynb": notebook(START),  # older, though written later
+        "roerick_124_458_homework.zip": zipped({"a/b/08.ipynb": notebook()}),
+        "leeann_125_459_report.html": b"<html>",
+    }
+    papers, others = found(tmp_path, files)
+    roes = "roerick_124_458_homework.zip/a/b/08.ipynb"
+    assert counted(papers) == {"doejane": [late], "roerick": [roes]}
+    (earlier,) = (one for one in papers if one.counts)
+    assert (earlier.shown, earlier.counts) == ("doejane_123_456_00_start_here.ipynb", late)
+    (missing,) = (one for one in papers if not one.path)
+    assert missing.learner == "leeann" and "report.html" in missing.problem
+    (export,) = others
+    assert "hand in the .ipynb file" in export.reason
+
+
+def test_blackboards_names_give_the_learner_and_the_latest_attempt(tmp_path):
+    name = "HW_1_jdoe_attempt_2026-11-0{}-10-00-00_00_start_here.ipynb".format
+    files = {name(2): notebook(START), name(1): notebook(START)}
+    files["HW_1_jdoe_attempt_2026-11-02-10-00-00.txt"] = b"Name: Jane Doe (jdoe)"
+    papers, others = found(tmp_path, files)
+    assert counted(papers) == {"jdoe": [name(2)]}
+    assert [other.shown for other in others] == ["HW_1_jdoe_attempt_2026-11-02-10-00-00.txt"]
+
+
+def test_iliass_folder_around_the_learners_is_nobodys(tmp_path):
+    files = {
+        "Abgaben/Doe_Jane_jdoe_123/20261102100000_08.ipynb": notebook(),
+        "Abgaben/Doe_Jane_jdoe_123/20261101100000_08.ipynb": notebook(),
+        "Abgaben/Roe_Rick_rroe_124/20261101100000_08.ipynb": notebook(),
+    }
+    papers, _ = found(tmp_path, files)
+    first, _, third = files
+    assert counted(papers) == {"Doe_Jane_jdoe_123": [first], "Roe_Rick_rroe_124": [third]}
+
+
+def test_a_checkout_of_each_learner_gives_its_notebooks_and_one_line_for_the_rest(tmp_path):
+    rest = ("tools/course.py", "tools/llama_int8/files.py", "results/a.json", ".git/HEAD")
+    files = {f"hw1-submissions/hw1-{who}/{name}": b"" for who in ("jane", "rick") for name in rest}
+    for who in ("jane", "rick"):
+        files[f"hw1-submissions/hw1-{who}/notebooks/{FLASH}.ipynb"] = notebook()
+        files[f"hw1-submissions/hw1-{who}/notebooks/{OUTLIERS}.ipynb"] = notebook(OUTLIERS)
+    papers, others = found(tmp_path, files)
+    assert {who: len(shown) for who, shown in counted(papers).items()} == {
+        "hw1-jane": 2,
+        "hw1-rick": 2,
+    }
+    assert [other.learner for other in others] == ["hw1-jane", "hw1-rick"]
+    assert all("a checkout of the course: 3 files" in other.reason for other in others)
+
+
+def test_a_zip_file_for_each_learner_and_one_for_the_class(tmp_path):
+    files = {
+        "anna.zip": zipped({"notebooks/08.ipynb": notebook(), "__MACOSX/._08.ipynb": b"\0"}),
+        "ben.zip": zipped({"again.zip": zipped({"08.ipynb": notebook()})}),
+    }
+    papers, others = found(tmp_path / "each", files)
+    assert set(counted(papers)) == {"anna", "ben"} and others == []
+    flat = zipped({"anna_08.ipynb": notebook(), "ben_08.ipynb": notebook()})
+    papers, _ = found(tmp_path / "flat", {"class.zip": flat})
+    assert set(counted(papers)) == {"anna", "ben"}
+
+
+def test_a_zip_file_writes_nowhere_else(tmp_path):
+    files = {"anna/a.zip": zipped({"../../../evil.ipynb": notebook(), "/tmp/x.ipynb": notebook()})}
+    papers, _ = found(tmp_path, files)
+    assert len(papers) == 2
+    assert all(one.path.resolve().is_relative_to(tmp_path / "unpacked") for one in papers)
+
+
+# --- names and kinds of files
+
+
+@pytest.mark.parametrize(
+    "name, learner",
+    [
+        ("Copy of 08_flash_attention anna.ipynb", "anna"),
+        ("Kopie von anna_08.ipynb", "anna"),
+        ("Copie de 08_flash_attention (1) anna.ipynb", "anna"),
+        ("Cópia de anna 08.ipynb", "anna"),
+        ("anna 08 - Copy (2).ipynb", "anna"),
+        ("anna-flash_attention.ipynb", "anna"),
+        ("Anna Lee - 08_flash_attention.ipynb", "Anna Lee"),
+        ("anna_08.IPYNB", "anna"),
+        ("anna_08.ipynb.json", "anna"),
+        ("anna_08.ipynb.txt", "anna"),
+        ("anna_08.json", "anna"),
+    ],
+)
+def test_a_file_beside_others_is_known_under_any_usual_name(name, learner, tmp_path):
+    papers, others = found(tmp_path, {name: notebook()})
+    assert counted(papers) == {learner: [name]} and others == []
+
+
+def test_a_number_of_two_digits_is_the_notebooks_if_there_is_one(monkeypatch):
+    ten = {**hand_ins.courses_notebooks(), "10_what_comes_next": []}
+    monkeypatch.setattr(hand_ins, "courses_notebooks", lambda: ten)
+    assert hand_ins.learner_of(Path("anna_10.ipynb"), Path("x")) == "anna"
+    assert hand_ins.learner_of(Path("anna_11.ipynb"), Path("x")) == "anna_11"
+    assert hand_ins.learner_of(Path("2010 anna 08.ipynb"), Path("x")) == "2010 anna"
+    assert hand_ins.which_notebook([], "anna_10") == "10_what_comes_next"
+    assert hand_ins.which_notebook([], "anna_110") is None
+
+
+def test_a_notebook_is_known_by_exercises_ids_heading_or_the_words_of_its_name():
+    def cell(kind, text, **more):
+        return {"cell_type": kind, "source": text, **more}
+
+    which = hand_ins.which_notebook
+    assert which([cell("code", "check('03.rotate', f)")], "notebook 5 FINAL") == SCRATCH
+    assert which([cell("code", "x", id="exercise-rms-norm")], "homework") == SCRATCH
+    colabs = cell("code", "x", metadata={"id": "exercise-rms-norm"})
+    assert which([colabs], "homework") == SCRATCH
+    assert which([cell("markdown", "# 03 LLaMA from scratch\n\nText")], "homework") == SCRATCH
+    assert which([], "LLaMA from Scratch, anna") == SCRATCH
+    assert which([cell("code", "x", id="bootstrap")], "homework") is None  # all notebooks have one
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_notebook_is_read_in_any_unicode_encoding(encoding, tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(notebook(code="# größer ≥ 1").decode().encode(encoding))
+    cells, problem = hand_ins.read_cells(path)
+    assert problem == "" and cells[0]["source"] == "# größer ≥ 1"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "it is empty, 0 bytes"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a web page; hand in the .ipynb file"),
+        (zipped({"a": b""}), "a zip file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b'{"cells": [\n<<<<<<< HEAD\n', "marks of a merge conflict"),
+        (notebook()[:60], "NotJSONError"),
+        (b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}', "holds no cells"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(content, words, tmp_path):
+    (tmp_path / "a.ipynb").write_bytes(content)
+    cells, problem = hand_ins.read_cells(tmp_path / "a.ipynb")
+    assert cells == [] and words in problem
+
+
+def test_every_file_is_somebodys_or_told(tmp_path):
+    locked = bytearray(zipped({"08.ipynb": notebook()}))
+    for place in (6, locked.index(b"PK\1\2") + 8):  # the flags, in both of its places
+        locked[place] |= 1
+    files = {
+        "anna/08.ipynb": notebook(),
+        "anna/report.html": b"<html>",
+        "anna/08.py": b"print()",
+        "ben/homework.rar": b"Rar!",
+        "ben/broken.zip": b"PK",
+        "ben/locked.zip": bytes(locked),
+        "ben/data.csv": b"1",
+        "carla/notes.txt": b"hello",
+        "carla/08.ipynb.crdownload": notebook()[:50],
+        "dora/.ipynb_checkpoints/08-checkpoint.ipynb": notebook(),
+        "roster.csv": b"anna",
+        "emil/env/pyvenv.cfg": b"",
+        "emil/env/lib/a.py": b"",
+    }
+    papers, others = found(tmp_path, files)
+    (tmp_path / "in" / "emil" / "lost.ipynb").symlink_to(tmp_path / "gone")
+    papers, others = hand_ins.find(tmp_path / "in", tmp_path / "unpacked")
+    reasons = {other.shown: other.reason for other in others}
+    expected = {
+        "anna/report.html": "an export",
+        "anna/08.py": "an export",
+        "ben/homework.rar": "unpack it and grade again",
+        "ben/broken.zip": "cannot be read",
+        "ben/locked.zip/08.ipynb": "locked by a password",
+        "ben/data.csv": "no notebook",
+        "carla/notes.txt": "no notebook",
+        "roster.csv": "no notebook",
+        "emil/env/": "a Python environment",
+        "emil/lost.ipynb": "a link to a folder, or to nothing",
+    }
+    assert reasons.keys() == expected.keys()
+    assert all(words in reasons[name] for name, words in expected.items())
+    assert counted(papers) == {"anna": ["anna/08.ipynb"], "carla": ["carla/08.ipynb.crdownload"]}
+    missing = {one.learner: one.problem for one in papers if not one.path}
+    assert missing.keys() == {"ben", "dora", "emil"}
+    assert "only broken.zip, data.csv, homework.rar" in missing["ben"]
+    assert missing["dora"] == "no notebook in the folder"
+
+
+def test_a_folder_with_exports_only_is_told_what_it_holds(tmp_path):
+    with pytest.raises(CourseError, match=r"no notebook in .*It holds anna/report\.html"):
+        found(tmp_path, {"anna/report.html": b"<html>"})
+
+
+# --- attempts
+
+
+def test_the_latest_attempt_of_a_learner_counts_in_whatever_folder(tmp_path):
+    files = {
+        "anna/attempt1/08.ipynb": notebook(),
+        "anna/attempt2/08.ipynb": notebook(),
+        "anna_08.ipynb": notebook(),
+        "ben_08.ipynb": notebook(),
+        "ben_08 (1).ipynb": notebook(),
+        "carla/08 final.ipynb": notebook(),
+        "carla/08 final FINAL.ipynb": b"half a file",  # later, and cannot be read
+    }
+    papers, _ = found(tmp_path, files)
+    assert counted(papers) == {
+        "anna": ["anna_08.ipynb"],
+        "ben": ["ben_08 (1).ipynb"],
+        "carla": ["carla/08 final.ipynb"],
+    }
+    instead = {one.shown: one.counts for one in papers if one.counts}
+    assert instead["anna/attempt1/08.ipynb"] == "anna_08.ipynb"
+    assert instead["ben_08.ipynb"] == "ben_08 (1).ipynb"
+    assert len(papers) == len(files)
