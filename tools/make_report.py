@@ -40,6 +40,14 @@ TOPICS = {
     "07_int8_on_cpu": "int8 kernels against a 16-bit control",
     "08_flash_attention": "online softmax, tiles, traffic, backends",
 }
+GPU_ROWS = (
+    ("weights, GiB", "weights", cost.GIB, ".2f"),
+    ("taken of the card, GiB", "memory.card", cost.GIB, ".2f"),
+    ("decode after 128 tokens, tokens/s", "decode.1x128", 1, ".2f"),
+    ("decode after 128 tokens, over FP16", "ratio.decode.1x128", 1, ".2f"),
+    ("kernels per token", "launches per token", 1, ",.0f"),
+    ("time between kernels, %", "share.between operations", 1, ".0f"),
+)
 CELL = (
     "https://colab.research.google.com/github/{address}/blob/main/notebooks/{notebook}.ipynb"
     "#scrollTo={cell}"
@@ -173,6 +181,7 @@ class Report:
             "verdicts": self.verdicts,
             "claims_count": lambda: len(claims()),
             "published": self.published_table,
+            "gpu_beside_published": self.gpu_beside_published,
             "notebooks": self.notebooks,
             "models_table": models_table,
             "llama_sizes": llama_sizes,
@@ -274,8 +283,7 @@ class Report:
         """
 
         def find(run: dict[str, Any], name: str) -> dict[str, Any] | None:
-            half = "fp16" if "GPU" in run["environment"] else "bf16"
-            return run["measurements"].get(name.format(half=half))
+            return run["measurements"].get(name.format(half=_half(run)))
 
         # A model without a tokenizer has no quality: no column of its own in such a table.
         runs = [
@@ -290,15 +298,7 @@ class Report:
             return f"*{NOT_MEASURED}*"
 
         def cell(run: dict[str, Any], name: str) -> str:
-            entry = find(run, name)
-            if entry is None:
-                return NOT_MEASURED
-            whole = entry["unit"] == "count" and float(entry["value"]).is_integer()
-            text = format(entry["value"] / scale, ",.0f" if whole else digits)
-            if "low" in entry:
-                ends = (format(entry[end] / scale, digits) for end in ("low", "high"))
-                text += " [" + " to ".join(ends) + "]"
-            return text
+            return _cell(run, name.format(half=_half(run)), digits, scale)
 
         header = ["", *map(_column, runs)]
         return markdown_table(
@@ -389,6 +389,22 @@ class Report:
         table = markdown_table(header, [[k, *v] for k, v in entry["rows"].items()])
         return f"{table}\n\nSource: {entry['source']}. {entry['note']}"
 
+    def gpu_beside_published(self) -> str:
+        """LLaMA-2-7B on one card: what was published, and what each GPU has measured at its shapes."""
+        rows = self.published["t4-llama-2-7b-chat"]["rows"]
+        memory, speed = rows["memory (GiB)"], rows["speed (tokens/s)"]
+        table = [["published, T4: weights, GiB", *memory], ["published, T4: tokens/s", *speed]]
+        paths = ("fp16", "LLM.int8()")
+        for run in self.runs:
+            if run["notebook"] == "gpu" and run["model"] == "synthetic:llama-2-7b-chat":
+                machine = run["environment"]["machine"]
+                for label, key, scale, digits in GPU_ROWS:
+                    cells = [_cell(run, f"{key}.{path}", digits, scale) for path in paths]
+                    table.append([f"{machine}: {label}", *cells])
+        if len(table) == 2:
+            table.append(["measured with `tools/benchmark_gpu.py`", *2 * [NOT_MEASURED]])
+        return markdown_table(["", "FP16", "LLM.int8()"], table)
+
     def notebooks(self) -> str:
         """The table of notebooks: title, topic, minutes by kind of machine, Colab badge."""
         rows = []
@@ -458,6 +474,23 @@ def _column(run: dict[str, Any]) -> str:
     if "sha256" in run["settings"]:
         parts.append(f"data {run['settings']['sha256'][:8]}")
     return ", ".join(parts)
+
+
+def _half(run: dict[str, Any]) -> str:
+    return "fp16" if "GPU" in run["environment"] else "bf16"
+
+
+def _cell(run: dict[str, Any], name: str, digits: str, scale: float = 1.0) -> str:
+    """A measurement of `run` as text, with its interval."""
+    entry = run["measurements"].get(name)
+    if entry is None:
+        return NOT_MEASURED
+    whole = entry["unit"] == "count" and float(entry["value"]).is_integer()
+    text = format(entry["value"] / scale, ",.0f" if whole else digits)
+    if "low" in entry:
+        ends = (format(entry[end] / scale, digits) for end in ("low", "high"))
+        text += " [" + " to ".join(ends) + "]"
+    return text
 
 
 def _filled_in(text: Any, *values: Any) -> str:

@@ -319,6 +319,7 @@ def _papermill(job: Job, work: Path, progress: "Progress") -> None:
         progress_bar=False,
         cwd=str(work),
         execution_timeout=job.cell_timeout,
+        iopub_timeout=job.cell_timeout,  # 4 s of silence on a busy machine is no failure
         extra_arguments=["--IPKernelApp.log_level=50"],  # its log is no reader's concern
     )
 

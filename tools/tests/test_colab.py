@@ -134,6 +134,7 @@ def test_runs_to_its_end_in_colab_and_leaves_its_versions_alone(
         cwd=str(empty),
         progress_bar=False,
         execution_timeout=600,
+        iopub_timeout=600,
     )
     # `moves` has moved every control of every interactive figure, under ipywidgets 7.
     executed = nbformat.read(empty / "executed.ipynb", as_version=4)

@@ -102,8 +102,13 @@ class TestAReadOnlyCheckout:
         home, out = tmp_path / "home of jané", tmp_path / "out"
         home.mkdir()
         out.mkdir()
-        cache = {"LLAMA_INT8_CACHE": str(cache_folder())}
-        done = self.call(read_only, "run", "--out", out, HOME=str(home), **cache)
+        cache = tmp_path / "cache"
+        cache.mkdir()
+        model = "smollm2-135m-fp32"
+        (cache / model).symlink_to(cache_folder() / model)
+        done = self.call(
+            read_only, "run", "--out", out, HOME=str(home), LLAMA_INT8_CACHE=str(cache)
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         text = (out / "notebooks/00_first.ipynb").read_text()
         assert "count 3" in text and str(home) not in text and str(read_only.root) not in text

@@ -575,6 +575,7 @@ def test_a_part_of_a_data_set_does_not_stand_among_the_courses_results(
     evaluate, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "STATE", tmp_path / ".course")
     monkeypatch.setenv("COURSE_ACTIVE", str(tmp_path))
     options = ["--task", "everyday-physics", "--precision", "fp32"]
     assert evaluate(*options, "--limit", "4", out=None) == 0

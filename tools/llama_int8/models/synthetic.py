@@ -1,7 +1,7 @@
 """A registered model's exact shapes with seeded random weights: for memory and speed, not for text.
 
-A tensor depends on its name and the seed alone, so the model in memory, the one saved in shards
-and the one loaded back are the same.
+A tensor depends only on its name, the seed and the kind of device that draws it, so on a CPU the
+model in memory, the one saved in shards and the one loaded back are the same.
 """
 
 import json
@@ -30,14 +30,16 @@ def empty_model(config: LlamaConfig) -> "torch.nn.Module":
         return LlamaForCausalLM(HuggingFaceConfig(**config.to_hugging_face())).eval()
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+def random_tensor(
+    name: str, shape: tuple[int, ...], dtype: "torch.dtype", device: str = "cpu"
+) -> "torch.Tensor":
     """The tensor called `name`: ones for a norm, else normal with standard deviation 0.02."""
     import torch
 
     if name.endswith("norm.weight"):
-        return torch.ones(shape, dtype=dtype)
-    generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
-    return torch.randn(shape, generator=generator).mul_(0.02).to(dtype)
+        return torch.ones(shape, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(SEED + zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator, device=device).mul_(0.02).to(dtype)
 
 
 def save_synthetic(
@@ -105,8 +107,8 @@ def build_synthetic(
             if full_name == "lm_head.weight" and config.tie_word_embeddings:
                 module.weight = model.model.embed_tokens.weight
                 continue
-            value = random_tensor(full_name, tuple(old.shape), dtype)
-            value = value if replaced else value.to(device)  # bitsandbytes quantizes on the way
+            value = random_tensor(full_name, tuple(old.shape), dtype, device)
+            value = value.cpu() if replaced else value  # bitsandbytes quantizes on the way back
             # It may have a gradient, as a loaded one: else PyTorch's matmul copies the whole output
             # layer for a slice of the states, 2 s of a 3 s prefill at Llama-3.2-1B's shape.
             setattr(module, key, nn.Parameter(value))

@@ -1,0 +1,338 @@
+"""The GPU benchmark with the CPU as its device: same code, another argument."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import in_int8, tiny_llama
+
+import benchmark_gpu
+from llama_int8 import models
+from llama_int8.measurement import experiment, gpu, latency
+from llama_int8.measurement.cost import weight_bytes
+from llama_int8.measurement.results import Results
+from llama_int8.models import grouped_heads
+from llama_int8.models.synthetic import random_tensor
+from llama_int8.profiles import Settings
+
+PATHS = ("bf16", gpu.INT8, gpu.INT8_AT_0)
+SIZES = gpu.Sizes(prompt=16, points=((1, 8), (2, 4)), steps=2, rounds=3, megabytes=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with grouped heads, as a user has it."""
+    path = tmp_path_factory.mktemp("gpu") / "tiny"
+    tiny_llama(hidden_size=48, intermediate_size=96, max_position_embeddings=256).save_pretrained(
+        path
+    )
+    return str(path)
+
+
+def new_results(folder, out, sizes=SIZES):
+    settings = Settings(vars(sizes), model=folder, profile="benchmark", device="cpu")
+    results = Results("gpu", settings, str(out))
+    results.use_model(folder)
+    return results
+
+
+def run(folder, out, seconds=600.0, sizes=SIZES):
+    """Race the model; what was said, and whether it came to its end."""
+    results, said = new_results(folder, out, sizes), []
+    kept = results.resume()
+    work = gpu.Race(folder, "cpu", sizes, results)
+    ended = work.run(time.monotonic() + seconds, said.append)
+    return results.measurements, said, ended, kept
+
+
+@pytest.fixture(scope="module")
+def measured(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, run(folder, out)
+
+
+def test_every_case_has_a_speed_of_each_path_and_a_ratio_within_its_rounds(measured):
+    found, _, ended, _ = measured[1]
+    assert ended
+    for case in ("decode.1x8", "decode.2x4", "prefill.1x16"):
+        for path in PATHS:
+            entry = found[f"{case}.{path}"]
+            assert entry["unit"] == "tokens/s" and entry["n"] == SIZES.rounds
+            assert 0 < entry["low"] <= entry["value"] <= entry["high"]
+        for path in PATHS[1:]:
+            assert found[f"ratio.{case}.{path}"]["n"] == SIZES.rounds
+        assert f"ratio.{case}.bf16" not in found
+
+
+def test_weights_are_the_bytes_that_the_shapes_predict(measured, folder):
+    config = models.config_of(folder)
+    for path, precision in (("bf16", "bf16"), (gpu.INT8, "int8")):
+        expected = weight_bytes(config, precision).total
+        assert measured[1][0][f"weights.{path}"]["value"] == expected
+
+
+def test_the_shares_of_a_step_add_up_and_its_operations_are_counted(measured):
+    found = measured[1][0]
+    for path in PATHS:
+        shares = [
+            m["value"]
+            for n, m in found.items()
+            if n.startswith("share.") and n.endswith(f".{path}")
+        ]
+        assert sum(shares) == pytest.approx(100, abs=1e-3)
+    operations = [found[f"operations per token.{path}"]["value"] for path in PATHS]
+    assert operations[1] > operations[2] > operations[0] > 0  # the decomposition costs operations
+
+
+def test_codes_scales_and_columns_are_those_of_bitsandbytes(measured, folder):
+    found, config = measured[1][0], models.config_of(folder)
+    linear = sum(out * in_ for out, in_ in config.linear_shapes().values())
+    assert found["codes.weights.differing"]["n"] == 3 * linear  # three blocks of three
+    assert found["codes.weights.differing"]["value"] == 0
+    assert found["codes.activations.differing"]["value"] == 0
+    assert found["codes.columns.differing"] == {
+        "value": 0,
+        "unit": "count",
+        "kind": "exact",
+        "n": found["codes.columns.differing"]["n"],
+    }
+    assert found["codes.columns.differing"]["n"] >= 6 * 21  # six planted in each of 21 layers
+    assert found["codes.furthest"]["value"] == 0 and found["codes.scales"]["value"] == 0
+
+
+def test_a_code_a_scale_and_a_column_that_differ_are_counted():
+    torch.manual_seed(0)
+    model = tiny_llama()
+    weight = model.model.layers[0].self_attn.q_proj.weight.detach().bfloat16().clone()
+    layer = in_int8(model).model.layers[0].self_attn.q_proj
+    counts = gpu.Counts()
+    counts.add_weight(layer, weight)
+    assert (counts.weights, counts.other_weights, counts.scale) == (weight.numel(), 0, 0)
+    layer.weight.CB[2, 3] += 5
+    layer.weight.SCB[4] *= 1.5
+    counts.add_weight(layer, weight)
+    assert counts.other_weights == 1 and counts.furthest == 5
+    assert counts.scale == pytest.approx(0.5)
+
+
+def test_what_bitsandbytes_does_not_find_is_counted_as_another_column(monkeypatch):
+    import bitsandbytes.functional
+
+    real = bitsandbytes.functional.int8_vectorwise_quant
+
+    def forgetful(x, threshold):
+        codes, absmax, columns = real(x, threshold)
+        return codes, absmax, columns[1:]
+
+    monkeypatch.setattr(bitsandbytes.functional, "int8_vectorwise_quant", forgetful)
+    counts = gpu.Counts()
+    counts.add_activations(gpu.with_outliers(96, "cpu"))
+    assert counts.columns >= 6 and counts.other_columns == 1
+
+
+def test_a_second_run_keeps_everything_and_measures_nothing(measured, folder, monkeypatch):
+    out, (found, *_) = measured
+    monkeypatch.setattr(latency, "interleaved", lambda *_: pytest.fail("measured again"))
+    again, _, ended, kept = run(folder, out)
+    assert ended and kept == len(found) and again == found
+
+
+def test_other_settings_begin_a_new_file(measured, folder, tmp_path):
+    old = new_results(folder, tmp_path)
+    old.record("decode.1x8.bf16", 1.0, "tokens/s")
+    assert new_results(folder, tmp_path).resume() == 1
+    assert new_results(folder, tmp_path, gpu.Sizes(rounds=2)).resume() == 0
+    old.path.write_text("{")
+    assert new_results(folder, tmp_path).resume() == 0
+
+
+def test_when_the_time_is_used_up_it_says_what_is_left_and_the_next_run_goes_on(
+    folder, tmp_path, monkeypatch
+):
+    _, said, ended, _ = run(folder, tmp_path, seconds=-1)
+    assert not ended and "used up before decode 1 x 8, prefill 1 x 16" in said[-1]
+    real, start = gpu.Race._prefill, time.monotonic()
+
+    def slow(self, paths):
+        real(self, paths)
+        monkeypatch.setattr(gpu.time, "monotonic", lambda: start + 1e6)
+
+    monkeypatch.setattr(gpu.Race, "_prefill", slow)
+    found, said, ended, _ = run(folder, tmp_path)
+    assert not ended and "used up before profile" in said[-1] and "decode.1x8.bf16" in found
+    monkeypatch.undo()
+    first = found["decode.1x8.bf16"]
+    found, _, ended, _ = run(folder, tmp_path)
+    assert ended and found["decode.1x8.bf16"] == first and "decode.2x4.bf16" in found
+
+
+def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
+    folder, tmp_path, monkeypatch
+):
+    needed = sum(weight_bytes(models.config_of(folder), p).total for p in ("bf16", "int8"))
+    monkeypatch.setattr(models, "free_memory", lambda _: needed)  # not a tenth more
+    monkeypatch.setattr(experiment, "fits", lambda *_: True)
+    held = []
+    real = gpu.Race._decode
+    monkeypatch.setattr(
+        gpu.Race, "_decode", lambda self, *a: (held.append(set(self.held)), real(self, *a))
+    )
+    found, said, ended, _ = run(folder, tmp_path)
+    assert ended and found["interleaved"]["value"] == "no" and "do not fit together" in said[0]
+    assert all(one in ({"bf16"}, {gpu.INT8, gpu.INT8_AT_0}) for one in held) and len(held) == 4
+    ratio, half, int8 = (
+        found[n]
+        for n in ("ratio.decode.1x8.LLM.int8()", "decode.1x8.bf16", "decode.1x8.LLM.int8()")
+    )
+    assert ratio["value"] == pytest.approx(int8["value"] / half["value"], rel=1e-5)
+    assert "low" not in ratio and "unpaired" in ratio["note"]
+    assert "ratio.decode.1x8.LLM.int8(), threshold 0" in found
+
+
+def test_where_memory_ends_the_point_is_named_and_the_rest_goes_on(folder, tmp_path, monkeypatch):
+    def fits(_config, _precision, _device, point):
+        return point[0] == 1
+
+    monkeypatch.setattr(experiment, "fits", fits)
+    found, said, ended, _ = run(folder, tmp_path)
+    assert ended and any("decode 2 x 4: left out, out of memory" in line for line in said)
+    assert "2 x 6 tokens do not fit" in found["left out.decode 2 x 4.bf16"]["value"]
+    assert "decode.2x4.bf16" not in found and "peak.1x16.bf16" in found
+    monkeypatch.undo()  # a later run with more memory measures it
+    assert "decode.2x4.bf16" in run(folder, tmp_path)[0]
+
+
+def test_a_model_that_does_not_fit_at_all_is_named(folder, tmp_path, monkeypatch):
+    def full(*_args, **_more):
+        raise models.NotEnoughMemoryError("needs 13.8 GiB; 3.0 GiB are free")
+
+    monkeypatch.setattr(models, "load_model", full)
+    found, said, _, _ = run(folder, tmp_path)
+    assert "needs 13.8 GiB" in said[-1] and "13.8" in found["left out.bf16"]["value"]
+
+
+def test_decoding_starts_at_the_same_length_each_time_and_reads_its_own_tokens():
+    model, lengths, read = tiny_llama(max_position_embeddings=64), [], []
+    real = model.forward
+
+    def forward(tokens, past_key_values=None, **more):
+        lengths.append(past_key_values.get_seq_length())
+        read.append(tokens.clone())
+        return real(tokens, past_key_values=past_key_values, **more)
+
+    model.forward = forward
+    seconds = gpu.decoder(model, (2, 5), 3)
+    with torch.inference_mode():
+        assert seconds() > 0 and seconds() > 0
+    assert lengths == [0, 5, 6, 7, 5, 6, 7]
+    prompt = read[0]
+    expected = prompt
+    model.forward = real
+    with torch.inference_mode():
+        # The first token read is the prompt's last one once more, then the likeliest ones.
+        expected = torch.cat([prompt, prompt[:, -1:]], 1)
+        for step in range(1, 3):
+            likeliest = model(expected).logits[:, -1:].argmax(-1)
+            assert torch.equal(likeliest, read[1 + step])
+            expected = torch.cat([expected, likeliest], 1)
+
+
+def test_no_length_goes_beyond_a_models_context():
+    sizes = gpu.Sizes(prompt=512, points=((1, 128), (1, 1024), (1, 2048), (8, 128)), steps=16)
+    assert sizes.within(4096) == sizes
+    cut = sizes.within(256)
+    assert cut.prompt == 256 and cut.points == ((1, 128), (1, 240), (8, 128))
+
+
+def test_random_weights_are_the_same_whichever_way_they_are_drawn():
+    one = random_tensor("a.weight", (3, 5), torch.float32)
+    assert torch.equal(one, random_tensor("a.weight", (3, 5), torch.float32, "cpu"))
+    assert not torch.equal(one, random_tensor("b.weight", (3, 5), torch.float32))
+
+
+class TestGroupedHeads:
+    """Below compute capability 8.0 transformers must not ask for `enable_gqa`."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """Whether PyTorch's attention was asked for it, in each call."""
+        from transformers.integrations import sdpa_attention
+
+        monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
+        seen, real = [], torch.nn.functional.scaled_dot_product_attention
+
+        def attention(*args, enable_gqa=False, **more):
+            seen.append(enable_gqa)
+            return real(*args, enable_gqa=enable_gqa, **more)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+        return seen
+
+    def logits(self):
+        with torch.inference_mode():
+            return tiny_llama()(torch.arange(12)[None]).logits.numpy()
+
+    def test_a_t4_gets_expanded_heads_and_the_same_logits(self, asked, monkeypatch):
+        before = self.logits()
+        assert asked and all(asked)  # else nothing had to be avoided
+        asked.clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+        assert grouped_heads.expand_grouped_heads("cuda")
+        np.testing.assert_allclose(self.logits(), before, rtol=1e-5, atol=1e-6)
+        assert asked and not any(asked)
+
+    @pytest.mark.parametrize("device, capability", [("cpu", (7, 5)), ("cuda", (8, 0))])
+    def test_elsewhere_nothing_changes(self, asked, monkeypatch, device, capability):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        assert not grouped_heads.expand_grouped_heads(device)
+        self.logits()
+        assert all(asked)
+
+
+class TestCommand:
+    def test_runs_from_end_to_end_on_a_cpu(self, folder, tmp_path, capsys):
+        options = ["--device", "cpu", "--models", folder, "--quick", "--rounds", "2"]
+        assert benchmark_gpu.main([*options, "--out", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        (path,) = tmp_path.glob("results/*/gpu@*.json")
+        content = json.loads(path.read_text())
+        assert content["notebook"] == "gpu" and "decode.1x8.bf16" in content["measurements"]
+        assert str(path) in shown and "LLM.int8(), threshold 0" in shown
+
+    @pytest.mark.parametrize(
+        "arguments, says",
+        [
+            ([], "sees no GPU; --device cpu"),
+            (["--device", "cuda"], "sees no GPU"),
+            (["--device", "cpu", "--models", "8b"], "'8b' is neither"),
+            (["--device", "cpu", "--rounds", "0", "--quick"], "rounds is 0"),
+            (["--device", "cpu", "--gguf", "no-such-file"], "no such file"),
+        ],
+    )
+    def test_what_cannot_work_is_said_in_a_line(self, folder, tmp_path, capsys, arguments, says):
+        if torch.cuda.is_available():
+            pytest.skip("says what a machine without a GPU says")
+        arguments = arguments if "--models" in arguments else [*arguments, "--models", folder]
+        assert benchmark_gpu.main([*arguments, "--out", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert says in said and "Traceback" not in said
+
+    def test_a_file_in_parts_is_put_together_and_verified(self, tmp_path, monkeypatch, capsys):
+        from llama_int8.models import embedded
+
+        monkeypatch.setenv("LLAMA_INT8_CACHE", str(tmp_path / "cache"))
+        parts = [tmp_path / "one", tmp_path / "two"]
+        for part, text in zip(parts, (b"GG", b"UF"), strict=True):
+            part.write_bytes(text)
+        options = ["--device", "cpu", "--models", "embedded", "--gguf", *map(str, parts)]
+        assert benchmark_gpu.main(options) == 1
+        assert "has SHA-256" in capsys.readouterr().err
+        whole = []
+        monkeypatch.setattr(
+            embedded, "verify_sha256", lambda path, _: whole.append(path.read_bytes())
+        )
+        monkeypatch.setattr(embedded, "gguf_to_safetensors", lambda _, folder: None)
+        benchmark_gpu.unpack(parts)
+        assert whole == [b"GGUF"] and embedded.folder_in_cache().is_dir()
