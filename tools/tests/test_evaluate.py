@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from conftest import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import course as command
+from llama_int8.files import content_hash
 from llama_int8.measurement import choices, quality
 from llama_int8.measurement.batches import Journal, Processes, run_batches
 from llama_int8.measurement.evaluation import STRIDE, WINDOW, Evaluation
@@ -213,7 +215,7 @@ def evaluate(monkeypatch, folder, tmp_path):
 
 
 def results_of(out, task):
-    (path,) = out.glob(f"results/*/{task}@tiny-bytes.json")
+    (path,) = out.glob(f"results/*/{task}@tiny-bytes-*.json")
     return json.loads(path.read_text())
 
 
@@ -589,4 +591,4 @@ def test_the_same_evaluation_in_python(folder, tmp_path):
     work = Evaluation(folder, ["fp32"], "cpu", tmp_path, limit=4)
     results = work.run("everyday-physics")
     assert json.loads(results.path.read_text()) == results_of(tmp_path, "everyday-physics")
-    assert results.model == "tiny-bytes"
+    assert results.model == f"tiny-bytes (folder {content_hash(Path(folder))[:8]})"

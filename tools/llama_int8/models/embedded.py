@@ -25,7 +25,12 @@ DOWNLOAD_MB = 93
 
 def embedded_folder() -> Path:
     """The converted model's folder; the first call downloads 93 MB and takes about half a minute."""
-    return build_once(cache_folder() / "smollm2-135m-fp32", _convert)
+    return build_once(embedded_place(), _convert)
+
+
+def embedded_place() -> Path:
+    """Where the converted model's folder is, or will be."""
+    return cache_folder() / "smollm2-135m-fp32"
 
 
 def _convert(folder: Path) -> None:
