@@ -111,13 +111,13 @@ class Evaluation:
             old = json.loads(results.path.read_text(encoding="utf-8"))
             precisions = old["settings"]["precisions"]
             measured = {name.partition(".")[2] for name in old["measurements"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+            different = self._different(results, old)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}  # none there, or no results file
         rules = set(WRONG_RULES) if self.wrong_rules else set()
         others = sorted(measured - set(self.precisions) - rules)
         if not others:
             return {}
-        different = self._different(results, old)
         if different:
             self._say(
                 f"earlier results of {', '.join(others)} in {results.path.name} are replaced: "
@@ -143,7 +143,7 @@ class Evaluation:
             names = before.keys() | now.keys()
             names -= {"precisions", "data", "model"} if section == "settings" else set()
             found += sorted(name for name in names if before.get(name) != now.get(name))
-        return found
+        return ["data" if name == "sha256" else name for name in found]
 
     def _say(self, text: str) -> None:
         if self.processes.first:

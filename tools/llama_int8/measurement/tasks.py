@@ -297,10 +297,12 @@ NO_TEXT = {
 
 def _read_file(data: str | Path) -> str:
     path = Path(data).expanduser()
+    text, reason = "", "it is a folder; name a file in it"
     try:
-        content = b"" if path.is_dir() else path.read_bytes()
-        reason = "it is a folder; name a file in it" if path.is_dir() else _no_text(content)
-        text = content.decode("utf-8-sig")
+        if not path.is_dir():
+            content = path.read_bytes()
+            reason = _no_text(content)
+            text = "" if reason else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"{error}; save it in UTF-8"
     except OSError as error:
