@@ -715,7 +715,8 @@ def test_an_item_beyond_the_models_context_is_named_by_its_line(fails, tmp_path)
     rows = [*FROM_A_FILE, {**FROM_A_FILE[0], "goal": "word " * 500}]
     file = tmp_path / "valid.jsonl"
     file.write_text("\n\n".join(map(json.dumps, rows)))
-    says = "valid.jsonl, line 11 has 2526 tokens, and the model takes 2048: leave the item out"
+    tokens = len(f"Question: {rows[-1]['goal']}\nAnswer: Answer 0.")  # a token is a byte here
+    says = f"valid.jsonl, line 11 has {tokens} tokens, and the model takes 2048: leave the item out"
     fails("--task", "piqa", "--precision", "fp32", "--data", str(file), says=says)
 
 

@@ -11,7 +11,7 @@ from llama_int8 import models
 from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.measurement import choices, comparison, memory, quality
 from llama_int8.measurement.batches import Journal, Processes
-from llama_int8.measurement.results import Results, model_title
+from llama_int8.measurement.results import Results
 from llama_int8.measurement.side_by_side import is_meta_folder
 from llama_int8.measurement.statistics import proportion_interval
 from llama_int8.measurement.tasks import Task, load_task, other_name
@@ -241,7 +241,6 @@ def _check_format(model: str) -> None:
         )
     if model not in models.MODELS and is_meta_folder(Path(model).expanduser()):
         raise ModelError(
-            f"{model_title(model)} is in Meta's format, and evaluate reads Hugging Face's only. Take "
-            "the same model in Hugging Face's format, or convert it with transformers' "
-            "convert_llama_weights_to_hf.py"
+            f"{model} is in Meta's format, and evaluate reads Hugging Face's only. Take the same "
+            "model in Hugging Face's format; `generate` reads both"
         )
