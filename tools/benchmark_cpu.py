@@ -27,16 +27,32 @@ PEER = "llama.cpp"
 
 
 def main() -> int:
+    """Measure, and end with one line and status 1 where the user can put something right."""
     options = parse()
+    from llama_int8.models import ModelError
+
+    try:
+        return measure(options)
+    except (ModelError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Race every path and write the results file."""
     from llama_int8 import models
+    from llama_int8.files import file_hash
     from llama_int8.measurement import cpu_paths
     from llama_int8.measurement.results import Results
     from llama_int8.profiles import Settings
 
     config = models.config_of(options.model)
+    check_lengths(options, config.max_position_embeddings)
+    gguf = gguf_files(options.gguf)
     points = {"contexts": options.context, "batches": options.batch, "prompt": options.prompt}
     settings = Settings(
         {**points, "steps": options.steps, "rounds": options.rounds, "patience": options.patience},
+        **({"gguf": {name: file_hash(file) for name, file in gguf.items()}} if gguf else {}),
         model=options.model,
         profile="benchmark",
         device="cpu",
@@ -48,7 +64,8 @@ def main() -> int:
     print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
     runners: dict[str, Any] = dict(cpu_paths.load_paths(options.model, options.path))
     with tempfile.TemporaryDirectory() as scratch:
-        runners |= peers(options, Path(scratch))
+        runners |= peers(options.model, gguf, max_length(options), Path(scratch))
+        results.check_model()
         roof = cpu_paths.measured_roof(results)
         cases = list(make_cases(options))
         for number, case in enumerate(cases, 1):
@@ -79,23 +96,50 @@ def make_cases(options: argparse.Namespace):
                 yield cpu_paths.Case("decode", batch, options.context[0], count)
 
 
-def peers(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def max_length(options: argparse.Namespace) -> int:
+    """The longest text of all measurements, in tokens."""
+    return max(options.prompt, max(options.context) + options.steps)
+
+
+def check_lengths(options: argparse.Namespace, most: int) -> None:
+    """Raise ValueError where a measurement is longer than the model's context of `most` tokens."""
+    longest = max_length(options)
+    if longest > most:
+        raise ValueError(
+            f"the longest prompt or context and --steps make {longest:,} tokens, and the model takes "
+            f"{most:,}; take less by --prompt, --context and --steps"
+        )
+
+
+def gguf_files(entries: list[str]) -> dict[str, Path]:
+    """Files by name from NAME=FILE. Raises ValueError for another form, name, or no such file."""
+    files: dict[str, Path] = {}
+    for entry in entries:
+        name, _, file = entry.partition("=")
+        path = Path(file).expanduser()
+        if not name.startswith(PEER) or not path.is_file() or name in files:
+            raise ValueError(
+                f"--gguf is {entry!r}; it must be {PEER}-NAME=FILE, with a file that is there and "
+                "each name once"
+            )
+        files[name] = path
+    return files
+
+
+def peers(model: str, files: dict[str, Path], length: int, scratch: Path) -> dict[str, Any]:
     """Other people's programs for the same model, as far as they are installed."""
     found: dict[str, Any] = {}
     if importlib.util.find_spec("torchao"):
-        found["torchao, eager"] = torchao_runner(options.model)
+        found["torchao, eager"] = torchao_runner(model)
     if not importlib.util.find_spec("llama_cpp"):
         print("llama-cpp-python is not installed: no llama.cpp in this run")
         return found
-    files = dict(entry.split("=", 1) for entry in options.gguf)
-    files = files or default_gguf(options.model, scratch)
-    length = max(options.prompt, *options.context) + options.steps
-    for name, file in files.items():
-        found[name] = LlamaCppRunner(Path(file), length)
+    for name, file in (files or default_gguf(model, scratch)).items():
+        found[name] = LlamaCppRunner(file, length)
     return found
 
 
-def default_gguf(model: str, scratch: Path) -> dict[str, str]:
+def default_gguf(model: str, scratch: Path) -> dict[str, Path]:
     """The embedded model as F16 and Q8_0: of the same values that all other paths start from."""
     from llama_int8 import models
     from llama_int8.models.embedded import embedded_gguf
@@ -105,8 +149,7 @@ def default_gguf(model: str, scratch: Path) -> dict[str, str]:
         return {}
     source = embedded_gguf(scratch)
     return {
-        f"{PEER}-{kind}": str(recode(source, scratch / f"{kind}.gguf", kind))
-        for kind in ("F16", "Q8_0")
+        f"{PEER}-{kind}": recode(source, scratch / f"{kind}.gguf", kind) for kind in ("F16", "Q8_0")
     }
 
 

@@ -106,7 +106,7 @@ def unpack(parts: list[Path]) -> None:
             embedded.verify_sha256(gguf, embedded.GGUF_SHA256)
             embedded.gguf_to_safetensors(gguf, folder)
 
-    build_once(embedded.folder_in_cache(), convert)
+    build_once(embedded.embedded_place(), convert)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

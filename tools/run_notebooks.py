@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,13 @@ from typing import Any
 import psutil
 
 import sync_notebooks
-from course import ROOT, STATE, TOOLS, CourseError, require_writable
+from course import ROOT, STATE, CourseError, require_writable
 from llama_int8 import profiles
+from llama_int8.files import package_hash
 from llama_int8.measurement.reference import set_machine
-from llama_int8.measurement.results import machine_name, write_json
+from llama_int8.measurement.results import by_content, machine_name, model_file_name, write_json
 from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
+from llama_int8.models.content import is_folder, model_hash
 from llama_int8.names import did_you_mean
 
 REFERENCE_PROFILE = "cpu"
@@ -119,12 +120,13 @@ def plan(
         for name in names:
             profiles.resolve(name, profile)
         overrides = parse_params(params, [chosen.notebooks[name] for name in names])
-        if model is not None:
-            overrides["model"] = str(Path(model).resolve()) if Path(model).is_dir() else model
+        if model is not None:  # a kernel starts in another folder; a registered name is no folder
+            path = os.path.abspath(os.path.expanduser(model))
+            model = overrides["model"] = path if is_folder(model) else model
         jobs = []
         reference = profile == REFERENCE_PROFILE and not overrides and out is None
         base = out or STATE / "runs" / (
-            profile if model is None else f"{profile}-{Path(model).name}"
+            profile if model is None else f"{profile}-{model_file_name(model, model_hash(model))}"
         )
         keep_results = out is None and not params and profile != "smoke"
         for name in names:
@@ -203,18 +205,11 @@ def _require_gpu(profile: str) -> None:
 # --- freshness
 
 
-@cache
-def package_hash() -> str:
-    """SHA-256 over the package's files."""
-    digest = hashlib.sha256()
-    for path in sorted((TOOLS / "llama_int8").rglob("*")):
-        if path.suffix in (".py", ".yaml", ".txt", ".jsonl", ".cpp"):
-            digest.update(str(path.relative_to(TOOLS)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def fingerprint(job: Job) -> str:
-    """What a run's products follow from: text, parameters, package, versions, machine."""
+    """What a run's products follow from: text, parameters, package, versions, machine.
+
+    Models and data files count by their content, whatever their names.
+    """
     cells = [
         (cell["cell_type"], "".join(cell["source"]))
         for cell in sync_notebooks.read(job.source)["cells"]
@@ -223,7 +218,7 @@ def fingerprint(job: Job) -> str:
     versions = sorted((d.metadata["Name"], d.version) for d in distributions())
     everything = {
         "cells": cells,
-        "settings": job.settings,
+        "settings": by_content(job.settings),
         "package": package_hash(),
         "versions": [sys.version, *versions],
         "machine": machine_name(job.settings.device),
@@ -266,9 +261,14 @@ def execute(job: Job) -> Outcome:
     work = STATE / "work" / f"{os.getpid()}-{job.name}"
     work.mkdir(parents=True)
     progress = Progress(job)
+    before = by_content(job.settings)
     try:
         with progress.shown():
             _papermill(job, work, progress)
+        changed = changed_inputs(job, before)
+        if changed:
+            reason = f"what {changed} names changed meanwhile: the numbers belong to neither state"
+            raise _failed(job, work, progress, reason)
         figures = publish(job, work, progress.seconds)
     except PapermillExecutionError as error:
         reason = f"{error.ename}: {_first_line(error.evalue)}"
@@ -287,6 +287,15 @@ def execute(job: Job) -> Outcome:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Outcome(job.name, progress.seconds, len(figures), progress.slowest())
+
+
+def changed_inputs(job: Job, before: dict[str, Any]) -> str:
+    """Parameters whose model or file is another one than `before` the run; a fetched one is new."""
+    after = by_content(job.settings)
+    known = [
+        name for name in before if name != "more_models" and before[name] != job.settings[name]
+    ]
+    return ", ".join(name for name in known if before[name] != after[name])
 
 
 def _papermill(job: Job, work: Path, progress: "Progress") -> None:

@@ -1,14 +1,37 @@
-"""Files on disk: the cache, JSON, and the check that a model folder is whole."""
+"""Files on disk: the cache, JSON, what a model folder holds, and the check that it is whole."""
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llama_int8.errors import ModelFilesError
+
+# What a model's numbers follow from; a README beside it does not count.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.pth",
+    "config.json",
+    "generation_config.json",
+    "params.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+WHOLE_BYTES = 16 * 2**20  # files up to this size are hashed whole
+SAMPLES, SAMPLE_BYTES = 64, 4096
+END_BYTES = 2**16  # PyTorch's archives end in a list of every tensor's checksum
 
 
 def cache_folder() -> Path:
@@ -101,3 +124,61 @@ def weight_files(folder: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelFilesError(f"{index} is damaged; delete it and fetch the model again") from None
     return sorted(names)
+
+
+def content_hash(folder: Path) -> str | None:
+    """A hash of a model folder's content, None where no file of a model is in it.
+
+    Of weights, configuration, tokenizer and chat template: equal for a copy under any name, another
+    one where a file was changed. Large files are sampled, so it takes a fraction of a second.
+    """
+    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    named = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    if not named:
+        return None
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; of a large one its size and samples of it.
+
+    The samples are both ends, places spread evenly, and the middle of every tensor of a safetensors
+    file: a merged adapter may have changed one kind of layer only.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            digest.update(file.read())
+            return digest.hexdigest()
+        ends = [(0, END_BYTES), (size - END_BYTES, END_BYTES)]
+        even = [(size * n // SAMPLES, SAMPLE_BYTES) for n in range(1, SAMPLES)]
+        tensors = _tensor_middles(file, size) if path.suffix == ".safetensors" else ()
+        for place, length in (*ends, *even, *tensors):
+            file.seek(place)
+            digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+def _tensor_middles(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """(place, length) of a sample from each tensor; none where the header cannot be read."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > size:
+        return
+    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            begin, end = entry["data_offsets"]
+            yield max(0, 8 + length + (begin + end - SAMPLE_BYTES) // 2), SAMPLE_BYTES
+
+
+@cache
+def package_hash() -> str:
+    """SHA-256 over the package's files: a number follows from the code, too."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*")):
+        if path.suffix in (".py", ".yaml", ".txt", ".jsonl", ".cpp"):
+            name = path.relative_to(package).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

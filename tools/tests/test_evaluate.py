@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from conftest import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import course as command
+from llama_int8.files import content_hash
 from llama_int8.measurement import choices, quality
 from llama_int8.measurement.batches import Journal, Processes, run_batches
 from llama_int8.measurement.evaluation import STRIDE, WINDOW, Evaluation
@@ -213,7 +215,7 @@ def evaluate(monkeypatch, folder, tmp_path):
 
 
 def results_of(out, task):
-    (path,) = out.glob(f"results/*/{task}@tiny-bytes.json")
+    (path,) = out.glob(f"results/*/{task}@tiny-bytes-*.json")
     return json.loads(path.read_text())
 
 
@@ -385,6 +387,199 @@ def test_each_task_takes_its_own_file():
     assert command.data_files([], tasks) == {}
 
 
+# A number belongs to the model that was really scored
+
+
+def weights(folder, seed, **changes):
+    """Random weights of this seed in a folder with a tokenizer; as if it had been trained on."""
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**{**TINY, **changes})).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+FEW = ["--task", "everyday-physics", "--precision", "fp32", "--limit", "6"]
+
+
+def all_results(out, task="everyday-physics"):
+    found = [json.loads(path.read_text()) for path in out.glob(f"results/*/{task}@*.json")]
+    return {content["model"]: without_timings(content) for content in found}
+
+
+def test_weights_that_changed_in_the_same_folder_are_scored_anew(evaluate, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    for seed in (0, 1):
+        assert evaluate(*FEW, model=weights(mine, seed)) == 0
+        assert "kept from an earlier run" not in capsys.readouterr().out
+    truth = tmp_path / "truth"
+    assert evaluate(*FEW, model=weights(tmp_path / "copy" / "mine", 1), out=truth) == 0
+    found = all_results(tmp_path)
+    assert len(found) == 2, "each state of the folder has a file of its own"
+    for name, content in all_results(truth).items():
+        assert found[name] == content
+
+
+def test_the_same_model_in_another_folder_is_not_computed_again_and_said(
+    evaluate, tmp_path, capsys
+):
+    assert evaluate(*FEW, model=weights(tmp_path / "mine", 0)) == 0
+    shutil.move(tmp_path / "mine", tmp_path / "renamed")
+    assert evaluate(*FEW, model=str(tmp_path / "renamed")) == 0
+    said = capsys.readouterr().out
+    assert "everyday-physics, fp32: 1 of 1 batches were kept from an earlier run" in said
+
+
+def test_the_same_data_in_another_file_is_not_computed_again(evaluate, tmp_path, capsys):
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, FROM_A_FILE)))
+        options = ["--task", "piqa", "--precision", "fp32", "--data", str(tmp_path / name)]
+        assert evaluate(*options) == 0
+    assert "1 of 1 batches were kept" in capsys.readouterr().out
+    assert results_of(tmp_path, "piqa")["settings"]["data"] == "two.jsonl"
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "config.json"])
+def test_any_other_file_of_a_model_counts_too(evaluate, tmp_path, file):
+    mine = Path(weights(tmp_path / "mine", 0))
+    assert evaluate(*FEW, model=str(mine)) == 0
+    content = json.loads((mine / file).read_text())
+    (mine / file).write_text(json.dumps({**content, "more": 1}))
+    assert evaluate(*FEW, model=str(mine)) == 0
+    assert len(list(tmp_path.glob("stages/*/*.jsonl"))) == 2
+
+
+def test_a_folder_cannot_take_a_registered_models_place(evaluate, tmp_path):
+    assert evaluate(*FEW, model=weights(tmp_path / "smollm2-135m", 0)) == 0
+    (name,) = all_results(tmp_path)
+    assert name.startswith("smollm2-135m (folder ")
+    assert not list(tmp_path.glob("results/*/*@smollm2-135m.json"))
+
+
+def test_a_model_that_changes_while_it_is_evaluated_is_an_error_and_leaves_nothing(
+    evaluate, tmp_path, capsys, monkeypatch
+):
+    mine = weights(tmp_path / "mine", 0)
+    right = choices.score_batch
+
+    def score_while_training_goes_on(*arguments):
+        weights(mine, 1)
+        return right(*arguments)
+
+    monkeypatch.setattr(choices, "score_batch", score_while_training_goes_on)
+    assert evaluate(*FEW, model=mine) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: the files of mine (folder ")
+    assert "changed while they were measured" in message
+    assert not [path for name in ("results", "stages") for path in tmp_path.glob(f"{name}/*/*")]
+
+
+# What an earlier file holds
+
+
+def test_precisions_that_are_not_measured_again_stay_in_the_file(evaluate, tmp_path, capsys):
+    options = ["--task", "everyday-physics", "--limit", "6", "--precision"]
+    assert evaluate(*options, "bf16,fp32,int8", "--wrong-rules") == 0
+    whole = results_of(tmp_path, "everyday-physics")
+    assert "stay in" not in capsys.readouterr().out
+    assert evaluate(*options, "bf16,int8") == 0
+    stay = ", ".join(sorted(["fp32", *WRONG_RULES]))
+    assert f"earlier results of {stay} stay in everyday-physics@tiny-bytes-" in (
+        capsys.readouterr().out
+    )
+    assert without_timings(results_of(tmp_path, "everyday-physics")) == without_timings(whole)
+    assert evaluate(*options, "fp32") == 0  # no baseline of the file's, and no difference
+    assert without_timings(results_of(tmp_path, "everyday-physics")) == without_timings(whole)
+
+
+def test_a_precision_is_added_to_those_of_an_earlier_run(evaluate, tmp_path):
+    options = ["--task", "everyday-physics", "--limit", "6", "--precision"]
+    for precisions in ("bf16,int8", "bf16,fp32"):
+        assert evaluate(*options, precisions) == 0
+    assert evaluate(*options, "bf16,int8,fp32", out=tmp_path / "at once") == 0
+    assert without_timings(results_of(tmp_path, "everyday-physics")) == without_timings(
+        results_of(tmp_path / "at once", "everyday-physics")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        ({}, ["--limit", "5", "--precision", "bf16"], "items, data"),
+        ({"environment": {"torch": "1.0"}}, ["--limit", "6", "--precision", "bf16"], "torch"),
+        ({"model_sha256": "0"}, ["--limit", "6", "--precision", "bf16"], "model"),
+        ({}, ["--limit", "6", "--precision", "fp32,int8"], "the baseline"),
+    ],
+)
+def test_results_that_cannot_stay_are_replaced_and_said(
+    evaluate, tmp_path, capsys, change, options, says
+):
+    task = ["--task", "everyday-physics"]
+    assert evaluate(*task, "--limit", "6", "--precision", "bf16,int8") == 0
+    (path,) = tmp_path.glob("results/*/*.json")
+    old = json.loads(path.read_text())
+    for name, value in change.items():
+        old[name] = {**old[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(old))
+    capsys.readouterr()
+    assert evaluate(*task, *options) == 0
+    said = capsys.readouterr().out
+    assert " are replaced: " in said and f"{says} changed since then" in said
+    left = {name.partition(".")[2] for name in values(json.loads(path.read_text()))}
+    assert left == set(options[-1].split(","))
+
+
+def test_a_broken_evaluation_leaves_an_earlier_file_as_it_was(evaluate, tmp_path, monkeypatch):
+    assert evaluate(*FEW) == 0
+    (path,) = tmp_path.glob("results/*/*.json")
+    before = path.read_bytes()
+
+    def breaks(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(quality, "_window_score", breaks)
+    monkeypatch.setattr(choices, "score_batch", breaks)
+    assert evaluate("--task", "everyday-physics", "--precision", "fp32,bf16") == 1
+    assert path.read_bytes() == before
+
+
+# Beyond the model's context
+
+
+def test_no_window_is_longer_than_the_models_context(evaluate, tmp_path, capsys):
+    short = weights(tmp_path / "short", 0, max_position_embeddings=96)
+    options = ["--task", "course-text", "--precision", "fp32", "--limit", "3"]
+    assert evaluate(*options, model=short) == 0
+    assert "the model takes 96 tokens: the windows have 96, not 1,024" in capsys.readouterr().out
+    ((_, content),) = all_results(tmp_path, "course-text").items()
+    assert (content["settings"]["window"], content["settings"]["stride"]) == (96, 48)
+    tokens = load_tokenizer(short)(load_task("course-text").text)["input_ids"]
+    model = load_model(short, "fp32", "cpu")
+    cut = [tokens[n * 48 : n * 48 + 96] for n in range(3)]
+    nll = -np.stack([log_likelihoods(model, window)[-48:] for window in cut])
+    assert values(content)["perplexity.fp32"] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+
+
+def test_a_context_that_is_long_enough_changes_nothing(evaluate, tmp_path, capsys):
+    options = ["--task", "course-text", "--precision", "fp32", "--limit", "2"]
+    assert evaluate(*options) == 0
+    assert "the model takes" not in capsys.readouterr().out
+    settings = results_of(tmp_path, "course-text")["settings"]
+    assert (settings["window"], settings["stride"]) == (WINDOW, STRIDE) == (1024, 512)
+
+
+def test_the_word_level_text_goes_by_its_own_name_and_the_command_says_so(
+    evaluate, tmp_path, capsys
+):
+    file = tmp_path / "test.txt"
+    file.write_text(" \n = Robert <unk> = \n \n" + " A guest @-@ star of <unk> . \n" * 100)
+    options = ["--task", "wikitext2", "--precision", "fp32", "--limit", "2", "--data", str(file)]
+    assert evaluate(*options) == 0
+    assert "the task is wikitext2-words, not wikitext2" in capsys.readouterr().out
+    content = results_of(tmp_path, "wikitext2-words")
+    assert content["notebook"] == "wikitext2-words"
+    assert not list(tmp_path.glob("results/*/wikitext2@*"))
+
+
 # Interrupted, and over several processes
 
 TASKS = ("everyday-physics", "course-text")
@@ -516,6 +711,22 @@ def test_an_unknown_model_is_refused_with_the_known_ones(fails):
     fails("--task", "everyday-physics", says=says, model="no-such-model")
 
 
+def test_an_item_beyond_the_models_context_is_named_by_its_line(fails, tmp_path):
+    rows = [*FROM_A_FILE, {**FROM_A_FILE[0], "goal": "word " * 500}]
+    file = tmp_path / "valid.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, rows)))
+    tokens = len(f"Question: {rows[-1]['goal']}\nAnswer: Answer 0.")  # a token is a byte here
+    says = f"valid.jsonl, line 11 has {tokens} tokens, and the model takes 2048: leave the item out"
+    fails("--task", "piqa", "--precision", "fp32", "--data", str(file), says=says)
+
+
+def test_metas_format_is_refused_with_a_way_out(fails, tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "params.json").write_text("{}")
+    says = "is in Meta's format, and evaluate reads Hugging Face's only"
+    fails("--task", "everyday-physics", says=says, model=str(tmp_path / "meta"))
+
+
 def test_a_model_without_a_tokenizer_is_refused(fails):
     says = "has random weights and no tokenizer"
     fails("--task", "everyday-physics", says=says, model="synthetic:smollm2-135m")
@@ -590,4 +801,4 @@ def test_the_same_evaluation_in_python(folder, tmp_path):
     work = Evaluation(folder, ["fp32"], "cpu", tmp_path, limit=4)
     results = work.run("everyday-physics")
     assert json.loads(results.path.read_text()) == results_of(tmp_path, "everyday-physics")
-    assert results.model == "tiny-bytes"
+    assert results.model == f"tiny-bytes (folder {content_hash(Path(folder))[:8]})"

@@ -16,6 +16,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 from llama_int8.classroom.tables import markdown_table
+from llama_int8.files import content_hash
 from llama_int8.measurement import answers, choices, cost, experiment, latency, quality
 from llama_int8.measurement.cost import weight_bytes
 from llama_int8.measurement.tasks import Item
@@ -355,7 +356,8 @@ def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
     settings = smoke_settings(more_points=[[1, 20], [2, 10]], window=16, stride=8)
     arguments = (str(one), settings, "All letters of a text. " * 6, items, str(tmp_path))
     found = experiment.another_model(*arguments)
-    assert found.results.path.name == "06_fp16_vs_int8@my-model.json"
+    mark = content_hash(one)[:8]
+    assert found.results.path.name == f"06_fp16_vs_int8@my-model-{mark}.json"
     kept = json.loads(found.results.path.read_text())["measurements"]
     for precision in ("bf16", "int8"):
         for name in ("perplexity", "acc", "acc_norm", "prefill", "decode", "item_seconds"):

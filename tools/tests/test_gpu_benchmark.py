@@ -335,4 +335,4 @@ class TestCommand:
         )
         monkeypatch.setattr(embedded, "gguf_to_safetensors", lambda _, folder: None)
         benchmark_gpu.unpack(parts)
-        assert whole == [b"GGUF"] and embedded.folder_in_cache().is_dir()
+        assert whole == [b"GGUF"] and embedded.embedded_place().is_dir()

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llama_int8
+from llama_int8.files import content_hash
 from llama_int8.models import save_synthetic
 from llama_int8.transformer.config import LlamaConfig
 
@@ -35,6 +36,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 CLIENT = """
 import json, sys, time
 from llama_int8.models import MODELS, load_model, load_tokenizer, model_folder, revision_of
+from llama_int8.models.content import model_hash
 from llama_int8.models.registry import HubSource, ModelSpec
 from llama_int8.transformer.config import LlamaConfig
 
@@ -42,10 +44,11 @@ config, sources, load = json.loads(sys.argv[1])
 MODELS["tiny"] = ModelSpec(
     "tiny", LlamaConfig(**config), "none", tuple(HubSource(*source) for source in sources)
 )
-start = time.monotonic()
+start, before = time.monotonic(), model_hash("tiny")
 try:
     folder = model_folder("tiny")
     answer = {"folder": str(folder), "revision": revision_of(folder)}
+    answer["content"] = [before, model_hash("tiny")]
     if load:
         tokens = load_tokenizer("tiny")("to be or not to be", return_tensors="pt").input_ids
         answer["tokens"] = tokens[0].tolist()
@@ -134,6 +137,17 @@ def test_a_model_from_the_hub_is_the_one_served_and_loads_again_without_the_hub(
     hub.go_away()
     again = fetch(name, load=True)
     assert again["logits"] == first["logits"]
+
+
+def test_the_content_of_a_model_is_known_once_it_is_here_and_asks_the_hub_for_nothing(
+    hub, fetch, served_folder
+):
+    first = fetch(hub.serve("someone/tiny", served_folder))
+    assert first["content"] == [None, content_hash(served_folder)]
+    hub.go_away()
+    hub.requests.clear()
+    assert fetch("someone/tiny")["content"] == [content_hash(served_folder)] * 2
+    assert not hub.requests
 
 
 def test_the_recorded_revision_is_the_commit_that_the_hub_served(hub, fetch, served_folder):

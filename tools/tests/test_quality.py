@@ -18,6 +18,7 @@ from llama_int8.measurement.quality import (
     bits_per_byte,
     divergence,
     strided,
+    token_nll,
     window_scores,
 )
 
@@ -282,6 +283,18 @@ def test_bits_per_byte_by_hand():
     text = StridedText(torch.zeros(3, 9), 4, np.array([10, 6, 100]))
     # 4 tokens of 1 bit and 4 of 2 bits, over 16 bytes; the third window was not scored.
     assert bits_per_byte(math.log(2) * np.array([1.0, 2.0]), text) == pytest.approx(12 / 16)
+
+
+def test_windows_beyond_the_models_context_are_refused_with_both_numbers():
+    model = tiny_llama(max_position_embeddings=8)
+    says = "the windows have 9 tokens, and the model takes 8: take windows of at most 8"
+    tokens = torch.ones(2, 9, dtype=torch.long)
+    with pytest.raises(ValueError, match=says):
+        window_scores(model, StridedText(tokens, 4, np.array([4, 4])))
+    with pytest.raises(ValueError, match=says):
+        token_nll(model, tokens)
+    assert len(window_scores(model, StridedText(tokens[:, :8], 4, np.array([4, 4])))) == 2
+    assert token_nll(model, tokens[:, :8]).shape == (2, 7)
 
 
 def test_a_model_that_knows_nothing_takes_the_bits_of_its_vocabulary():

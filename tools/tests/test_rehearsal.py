@@ -73,7 +73,7 @@ def test_the_notebook_runs_where_one_precision_fits_and_two_do_not(folder, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.rglob("06_fp16_vs_int8@synthetic.json")
+    (file,) = tmp_path.rglob("06_fp16_vs_int8@synthetic-*.json")
     found = json.loads(file.read_text())["measurements"]
     assert found["weights.bf16.measured"]["value"] == BF16
     assert found["weights.int8.measured"]["value"] == INT8

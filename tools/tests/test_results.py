@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import llama_int8
+from llama_int8 import files
+from llama_int8.errors import ModelFilesError
+from llama_int8.files import content_hash, package_hash
 from llama_int8.measurement import results as results_module
 from llama_int8.measurement.results import KIND_OF_UNIT, KINDS, Results, write_json
+from llama_int8.models import MODELS
 from llama_int8.profiles import Settings, resolve
 
 NOTEBOOK = "00_start_here"
@@ -234,13 +240,72 @@ def test_the_profiles_own_model_needs_no_suffix(results, tmp_path):
     [
         ("llama-2-7b-chat", "@llama-2-7b-chat"),
         ("synthetic:llama-3.2-1b", "@synthetic-llama-3.2-1b"),
-        ("/models/My Model (v2)", "@my-model-v2"),
-        ("/models/tiny/", "@tiny"),
-        ("/models/smollm2-135m", "@smollm2-135m"),  # a folder is not the registered model
+        ("synthetic:smollm2-135m", "@synthetic-smollm2-135m"),
     ],
 )
 def test_another_models_file_carries_its_name(tmp_path, model, suffix):
-    assert with_model(tmp_path, model).path.name == f"{NOTEBOOK}{suffix}.json"
+    results = with_model(tmp_path, model)
+    assert results.path.name == f"{NOTEBOOK}{suffix}.json"
+    assert results.model == model
+
+
+def model_in(folder, content="weights"):
+    """A folder with what a model's content is found by; `content` stands for the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("My Model (v2)", "my-model-v2"),
+        ("модель", "модель"),
+        ("模型", "模型"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("synthetic-llama-3.2-1b", "synthetic-llama-3.2-1b"),
+        ("CON", "con"),
+        ("ends.", "ends"),
+        ("..hidden", "hidden"),
+        ("???", "model"),
+        ("e\u0301t\u00e9", "\u00e9t\u00e9"),  # one letter, written in two ways
+        ("x" * 250, "x" * 80),
+        ("\u6a21" * 80, "\u6a21" * 26),  # 78 bytes
+    ],
+)
+def test_a_folders_file_has_its_name_in_any_alphabet_and_a_part_of_its_hash(tmp_path, name, shown):
+    folder = model_in(tmp_path / name)
+    results = with_model(tmp_path / "out", folder)
+    mark = content_hash(folder)[:8]
+    assert results.path.name == f"{NOTEBOOK}@{shown}-{mark}.json"
+    assert results.model == f"{name} (folder {mark})"
+    results.record("speed", 1.0, "s")  # the file system takes it
+    assert on_disk(results)["model"] == on_disk(results)["settings"]["model"] == results.model
+
+
+def test_no_two_models_share_a_file_or_a_name(tmp_path):
+    names = ["My Model", "my-model", "модель", "模型", "a/model", "b/model", "smollm2-135m", "a"]
+    folders = [model_in(tmp_path / name, content=name) for name in names]
+    every = [str(folder) for folder in folders] + list(MODELS) + [f"synthetic:{n}" for n in MODELS]
+    runs = [with_model(tmp_path / "out", name) for name in every]
+    # As on a system where "A" and "a" are one file.
+    assert len({str(run.path).lower() for run in runs}) == len(every)
+    assert len({run.model for run in runs}) == len(every)
+
+
+def test_a_model_that_was_trained_on_is_another_model(tmp_path):
+    before = with_model(tmp_path / "out", model_in(tmp_path / "mine", "seed 0"))
+    after = with_model(tmp_path / "out", model_in(tmp_path / "mine", "seed 1"))
+    assert before.path != after.path and before.model != after.model
+
+
+def test_the_file_states_the_content_of_the_model(tmp_path):
+    folder = model_in(tmp_path / "mine")
+    results = with_model(tmp_path / "out", "llama-7b")
+    results.use_model(str(folder))
+    results.record("speed", 1.0, "s")
+    assert on_disk(results)["model_sha256"] == content_hash(folder)
 
 
 def test_a_task_of_evaluate_is_no_notebook_so_its_file_always_carries_the_model(tmp_path):
@@ -256,8 +321,8 @@ def test_a_task_of_evaluate_is_no_notebook_so_its_file_always_carries_the_model(
 def test_a_folder_named_by_a_dot_is_called_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "tiny" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "tiny" / "inner")
-    assert with_model(tmp_path, ".").path.name == f"{NOTEBOOK}@inner.json"
-    assert with_model(tmp_path, "..").path.name == f"{NOTEBOOK}@tiny.json"
+    assert with_model(tmp_path, ".").path.name.startswith(f"{NOTEBOOK}@inner-")
+    assert with_model(tmp_path, "..").path.name.startswith(f"{NOTEBOOK}@tiny-")
 
 
 def test_the_model_that_was_really_used_names_the_file(results):
@@ -275,10 +340,42 @@ def test_a_folders_path_stays_on_the_machine(tmp_path, state_it):
         results.use_model(str(folder))
     results.record("speed", 1.0, "s")
     found = on_disk(results)
-    assert found["model"] == found["settings"]["model"] == "tiny-llama"
+    assert found["model"] == found["settings"]["model"]
+    assert found["model"].startswith("tiny-llama (folder ")
     written = results.path.read_text(encoding="utf-8")
     assert "private" not in written and str(tmp_path) not in written
     assert results.settings.model == str(folder)  # the notebook itself still finds it
+
+
+def test_other_models_and_files_are_named_without_their_paths_too(tmp_path):
+    own = tmp_path / "private"
+    chosen = resolve(
+        "06_fp16_vs_int8",
+        "cpu",
+        more_models=[str(own / "tiny"), "llama-7b"],
+        text_file=str(own / "a.txt"),
+        task_file=str(own / "b.jsonl"),
+    )
+    results = Results("06_fp16_vs_int8", chosen, str(tmp_path))
+    results.record("speed", 1.0, "s")
+    found = on_disk(results)["settings"]
+    assert (found["text_file"], found["task_file"]) == ("a.txt", "b.jsonl")
+    assert found["more_models"][0].startswith("tiny (folder ")
+    assert found["more_models"][1] == "llama-7b"
+    assert "private" not in results.path.read_text(encoding="utf-8")
+
+
+def test_a_block_is_written_at_once_and_not_after_an_error(results):
+    results.record("speed", 1.0, "s")
+    before = results.path.read_bytes()
+    with results.at_once():
+        results.record("speed", 2.0, "s")
+        assert results.path.read_bytes() == before
+    assert measurement(results, "speed")["value"] == 2.0
+    with pytest.raises(ZeroDivisionError), results.at_once():
+        results.record("speed", 3.0, "s")
+        results.record("speed", 1 / 0, "s")
+    assert measurement(results, "speed")["value"] == 2.0
 
 
 def test_without_a_folder_results_lie_beside_the_notebook(tmp_path, monkeypatch):
@@ -364,14 +461,130 @@ def test_folders_of_the_same_name_do_not_share_stages(tmp_path, stated):
         assert results.stage("score", lambda folder=folder: folder) == folder
 
 
-def test_identity_is_what_a_result_follows_from(results):
+def test_identity_is_what_a_result_follows_from(results, tmp_path):
     settings = resolve(NOTEBOOK, "cpu")
-    machine = {"machine": "a-cpu"}
-    assert results.identity == [NOTEBOOK, ["smollm2-135m", None], settings, machine]
-    results.use_model("llama-7b", "abc")
-    assert results.identity == [NOTEBOOK, ["llama-7b", "abc"], settings, machine]
+    del settings["model"]
+    rest = [settings, {"machine": "a-cpu"}, package_hash()]
+    folder = model_in(tmp_path / "mine")
+    results.use_model(str(folder), "abc")
+    assert results.identity == [NOTEBOOK, [content_hash(folder), "abc"], *rest]
+    results.use_model("synthetic:llama-7b")
+    assert results.identity == [NOTEBOOK, ["synthetic:llama-7b", None], *rest]
     results.record("speed", 1.0, "s")  # numbers do not change it
     assert results.identity == json.loads(json.dumps(results.identity))
+
+
+def test_a_stage_follows_from_the_models_content_and_not_from_its_place(tmp_path, capsys):
+    folder = model_in(tmp_path / "mine", "seed 0")
+    first = with_model(tmp_path / "out", folder)
+    assert first.stage("score", lambda: "of seed 0") == "of seed 0"
+    moved = folder.rename(tmp_path / "renamed")
+    again = with_model(tmp_path / "out", moved)
+    assert again.stage("score", lambda: "computed again") == "of seed 0"
+    assert "score: kept from an earlier run" in capsys.readouterr().err
+    trained = with_model(tmp_path / "out", model_in(moved, "seed 1"))
+    assert trained.stage("score", lambda: "of seed 1") == "of seed 1"
+
+
+def test_a_stage_follows_from_the_content_of_its_data_files(tmp_path):
+    file = tmp_path / "text.txt"
+
+    def stage(text):
+        file.write_text(text)
+        chosen = resolve("06_fp16_vs_int8", "cpu", text_file=str(file))
+        return Results("06_fp16_vs_int8", chosen, str(tmp_path)).stage("score", lambda: text)
+
+    assert [stage(text) for text in ("one", "two", "one")] == ["one", "two", "one"]
+
+
+def test_a_stage_follows_from_the_code_of_the_package(tmp_path, monkeypatch):
+    with_model(tmp_path, "smollm2-135m").stage("score", lambda: "old")
+    monkeypatch.setattr(results_module, "package_hash", lambda: "another")
+    assert with_model(tmp_path, "smollm2-135m").stage("score", lambda: "new") == "new"
+
+
+def test_a_stage_whose_model_changed_meanwhile_is_not_kept(tmp_path):
+    folder = model_in(tmp_path / "mine", "seed 0")
+    results = with_model(tmp_path / "out", folder)
+    with pytest.raises(ModelFilesError, match=r"the files of mine .* changed while they were"):
+        results.stage("score", lambda: str(model_in(folder, "seed 1")))
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+# --- the hash of a model's content ---------------------------------------------------------------
+
+
+def test_content_is_equal_for_a_copy_and_for_what_lies_beside_it(tmp_path):
+    one, other = model_in(tmp_path / "one"), model_in(tmp_path / "other")
+    (other / "README.md").write_text("A model.")
+    os.utime(other / "config.json", (0, 0))
+    assert content_hash(one) == content_hash(other)
+    linked = tmp_path / "linked"  # as the hub's cache has it
+    linked.mkdir()
+    for file in one.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert content_hash(linked) == content_hash(one)
+    assert content_hash(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "model.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "params.json",
+        "consolidated.00.pth",
+    ],
+)
+def test_content_is_another_one_where_a_file_is_changed_added_or_renamed(tmp_path, file):
+    folder = model_in(tmp_path / "mine")
+    found = [content_hash(folder)]
+    for text in ("one", "two", "more than two"):
+        (folder / file).write_text(text)
+        found.append(content_hash(folder))
+    (folder / file).rename(folder / f"tokenizer_{file}")
+    found.append(content_hash(folder))
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("where", ["begin", "middle", "end"])
+def test_a_change_in_any_tensor_of_a_large_file_is_seen(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(files, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(files, "END_BYTES", 64)
+    monkeypatch.setattr(files, "SAMPLE_BYTES", 16)
+    monkeypatch.setattr(files, "SAMPLES", 2)  # the tensors' own samples have to find it
+    tensors = {f"layer {n}": np.full(4000, n, np.float32) for n in range(12)}
+    path = tmp_path / "model.safetensors"
+    seen = set()
+    for changed in (None, *tensors):
+        new = {name: values.copy() for name, values in tensors.items()}
+        if changed:
+            new[changed] += 0.5  # a merged adapter changes one kind of layer
+        save_file(new, path)
+        seen.add(files.file_hash(path))
+    assert len(seen) == 13
+    content = bytearray(path.read_bytes())
+    place = {"begin": 0, "middle": len(content) // 2, "end": -1}[where]
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert files.file_hash(path) not in seen
+
+
+def test_a_gigabyte_is_hashed_in_a_fraction_of_a_second(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**30)
+    start = time.monotonic()
+    files.file_hash(path)
+    assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -1,6 +1,9 @@
 """Texts and items: what a file or the hub holds is what is scored, and every fault has a name."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -102,8 +105,9 @@ def test_labels_for_another_number_of_items_are_refused(file, labels):
 
 def test_without_labels_the_missing_column_is_named(file):
     path = file([{"goal": "g", "sol1": "a", "sol2": "b"}] * 3)
-    with pytest.raises(DataError, match="line 1: no column label; there are goal, sol1, sol2"):
+    with pytest.raises(DataError, match="line 1: no column label; there are goal, sol1, sol2") as e:
         load_task("piqa", path)
+    assert "labels may stand beside it in items-labels.lst" in str(e.value)
 
 
 def test_empty_lines_and_windows_line_ends_do_no_harm(file):
@@ -160,19 +164,105 @@ def with_second(**changes):
         (with_second(sol2=5), "line 2: a value of an unexpected kind"),
         (with_second(sol1=""), "line 2: an empty choice"),
         (with_second(sol2=" \n"), "line 2: an empty choice"),
-        ("Gr\xfc\xdfe".encode("latin-1"), "cannot be read as a text"),
+        (with_second(label=0.7), r"line 2: a value of .* \(label is 0.7; expected the number"),
+        (with_second(label=True), r"line 2: a value of .* \(label is True; expected the number"),
+        (with_second(label="first"), r"line 2: a value of .* \(label is 'first'; expected the"),
+        (with_second(label="1_0"), r"line 2: a value of .* \(label is '1_0'; expected the"),
+        (with_second(label=[0]), r"line 2: a value of .* \(label is \[0\]; expected the"),
+        (with_second(label=float("nan")), r"line 2: a value of .* \(label is nan; expected the"),
+        (with_second(label=""), r"line 2: .* \(label is ''; .* a split whose labels are hidden"),
+        (with_second(label=None), r"line 2: .* \(label is None; .* labels are hidden"),
+        (with_second(label=1e300), r"line 2: label \d+, but the choices are 0 to 1"),
+        (with_second(goal=7), r"line 2: a value of .* \(goal is 7; expected a text"),
+        (with_second(goal=float("nan")), r"line 2: a value of .* \(goal is nan; expected a text"),
+        (with_second(sol1=["a"]), r"line 2: a value of .* \(sol1 is \['a'\]; expected a text"),
+        (with_second(sol1=""), "line 2: an empty choice, .* leave this item out"),
+        ("Gr\xfc\xdfe".encode("latin-1"), "cannot be read as a text: .* save it in UTF-8"),
+        (
+            json.dumps(PIQA),
+            r"line 1 is no JSON object but .* one JSON array. Expected is JSONL: one",
+        ),
+        (
+            json.dumps(PIQA, indent=1),
+            r"line 1 is no JSON .* one JSON array. Expected is JSONL: one",
+        ),
+        ("goal,sol1,sol2,label\nHow?,a,b,0\n", "line 1 is no JSON .* Expected is JSONL: one JSON"),
+        (json.dumps(PIQA[0], indent=1), "line 1 is no JSON .* Expected is JSONL: one JSON object"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ("0\n1\n", "line 1 is no JSON object but '0'. Expected is JSONL"),
     ],
+    ids=lambda value: str(value)[-30:],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_line(file, content, says):
     with pytest.raises(DataError, match=rf"items.jsonl.*{says}".replace("[1, 2]", r"\[1, 2\]")):
         load_task("piqa", file(content))
 
 
+@pytest.mark.parametrize("label", [1, 1.0, "1", " 1 ", "1.0", "+1"])
+def test_a_label_is_a_whole_number_however_it_is_written(file, label):
+    rows = [PIQA[0], {**PIQA[1], "label": label}]
+    assert [item.label for item in load_task("piqa", file(rows)).items] == [0, 1]
+
+
+def test_half_a_character_is_named_and_not_printed(file):
+    """A terminal cannot show it, so the message must hold its number."""
+    row = json.dumps(PIQA[1]).replace("With heat.", "With \\ud83d heat.")
+    with pytest.raises(DataError, match=r"line 2: .*sol1 holds '\\ud83d', one half of") as error:
+        load_task("piqa", file(json.dumps(PIQA[0]) + "\n" + row))
+    assert str(error.value).isprintable()
+
+
+def test_a_mark_at_the_beginning_of_a_file_does_no_harm(file):
+    """Windows' editors put it there."""
+    mark = "\ufeff"
+    text = mark + "".join(json.dumps(row) + "\n" for row in PIQA)
+    assert load_task("piqa", file(text)).items == PIQA_ITEMS
+    bare = [{k: v for k, v in row.items() if k != "label"} for row in PIQA]
+    path = file(bare, "valid.jsonl")
+    file(mark + "0\r\n1\r\n0\r\n", "valid-labels.lst")
+    assert load_task("piqa", path).items == PIQA_ITEMS
+    marked, plain = (file(start + "A text.\n", f"{len(start)}.txt") for start in (mark, ""))
+    assert load_task("wikitext2", marked).sha256 == load_task("wikitext2", plain).sha256
+
+
+def test_a_label_in_a_file_of_its_own_is_named_by_that_files_line(file):
+    path = file([{"goal": "g", "sol1": "a", "sol2": "b"}] * 3, "valid.jsonl")
+    file("0\n\nsecond\n1\n", "valid-labels.lst")
+    with pytest.raises(DataError, match=r"valid-labels.lst, line 3: label is 'second'; expected"):
+        load_task("piqa", path)
+
+
+ROWS = "".join(json.dumps(row) + "\n" for row in PIQA)
+
+
+@pytest.mark.parametrize("task", ["piqa", "wikitext2", "wikitext2-words"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (ROWS.encode("utf-16"), "it is in UTF-16 or UTF-32; save it in UTF-8"),
+        (ROWS.encode("utf-16-le"), "it holds bytes of value 0, as UTF-16 does"),
+        (b"\xfe\xff" + ROWS.encode("utf-16-be"), "it is in UTF-16; save it in UTF-8"),
+        (ROWS.encode("utf-32"), "it is in UTF-16 or UTF-32; save it in UTF-8"),
+        (gzip.compress(ROWS.encode()), "it is compressed with gzip; unpack it first"),
+        (bz2.compress(ROWS.encode()), "it is compressed with bzip2; unpack it first"),
+        (lzma.compress(ROWS.encode()), "it is compressed with xz; unpack it first"),
+        (b"PK\x03\x04" + bytes(30), "it is a zip archive; unpack it first"),
+        (b"PAR1" + bytes(30) + b"PAR1", "it is a Parquet file; write it as JSONL"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html>\n<html>", "it is a web page; fetch the file itself"),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
+def test_a_file_that_is_no_text_is_refused_with_what_it_is(file, task, content, says):
+    with pytest.raises(DataError, match=f"items.jsonl cannot be read as a text: {says}"):
+        load_task(task, file(content))
+
+
 @pytest.mark.parametrize("name", ["piqa", "wikitext2"])
 def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path, name):
     with pytest.raises(DataError, match=r"missing\.txt cannot be read as a text: .*No such file"):
         load_task(name, tmp_path / "missing.txt")
-    with pytest.raises(DataError, match="cannot be read as a text"):
+    with pytest.raises(DataError, match="cannot be read as a text: it is a folder; name a file"):
         load_task(name, tmp_path)
 
 
@@ -192,7 +282,14 @@ def test_a_path_may_begin_at_home(file, monkeypatch):
 def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(DataError, match=r"no task 'piqua'; there are piqa, hellaswag, wikitext2"):
         load_task("piqua")
-    assert tasks.TASKS == ("piqa", "hellaswag", "wikitext2", "course-text", "everyday-physics")
+    assert tasks.TASKS == (
+        "piqa",
+        "hellaswag",
+        "wikitext2",
+        "wikitext2-words",
+        "course-text",
+        "everyday-physics",
+    )
 
 
 # HellaSwag, cleaned as in lm-evaluation-harness: the expected strings are its output.
@@ -248,6 +345,20 @@ def test_a_hellaswag_label_that_is_hidden_or_too_large_is_refused(file, label):
         load_task("hellaswag", file([HELLASWAG, {**HELLASWAG, "label": label}]))
 
 
+@pytest.mark.parametrize("endings", ["['a', 'b', 'c', 'd']", "abcd", [], ["a"], None, {"a": "b"}])
+def test_endings_that_are_no_list_of_texts_are_refused_by_name(file, endings):
+    with pytest.raises(DataError, match=r"line 2: .*\(endings is .*; expected a list of at least"):
+        load_task("hellaswag", file([HELLASWAG, {**HELLASWAG, "endings": endings}]))
+    with pytest.raises(DataError, match=r"line 2: .*\(endings is 5; expected a text"):
+        load_task("hellaswag", file([HELLASWAG, {**HELLASWAG, "endings": ["a", 5, "c", "d"]}]))
+
+
+def test_an_item_knows_its_line(file):
+    text = "\n" + json.dumps(PIQA[0]) + "\n\n" + json.dumps(PIQA[1]) + "\n"
+    items = load_task("piqa", file(text)).items
+    assert [item.where for item in items] == ["items.jsonl, line 2", "items.jsonl, line 4"]
+
+
 # Texts
 
 
@@ -261,9 +372,60 @@ def test_no_unknown_word_is_left_beside_another_or_a_hyphen():
     assert tasks.plain_text(" Neo @-@ <unk> is <unk> @-@ like \n") == " Neo-is-like \n"
 
 
-def test_a_text_from_a_file_is_plain(file):
-    task = load_task("wikitext2", file(" a @-@ b \n \n ö \n", "test.txt"))
-    assert (task.source, task.text, task.items) == ("test.txt", " a-b \n \n ö \n", ())
+RAW = " \n = Robert Boulter = \n \n He had a guest @-@ star role in <unk> 2000 . \n" + 2000 * "a "
+WORDS = " \n = Robert <unk> = \n \n He had a guest @-@ star role . \n a\u2028b \n"
+
+
+def rows_of(path):
+    """As the builder of `datasets` makes them: it goes over the lines of an open file."""
+    with path.open(encoding="utf-8") as lines:
+        return datasets.Dataset.from_dict({"text": [x if x.strip() else "" for x in lines]})
+
+
+def test_the_raw_text_is_joined_as_in_the_fields_guide_and_nothing_replaced(file):
+    path = file(RAW, "wiki.test.raw")
+    task = load_task("wikitext2", path)
+    assert task.name == "wikitext2" and task.source == "wiki.test.raw" and task.items == ()
+    assert task.text == "\n\n".join(rows_of(path)["text"])
+    assert task.text.startswith(
+        "\n\n = Robert Boulter = \n\n\n\n\n He had a guest @-@ star role in <unk>"
+    )
+
+
+def test_the_word_level_text_is_plain_and_has_a_name_of_its_own(file):
+    task = load_task("wikitext2-words", file(WORDS, "test.txt"))
+    assert (task.name, task.source, task.items) == ("wikitext2-words", "test.txt", ())
+    assert task.text == " \n = Robert = \n \n He had a guest-star role . \n a\u2028b \n"
+    assert load_task("wikitext2", file(WORDS, "test.txt")) == task
+
+
+def test_the_raw_text_is_refused_as_the_word_level_one(file):
+    with pytest.raises(
+        DataError, match=r"test.raw is no word-level text .* its task is wikitext2$"
+    ):
+        load_task("wikitext2-words", file(RAW, "test.raw"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("wikitext2", RAW), ("wikitext2-words", WORDS)])
+@pytest.mark.parametrize("change", [str, lambda text: text.replace("\n", "\r\n")])
+def test_hub_and_file_give_the_same_text(file, hub, name, text, change):
+    path = file(change(text), "test.txt")
+    asked = hub(rows_of(path))
+    from_hub, from_file = load_task(name), load_task(name, path)
+    assert from_hub.text == from_file.text and from_hub.sha256 == from_file.sha256
+    config = {"wikitext2": "wikitext-2-raw-v1", "wikitext2-words": "wikitext-2-v1"}[name]
+    assert asked[0] == (
+        ("Salesforce/wikitext", config),
+        {"split": "test", "revision": None},
+    )
+
+
+def test_a_lesson_says_that_a_file_is_the_other_text(file, capsys):
+    assert available_task("wikitext2", file(WORDS, "test.txt")).name == "wikitext2-words"
+    said = capsys.readouterr().out
+    assert said == (
+        "test.txt holds <unk> for rare words: the task is wikitext2-words, not wikitext2\n"
+    )
 
 
 # What was read has a hash
@@ -275,8 +437,8 @@ def test_equal_content_has_an_equal_hash_whatever_the_file(file):
     bare = [{k: v for k, v in row.items() if k != "label"} for row in PIQA]
     beside = load_task("piqa", file(bare, "two.jsonl"))
     assert inside.sha256 == beside.sha256
-    text = load_task("wikitext2", file("a @-@ b", "one.txt"))
-    assert text.sha256 == load_task("wikitext2", file("a-b", "two.txt")).sha256
+    text = load_task("wikitext2", file("a\n \nb", "one.txt"))
+    assert text.sha256 == load_task("wikitext2", file("a\n\nb", "two.txt")).sha256
 
 
 @pytest.mark.parametrize(
@@ -365,7 +527,7 @@ def test_a_text_from_the_hub_is_joined_by_empty_lines(hub):
     asked = hub(datasets.Dataset.from_dict({"text": lines}))
     task = load_task("wikitext2")
     assert task.source == "Salesforce/wikitext, test"
-    assert task.text == "\n\n = Title = \n\n\n\n\n A guest-star . \n"
+    assert task.text == "\n\n = Title = \n\n\n\n\n A guest @-@ star . \n"
     (names, options) = asked[0]
     assert names == ("Salesforce/wikitext", "wikitext-2-raw-v1")
     assert options["split"] == "test"
@@ -447,6 +609,7 @@ def test_offline_the_real_library_is_not_waited_for(tmp_path):
         ("piqa", "everyday-physics"),
         ("hellaswag", "everyday-physics"),
         ("wikitext2", "course-text"),
+        ("wikitext2-words", "course-text"),
     ],
 )
 def test_a_lesson_goes_on_with_the_packages_own_and_says_so(hub, capsys, name, own):

@@ -77,6 +77,11 @@ class Journal:
             # Each on a line of its own, also after one that was cut off.
             file.write("\n" + json.dumps([number, result], allow_nan=False) + "\n")
 
+    def forget(self) -> None:
+        """Delete what all processes have written: it has turned out to be worth nothing."""
+        for path in self.folder.glob(f"{self.stem}.*.jsonl"):
+            path.unlink(missing_ok=True)
+
 
 def run_batches(
     batches: Sequence[Any],
@@ -87,10 +92,12 @@ def run_batches(
 ) -> list[Any]:
     """`work(batch)` of every batch, in their order, in every process.
 
-    `work` returns plain JSON data. With a journal, what it holds is not computed again.
+    `work` returns plain JSON data. With a journal, what it holds is not computed again, and said.
     """
     processes = processes or Processes()
     done = journal.read() if journal else {}
+    if done and processes.first:
+        print(f"{label}: {len(done)} of {len(batches)} batches were kept from an earlier run")
     mine = [n for n in range(len(batches)) if n % processes.count == processes.number]
     new = {}
     progress = tqdm(mine, desc=label, leave=False, disable=not processes.first)

@@ -53,7 +53,8 @@ def pack(tokenizer: "PreTrainedTokenizerBase", item: Item, number: int = 0) -> P
     context = tokenizer(item.context.rstrip())["input_ids"]
     rows = [tokenizer(f"{item.context} {choice}")["input_ids"] for choice in item.choices]
     if not context or min(map(len, rows)) <= len(context):
-        raise ValueError(f"item {number}: its context or a choice has no token of its own: {item}")
+        where = item.where or f"item {number}"
+        raise ValueError(f"{where}: its context or a choice has no token of its own: {item}")
     same = len(context)
     while same < min(map(len, rows)) - 1 and len({row[same] for row in rows}) == 1:
         same += 1
@@ -77,6 +78,20 @@ def batched(rows: Sequence[Packed], batch_tokens: int = BATCH_TOKENS) -> list[li
     return batches
 
 
+def check_lengths(rows: Sequence[Packed], most: int, items: Sequence[Item] = ()) -> None:
+    """Raise ValueError that names the longest item, if it has more than `most` tokens.
+
+    With the `items` of these rows it is named by its line in the file.
+    """
+    longest = max(rows, key=lambda row: row.longest)
+    if longest.longest > most:
+        where = items[longest.number].where if items else ""
+        raise ValueError(
+            f"{where or f'item {longest.number}'} has {longest.longest} tokens, and the model takes "
+            f"{most}: leave the item out"
+        )
+
+
 def choice_scores(
     model: "PreTrainedModel",
     rows: Sequence[Packed],
@@ -90,12 +105,7 @@ def choice_scores(
     Raises ValueError for an item that is longer than the model's context, or where NaN or infinity
     comes out.
     """
-    longest, most = max(rows, key=lambda row: row.longest), model.config.max_position_embeddings
-    if longest.longest > most:
-        raise ValueError(
-            f"item {longest.number} has {longest.longest} tokens, and the model takes {most}: "
-            "leave the item out"
-        )
+    check_lengths(rows, model.config.max_position_embeddings)
     batches = batched(rows, batch_tokens)
     scored = run_batches(batches, partial(score_batch, model), label, journal, processes)
     return [scores for _, scores in sorted(pair for batch in scored for pair in batch)]

@@ -1,5 +1,6 @@
 """`course.py evaluate`: a model's quality in several precisions, headless, into results files."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,18 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_int8 import models
+from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.measurement import choices, comparison, memory, quality
 from llama_int8.measurement.batches import Journal, Processes
 from llama_int8.measurement.results import Results
+from llama_int8.measurement.side_by_side import is_meta_folder
 from llama_int8.measurement.statistics import proportion_interval
-from llama_int8.measurement.tasks import Task, load_task
+from llama_int8.measurement.tasks import Task, load_task, other_name
 from llama_int8.measurement.wrong_rules import WRONG_RULES
 from llama_int8.profiles import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The strided windows of Hugging Face's page on perplexity; models of this course take both.
+# The strided windows of Hugging Face's page on perplexity; shorter ones where a model takes less.
 WINDOW, STRIDE = 1024, 512
 COMPARED_WINDOWS = 16
 
@@ -52,15 +55,19 @@ class Evaluation:
         self.precisions.sort(key=lambda p: p != self.baseline)
         self.out, self.limit, self.wrong_rules = Path(out), limit, wrong_rules
         self.kept = Path(kept or out)
+        _check_format(model)
         self.tokenizer = models.load_tokenizer(model)
+        self.context = models.config_of(model).max_position_embeddings
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
         """Score one task in every precision; the results file, in the first process alone."""
         task = load_task(name, data, self.limit)
+        if task.name != name:
+            self._say(other_name(name, task))
         settings: dict[str, Any] = {"data": task.source, "sha256": task.sha256}
         if task.text is not None:
-            settings |= {"window": WINDOW, "stride": STRIDE}
-            text = quality.strided(self.tokenizer, task.text, WINDOW, STRIDE, self.limit)
+            text = self._cut(task.text)
+            settings |= {"window": text.windows.shape[1], "stride": text.stride}
             settings |= {"windows": len(text.windows)}
         else:
             settings |= {"items": len(task.items), "batch_tokens": choices.BATCH_TOKENS}
@@ -74,33 +81,97 @@ class Evaluation:
         )
         results = Results(task.name, chosen, str(self.out))
         results.use_model(self.model, models.revision_of(models.model_folder(self.model)))
-        if text is not None:
-            self._score_text(results, task, text)
-        else:
-            self._score_choices(results, task)
+        earlier = self._earlier(results)
+        with results.at_once():  # an evaluation that breaks off leaves an earlier file as it was
+            if text is not None:
+                self._score_text(results, task, text)
+            else:
+                self._score_choices(results, task)
+            if self.processes.first:
+                results.keep(**earlier)
         return results if self.processes.first else None
+
+    def _cut(self, text: str) -> quality.StridedText:
+        """In windows that the model takes: beyond its context it answers, but not as it can."""
+        window = min(WINDOW, self.context)
+        stride = min(STRIDE, window // 2)
+        if window < WINDOW:
+            self._say(
+                f"the model takes {self.context} tokens: the windows have {window}, not {WINDOW:,}"
+            )
+        return quality.strided(self.tokenizer, text, window, stride, self.limit)
+
+    def _earlier(self, results: Results) -> dict[str, Any]:
+        """What the file holds that this evaluation does not measure again, and may stay in it.
+
+        It may where model, data, settings and environment are the same; else it is replaced, and
+        said so. As keywords for `Results.keep`.
+        """
+        try:
+            old = json.loads(results.path.read_text(encoding="utf-8"))
+            precisions = old["settings"]["precisions"]
+            measured = {name.partition(".")[2] for name in old["measurements"]}
+            different = self._different(results, old)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}  # none there, or no results file
+        rules = set(WRONG_RULES) if self.wrong_rules else set()
+        others = sorted(measured - set(self.precisions) - rules)
+        if not others:
+            return {}
+        if different:
+            self._say(
+                f"earlier results of {', '.join(others)} in {results.path.name} are replaced: "
+                f"{', '.join(different)} changed since then"
+            )
+            return {}
+        self._say(f"earlier results of {', '.join(others)} stay in {results.path.name}")
+        added = [p for p in self.precisions if p not in precisions]
+        return {"measurements": old["measurements"], "precisions": [*precisions, *added]}
+
+    def _different(self, results: Results, old: dict[str, Any]) -> list[str]:
+        """The names of all that an earlier file's numbers follow from, and that is not the same."""
+        # The default model is pinned by a checksum; files of before had no hash of the model.
+        unknown = None if self.model != models.DEFAULT_MODEL else results.model_sha256
+        found = ["model"] if old.get("model_sha256", unknown) != results.model_sha256 else []
+        if len(self.precisions) > 1 and old["settings"]["precisions"][0] != self.baseline:
+            found.append("the baseline")
+        for section, new in (
+            ("settings", results.settings),
+            ("environment", results.environment),
+        ):
+            before, now = old[section], json.loads(json.dumps(new))
+            names = before.keys() | now.keys()
+            names -= {"precisions", "data", "model"} if section == "settings" else set()
+            found += sorted(name for name in names if before.get(name) != now.get(name))
+        return ["data" if name == "sha256" else name for name in found]
+
+    def _say(self, text: str) -> None:
+        if self.processes.first:
+            print(text, flush=True)
 
     def _score_text(self, results: Results, task: Task, text: quality.StridedText) -> None:
         scores: dict[str, Any] = {}
         for precision in self.precisions:
+            options = self._options(results, task, precision, "windows")
             score = partial(
                 quality.window_scores,
                 text=text,
                 keep=COMPARED_WINDOWS if precision == self.baseline else 0,
                 reference=scores.get(self.baseline, ()),
-                **self._options(results, task, precision, "windows"),
+                **options,
             )
-            scores[precision] = self._timed(results, precision, score)
+            scores[precision] = self._timed(results, precision, score, options["journal"])
         if self.processes.first:
             comparison.record_text(results, scores, text, self.baseline)
 
     def _score_choices(self, results: Results, task: Task) -> None:
         rows = choices.pack_all(self.tokenizer, task.items)
+        choices.check_lengths(rows, self.context, task.items)
         scores = {}
         for precision in self.precisions:
             options = self._options(results, task, precision, "right rule")
             score = partial(choices.choice_scores, rows=rows, **options)
-            scores[precision] = self._timed(results, precision, score)
+            scores[precision] = self._timed(results, precision, score, options["journal"])
         if self.processes.first:
             comparison.record_choices(results, scores, task.items, self.baseline)
         if self.wrong_rules:
@@ -112,7 +183,8 @@ class Evaluation:
         for rule, pack in WRONG_RULES.items():
             rows = pack(self.tokenizer, task.items)
             options = self._options(results, task, self.baseline, rule)
-            scores = choices.choice_scores(model, rows, **options)
+            score = partial(choices.choice_scores, model, rows, **options)
+            scores = self._checked(results, options["journal"], score)
             if self.processes.first:
                 right = choices.correct(scores, task.items, normalized=False)
                 low, high = proportion_interval(int(right.sum()), right.size)
@@ -120,21 +192,55 @@ class Evaluation:
                 results.record(f"wrong_rule.{rule}", 100 * right.mean(), "%", **ends)
 
     def _timed(
-        self, results: Results, precision: str, score: Callable[["PreTrainedModel"], Any]
+        self,
+        results: Results,
+        precision: str,
+        score: Callable[["PreTrainedModel"], Any],
+        journal: Journal,
     ) -> Any:
         """Load the model, score with it, free it before anything else is loaded."""
         start = time.monotonic()
-        found = score(models.load_model(self.model, precision, self.device))
+        found = self._checked(
+            results,
+            journal,
+            lambda: score(models.load_model(self.model, precision, self.device)),
+        )
         memory.release()
         if self.processes.first:
             note = "of this call, loading included; what an earlier one had kept is not in it"
             results.record(f"seconds.{precision}", time.monotonic() - start, "s", note=note)
         return found
 
+    def _checked(self, results: Results, journal: Journal, score: Callable[[], Any]) -> Any:
+        """`score()`, unless the model's files changed meanwhile: then nothing of it is kept."""
+        found = score()
+        try:
+            results.check_model()
+        except ModelFilesError:
+            journal.forget()
+            raise
+        return found
+
     def _options(self, results: Results, task: Task, precision: str, what: str) -> dict[str, Any]:
-        about = [results.identity, precision, what]
+        notebook, model, settings, *rest = results.identity
+        settings.pop("precisions")  # of the others only the baseline counts
+        about = [notebook, model, settings, *rest, self.baseline, precision, what]
         return {
             "label": f"{task.name}, {precision}",
             "journal": Journal(self.kept / "stages" / task.name, precision, about),
             "processes": self.processes,
         }
+
+
+def _check_format(model: str) -> None:
+    """Raise ModelError for what cannot be scored: no words, or files that are not read here."""
+    if model.startswith(models.SYNTHETIC):
+        raise ModelError(
+            f"{model} has random weights and no tokenizer, so there is no quality to measure; "
+            "tools/benchmark_cpu.py measures its speed"
+        )
+    if model not in models.MODELS and is_meta_folder(Path(model).expanduser()):
+        raise ModelError(
+            f"{model} is in Meta's format, and evaluate reads Hugging Face's only. Take the same "
+            "model in Hugging Face's format; `generate` reads both"
+        )

@@ -49,10 +49,11 @@ def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
 
     `tokens`: (N, T). One window a pass: LLM.int8() finds its outlier columns per call, so that the
     composition of a batch would change its answers.
-    Raises ValueError for NaN in the result.
+    Raises ValueError for windows beyond the model's context, or NaN in the result.
     """
     import torch
 
+    check_context(model, tokens.shape[1])
     device = next(model.parameters()).device
     rows = []
     with torch.inference_mode():
@@ -64,6 +65,19 @@ def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
         bad = sorted(set(np.argwhere(np.isnan(nll))[:, 0].tolist()))
         raise ValueError(f"NLL is NaN in window(s) {bad}: the model overflowed in this precision")
     return nll
+
+
+def check_context(model: "torch.nn.Module", length: int) -> None:
+    """Raise ValueError where windows of `length` tokens are longer than what the model was made for.
+
+    A model answers there, too, but not as it can: its positions were never trained.
+    """
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise ValueError(
+            f"the windows have {length} tokens, and the model takes {most}: take windows of at most "
+            f"{most}"
+        )
 
 
 def perplexity(nll: np.ndarray) -> float:
@@ -139,8 +153,9 @@ def window_scores(
     from it to this model: its states are read by its own output layer, which is this model's, too
     (LLM.int8() leaves it in 16 bit) or the embedding's table (where both share it), so they stand
     for its distributions at a fraction of their bytes. One window a pass: LLM.int8() finds its
-    outlier columns per call. Raises ValueError for NaN.
+    outlier columns per call. Raises ValueError for windows beyond the model's context, or for NaN.
     """
+    check_context(model, text.windows.shape[1])
 
     def score(number: int) -> dict[str, Any]:
         other = reference[number].get("hidden") if number < len(reference) else None

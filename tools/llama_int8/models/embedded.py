@@ -25,11 +25,11 @@ DOWNLOAD_MB = 93
 
 def embedded_folder() -> Path:
     """The converted model's folder; the first call downloads 93 MB and takes about half a minute."""
-    return build_once(folder_in_cache(), _convert)
+    return build_once(embedded_place(), _convert)
 
 
-def folder_in_cache() -> Path:
-    """Where the converted model is kept, whether it is there yet or not."""
+def embedded_place() -> Path:
+    """Where the converted model's folder is, or will be."""
     return cache_folder() / "smollm2-135m-fp32"
 
 

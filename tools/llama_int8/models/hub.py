@@ -1,5 +1,6 @@
 """Models from the Hugging Face hub: one snapshot, and every failure in words that help."""
 
+import contextlib
 from pathlib import Path
 
 from llama_int8.errors import GatedModelError, HubError
@@ -27,6 +28,14 @@ def hub_folder(spec: ModelSpec) -> Path:
         f"{spec.name} cannot be had: {reasons}. Without a hub the course runs on smollm2-135m, "
         f"on a local folder, or on synthetic:{spec.name} for memory and speed"
     )
+
+
+def cached_folder(spec: ModelSpec) -> Path | None:
+    """The local snapshot of `spec` as an earlier download left it; nothing is fetched."""
+    for source in spec.sources:
+        with contextlib.suppress(HubError):
+            return _snapshot(source, cached_only=True)
+    return None
 
 
 def _hub_answers() -> bool:

@@ -1,0 +1,104 @@
+"""What is "up to date" follows from the content of models and data files, and folders from it too."""
+
+import json
+
+import pytest
+from tiny_llama import tiny_config
+
+import run_notebooks
+from course import CourseError
+from llama_int8.files import content_hash
+from llama_int8.models import MODELS
+
+
+def model_in(folder, weights="seed 0"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(tiny_config().to_dict()))
+    (folder / "model.safetensors").write_text(weights)
+    return folder
+
+
+def job(number="00", **options):
+    arguments = {"profile": "cpu", "params": [], "out": None, "cell_timeout": None, "model": None}
+    (planned,) = run_notebooks.plan(only=[number], **{**arguments, **options})
+    return planned
+
+
+def fingerprint(**options):
+    return run_notebooks.fingerprint(job(**options))
+
+
+def test_a_run_is_not_up_to_date_once_the_models_weights_have_changed(tmp_path):
+    mine = model_in(tmp_path / "mine")
+    before = fingerprint(model=str(mine))
+    assert fingerprint(model=str(mine)) == before
+    model_in(mine, "seed 1")
+    assert fingerprint(model=str(mine)) != before
+
+
+def test_a_renamed_folder_is_the_same_model(tmp_path):
+    before = fingerprint(model=str(model_in(tmp_path / "mine")))
+    assert fingerprint(model=str(model_in(tmp_path / "yours"))) == before
+
+
+@pytest.mark.parametrize("parameter", ["text_file", "task_file"])
+def test_a_run_is_not_up_to_date_once_a_data_file_has_changed(tmp_path, parameter):
+    file = tmp_path / "data"
+    file.write_text("one")
+    options = {"number": "06", "params": [f"{parameter}={file}"]}
+    before = fingerprint(**options)
+    file.write_text("two")
+    assert fingerprint(**options) != before
+    file.write_text("one")
+    assert fingerprint(**options) == before
+
+
+def test_a_model_of_the_comparison_counts_too(tmp_path):
+    other = model_in(tmp_path / "other")
+    options = {"number": "06", "params": [f"more_models={json.dumps([str(other)])}"]}
+    before = fingerprint(**options)
+    model_in(other, "seed 1")
+    assert fingerprint(**options) != before
+
+
+def test_what_changed_during_a_run_is_named(tmp_path):
+    mine = model_in(tmp_path / "mine")
+    file = tmp_path / "text.txt"
+    file.write_text("one")
+    planned = job(number="06", model=str(mine), params=[f"text_file={file}"])
+    before = run_notebooks.by_content(planned.settings)
+    assert run_notebooks.changed_inputs(planned, before) == ""
+    model_in(mine, "seed 1")
+    assert run_notebooks.changed_inputs(planned, before) == "model"
+    file.write_text("two")
+    assert set(run_notebooks.changed_inputs(planned, before).split(", ")) == {"model", "text_file"}
+
+
+def test_a_model_that_a_notebook_fetches_has_not_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_INT8_CACHE", str(tmp_path))
+    planned = job()
+    before = run_notebooks.by_content(planned.settings)
+    assert before["model"] == "smollm2-135m"  # not here yet
+    model_in(tmp_path / "smollm2-135m-fp32")
+    assert run_notebooks.by_content(planned.settings)["model"] != "smollm2-135m"
+    assert run_notebooks.changed_inputs(planned, before) == ""
+
+
+def test_no_two_models_write_into_one_folder(tmp_path):
+    names = ["My Model", "my-model", "модель", "模型", "a/model", "b/model", "smollm2-135m", "CON"]
+    folders = [str(model_in(tmp_path / name, name)) for name in names]
+    found = [job(model=name).notebooks.parent for name in [*folders, *MODELS]]
+    assert len({str(folder).lower() for folder in found}) == len(found)
+    mark = content_hash(tmp_path / "My Model")[:8]
+    assert found[0] == run_notebooks.STATE / "runs" / f"cpu-my-model-{mark}"
+    assert job(model="synthetic:llama-7b").notebooks.parent.name == "cpu-synthetic-llama-7b"
+
+
+def test_a_registered_name_is_never_a_folder_of_the_same_name(tmp_path, monkeypatch):
+    """As for `evaluate`: the folder goes by its path."""
+    model_in(tmp_path / "smollm2-135m")
+    monkeypatch.chdir(tmp_path)
+    assert job(model="smollm2-135m").settings.model == "smollm2-135m"
+    assert job(model="./smollm2-135m").settings.model == str(tmp_path / "smollm2-135m")
+    with pytest.raises(CourseError, match="'smollm' is neither a registered model nor a folder"):
+        job(model="smollm")
