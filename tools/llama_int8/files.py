@@ -42,7 +42,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file that came with a model. Raises ModelFilesError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte-order mark in front, which is no part of JSON.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
     except ValueError as error:
@@ -83,7 +84,7 @@ def weight_files(folder: Path) -> list[str]:
     if (folder / "model.safetensors").exists() or not index.exists():
         return ["model.safetensors"]
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(index.read_text(encoding="utf-8-sig"))
         names = {str(name) for name in content["weight_map"].values()}
         if not names or not isinstance(content["metadata"], dict):
             raise ValueError
