@@ -1,5 +1,6 @@
 """Files on disk: the cache, JSON, and the check that a model folder is whole."""
 
+import codecs
 import json
 import os
 import shutil
@@ -83,8 +84,13 @@ def weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return ["model.safetensors"]
+    if index.read_bytes()[:3] == codecs.BOM_UTF8:  # transformers would fail at it
+        raise ModelFilesError(
+            f"{index} begins with a byte-order mark, which no JSON file may have; save it as UTF-8 "
+            "without one, or fetch it again"
+        )
     try:
-        content = json.loads(index.read_text(encoding="utf-8-sig"))
+        content = json.loads(index.read_text(encoding="utf-8"))
         names = {str(name) for name in content["weight_map"].values()}
         if not names or not isinstance(content["metadata"], dict):
             raise ValueError

@@ -25,9 +25,9 @@ from llama_int8.models import (
     save_int8_fast,
     save_synthetic,
 )
+from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.int8_fast import is_int8_fast
 from llama_int8.models.registry import ModelSpec
-from llama_int8.models.synthetic import empty_model
 from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
 from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.layers import linear_layers

@@ -295,7 +295,7 @@ def _from_folder(
 def _load_folder(
     folder: Path, dtype: "torch.dtype", device: str, int8_threshold: float | None
 ) -> "torch.nn.Module":
-    from transformers import BitsAndBytesConfig, LlamaForCausalLM
+    from transformers import BitsAndBytesConfig, GenerationConfig, LlamaForCausalLM
 
     config = read_config(folder)
     tokens = token_ids(folder, config.vocab_size)
@@ -311,6 +311,7 @@ def _load_folder(
         return LlamaForCausalLM.from_pretrained(
             folder,
             config=hugging_face_config(config, tokens),
+            generation_config=GenerationConfig(**tokens),
             dtype=dtype,
             device_map="auto" if device == "auto" else {"": device},
             local_files_only=True,
@@ -332,10 +333,21 @@ def _check_tensors(folder: Path, config: LlamaConfig, tokens: dict[str, Any]) ->
     try:
         wanted = dict(empty_model(config, tokens).named_parameters())  # a shared table once
     except ValueError as error:
-        raise ModelFilesError(f"{folder / 'config.json'} cannot be used: {error}") from None
+        raise ModelFilesError(
+            f"{folder / 'config.json'} cannot be used: {error}{_other_way(config)}"
+        ) from None
     if config.tie_word_embeddings:
         found.pop(OUTPUT, None)  # the same numbers as the embedding's, else they were not tied
     check_tensors(folder, wanted, without_computed(found))
+
+
+def _other_way(config: LlamaConfig) -> str:
+    """Where transformers refuses what the course's own model can be."""
+    try:
+        config.check()
+    except ValueError:
+        return ""
+    return " The course's own model has no such limit: Llama.from_pretrained reads the folder"
 
 
 def _dtype(precision: str) -> "torch.dtype":

@@ -99,6 +99,11 @@ class LlamaConfig:
         return {**shapes, "rope_parameters": rope}
 
     def check(self) -> None:
+        """Raise ValueError, with the value, for what the course's own model cannot be."""
+        self.check_shapes()
+        self._check_scaling()
+
+    def check_shapes(self) -> None:
         """Raise ValueError, with the value, for what cannot be the shapes of a LLaMA."""
         for name, kind in self.__annotations__.items():
             if kind is int and not (type(getattr(self, name)) is int and getattr(self, name) > 0):
@@ -114,7 +119,6 @@ class LlamaConfig:
             raise ValueError(f"rope_theta is {self.rope_theta!r}; it must be positive and finite")
         if not _is_positive(self.rms_norm_eps):
             raise ValueError(f"rms_norm_eps is {self.rms_norm_eps!r}; it must be positive")
-        self._check_scaling()
 
     def _check_scaling(self) -> None:
         scaling = self.rope_scaling or {"rope_type": "default"}
@@ -165,6 +169,7 @@ def read_config(folder: Path) -> LlamaConfig:
     check_not_quantized(folder, content)
     try:
         config = LlamaConfig.from_hugging_face(content)
+        config.check_shapes()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelFilesError(f"{path} cannot be used: {error}") from None
     if config.tie_word_embeddings and not is_own_format(content) and holds_two_tables(folder):
