@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from llama_int8.errors import ModelFilesError
@@ -14,9 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# What a chat template may ask the date for, "Today Date: 26 Jul 2024": the day on which it is fixed
-# where a template cannot ask. A prompt must not change overnight.
-TODAY = datetime(2024, 7, 26)
+# Some chat templates ask for the date ("Today Date: 26 Jul 2024"), and a prompt must not change
+# overnight. The day is the one that Llama 3.1's template falls back on.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 PLACE = "\ue000prompt\ue000"  # stands for the prompt where only the form around it is wanted
 
 
@@ -57,10 +56,9 @@ def _filled(tokenizer: "PreTrainedTokenizerBase", template: str, prompt: str) ->
     try:
         return tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
-            chat_template=template,
+            chat_template=f"{FIXED_DATE}{template}" if "strftime_now" in template else template,
             add_generation_prompt=True,
             tokenize=False,
-            strftime_now=TODAY.strftime,
         )
     except Exception as error:  # a template can fail in any way that a program can
         first_line = (str(error).strip() or "no reason given").splitlines()[0]

@@ -52,6 +52,7 @@ class Evaluation:
         self.precisions.sort(key=lambda p: p != self.baseline)
         self.out, self.limit, self.wrong_rules = Path(out), limit, wrong_rules
         self.kept = Path(kept or out)
+        self.vocab_size = models.config_of(model).vocab_size
         self.tokenizer = models.load_tokenizer(model)
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
@@ -61,6 +62,7 @@ class Evaluation:
         if task.text is not None:
             settings |= {"window": WINDOW, "stride": STRIDE}
             text = quality.strided(self.tokenizer, task.text, WINDOW, STRIDE, self.limit)
+            models.check_ids(self.tokenizer, text.windows.flatten().tolist(), self.vocab_size)
             settings |= {"windows": len(text.windows)}
         else:
             settings |= {"items": len(task.items), "batch_tokens": choices.BATCH_TOKENS}
@@ -96,6 +98,8 @@ class Evaluation:
 
     def _score_choices(self, results: Results, task: Task) -> None:
         rows = choices.pack_all(self.tokenizer, task.items)
+        ids = (token for row in rows for part in (row.shared, *row.tails) for token in part)
+        models.check_ids(self.tokenizer, ids, self.vocab_size)
         scores = {}
         for precision in self.precisions:
             options = self._options(results, task, precision, "right rule")
