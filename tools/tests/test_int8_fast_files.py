@@ -229,7 +229,9 @@ def test_a_saved_model_has_the_ends_and_the_context_of_the_original(ends, tmp_pa
     for name, value in tokens.items():
         for settings in (saved.config, saved.generation_config):
             assert getattr(settings, name) == value
-    assert saved.config.to_dict() == model.config.to_dict()
+    before, after = model.config.to_dict(), saved.config.to_dict()
+    told = {name for name in before if before[name] != after[name]}
+    assert told <= {"dtype", "_name_or_path"}  # where it came from
     assert saved.generation_config.to_dict() == model.generation_config.to_dict()
 
 
