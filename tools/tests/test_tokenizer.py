@@ -1,6 +1,7 @@
 """`load_tokenizer`: what a folder says of its texts is kept, and its habits change no measurement."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,11 +141,26 @@ def sentencepiece_folder(tmp_path_factory):
     return folder
 
 
-def test_sentencepieces_file_is_read_as_sentencepiece_reads_it(sentencepiece_folder):
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        (None, [1]),
+        ({"tokenizer_class": "LlamaTokenizer"}, [1]),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}, [1]),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, []),
+        ({"tokenizer_class": "LlamaTokenizer", "add_eos_token": True}, [1]),
+    ],
+)
+def test_sentencepieces_file_is_read_as_sentencepiece_reads_it(
+    settings, start, sentencepiece_folder, tmp_path
+):
     pytest.importorskip("google.protobuf")
-    path = str(sentencepiece_folder / "tokenizer.model")
+    folder = Path(shutil.copytree(sentencepiece_folder, tmp_path / "copy"))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = str(folder / "tokenizer.model")
     expected = sentencepiece.SentencePieceProcessor(model_file=path).encode("The lazy fox")
-    assert load_tokenizer(sentencepiece_folder)("The lazy fox")["input_ids"] == [1, *expected]
+    assert load_tokenizer(folder)("The lazy fox")["input_ids"] == [*start, *expected]
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf", "tiktoken"])

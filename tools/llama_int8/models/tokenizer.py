@@ -70,13 +70,26 @@ def check_ids(tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int], vocab_si
 
 
 def _read(folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         there = _without_marks(folder, Path(scratch))
-        return AutoTokenizer.from_pretrained(
-            there, config=_model_config(there), local_files_only=True
-        )
+        config = _model_config(there)
+        if _holds_pieces_alone(there) and config is not None:
+            # Transformers 5 forgets the start token and the space before a text where
+            # tokenizer_config.json does not name them; LLaMA has both.
+            path = there / "tokenizer_config.json"
+            start = read_json_object(path).get("add_bos_token") if path.exists() else None
+            return LlamaTokenizer.from_pretrained(
+                there, add_bos_token=start is not False, add_eos_token=False, local_files_only=True
+            )
+        return AutoTokenizer.from_pretrained(there, config=config, local_files_only=True)
+
+
+def _holds_pieces_alone(folder: Path) -> bool:
+    """Whether a tokenizer is SentencePiece's model file, without tokenizer.json beside it."""
+    path = folder / "tokenizer.model"
+    return path.exists() and not (folder / "tokenizer.json").exists() and not holds_ranks(path)
 
 
 def _model_config(folder: Path) -> "LlamaConfig | None":
