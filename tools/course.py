@@ -152,7 +152,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--task",
         metavar="NAME,NAME",
         default="piqa,wikitext2",
-        help="piqa, hellaswag, wikitext2, wikitext2-words, or the package's own everyday-physics, course-text",
+        help="piqa, hellaswag, wikitext2, wikitext2-words; own: everyday-physics, course-text",
     )
     evaluate_.add_argument(
         "--data",

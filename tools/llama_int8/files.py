@@ -1,5 +1,6 @@
 """Files on disk: the cache, JSON, what a model folder holds, and the check that it is whole."""
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -76,7 +77,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file that came with a model. Raises ModelFilesError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte-order mark in front, which is no part of JSON.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
     except ValueError as error:
@@ -116,6 +118,11 @@ def weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return ["model.safetensors"]
+    if index.read_bytes()[:3] == codecs.BOM_UTF8:  # transformers would fail at it
+        raise ModelFilesError(
+            f"{index} begins with a byte-order mark, which no JSON file may have; save it as UTF-8 "
+            "without one, or fetch it again"
+        )
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = {str(name) for name in content["weight_map"].values()}

@@ -172,6 +172,21 @@ def test_a_tied_models_second_table_in_the_file_does_no_harm(tmp_path):
     assert_same_model(tmp_path, theirs)
 
 
+def test_a_byte_order_mark_changes_nothing(both_formats):
+    before = Llama.from_pretrained(both_formats)(TOKENS)
+    (path,) = (p for p in both_formats.glob("*.json") if p.name in ("config.json", "params.json"))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert torch.equal(Llama.from_pretrained(both_formats)(TOKENS), before)
+
+
+def test_the_older_name_of_rotary_scaling_goes_first_as_in_hugging_face(saved, theirs):
+    old = {"type": "linear", "factor": 4.0}
+    change_config(rope_scaling=old, rope_parameters={"rope_type": "default", "rope_theta": 1e4})(
+        saved
+    )
+    assert_same_model(saved, LlamaForCausalLM.from_pretrained(saved).eval())
+
+
 def test_config_json_goes_before_params_json(saved, theirs):
     (saved / "params.json").write_text("{}")
     assert_same_model(saved, theirs)
@@ -362,6 +377,7 @@ def test_without_the_switch_nothing_is_scaled(params, tmp_path):
         ({}, 4096),
         ({"rope_theta": 500_000.0}, 8192),
         ({"rope_theta": 500_000.0, "use_scaled_rope": True}, 131_072),
+        ({"rope_theta": 1_000_000}, 16_384),  # CodeLlama
     ],
 )
 def test_the_context_is_that_of_the_version(params, context, tmp_path):
@@ -584,6 +600,24 @@ META_FAULTS = [
     (lambda folder: change_params(folder, n_heads=5), ["5 query heads cannot share 6"]),
     (lambda folder: change_params(folder, drop=["dim"], model="x"), ["no 'dim'"]),
     (change_pth("layers.0.attention.wq.weight", torch.ones(47, 48)), ["q_proj"]),
+    *(
+        (
+            lambda folder, change=change: change_params(folder, **change),
+            ["quantized already", "16-bit"],
+        )
+        for change in (
+            {"quantization_args": {"group_size": 256}},
+            {"model": {"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}},
+        )
+    ),
+    *(
+        (change_pth(f"layers.0.attention.wq.{end}", tensor), ["quantized already", word])
+        for end, tensor, word in (
+            ("weight", torch.ones(48, 48, dtype=torch.int8), "wq.weight is torch.int8"),
+            ("weight", torch.ones(48, 48).to(torch.float8_e4m3fn), "float8"),
+            ("scales", torch.ones(48, 1), "wq.scales"),
+        )
+    ),
 ]
 
 

@@ -10,24 +10,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_llama
 
 from llama_int8.measurement.cost import forward_bytes, kv_cache_bytes, weight_bytes
 from llama_int8.measurement.memory import weight_memory
 from llama_int8.measurement.quality import StridedText, divergence, window_scores
+from llama_int8.measurement.side_by_side import side_by_side
 from llama_int8.models import (
     MODELS,
     ModelFilesError,
     PrecisionError,
+    end_tokens,
     load_model,
+    load_tokenizer,
     loading,
     save_int8_fast,
     save_synthetic,
 )
+from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.int8_fast import is_int8_fast
 from llama_int8.models.registry import ModelSpec
-from llama_int8.models.synthetic import empty_model
 from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
 from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.layers import linear_layers
@@ -212,6 +216,56 @@ def test_a_tokenizer_is_saved_beside_the_model(folder, tmp_path):
     model = load_model(folder, "int8-fast")
     writes = SimpleNamespace(save_pretrained=lambda place: (place / "tokenizer.json").touch())
     assert (save_int8_fast(model, tmp_path / "new", writes) / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("ends", [3, [2, 3], None])
+def test_a_saved_model_has_the_ends_and_the_context_of_the_original(ends, tmp_path):
+    save_synthetic(TINY, tmp_path / "bf16", torch.bfloat16)
+    tokens = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 0}
+    path = tmp_path / "bf16" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | tokens))
+    model = load_model(tmp_path / "bf16", "int8-fast")
+    saved = load_model(save_int8_fast(model, tmp_path / "fast"), "int8-fast")
+    for name, value in tokens.items():
+        for settings in (saved.config, saved.generation_config):
+            assert getattr(settings, name) == value
+    before, after = model.config.to_dict(), saved.config.to_dict()
+    told = {name for name in before if before[name] != after[name]}
+    assert told <= {"dtype", "_name_or_path"}  # where it came from
+    assert saved.generation_config.to_dict() == model.generation_config.to_dict()
+
+
+def test_ends_of_a_generation_config_alone_are_kept(tmp_path):
+    save_synthetic(TINY, tmp_path / "bf16", torch.bfloat16)
+    settings = {"eos_token_id": [90, 91], "temperature": 0.6, "do_sample": True}
+    (tmp_path / "bf16" / "generation_config.json").write_text(json.dumps(settings))
+    model = load_model(tmp_path / "bf16", "int8-fast")
+    saved = load_model(save_int8_fast(model, tmp_path / "fast"), "int8-fast")
+    assert end_tokens(saved) == end_tokens(model) == {90, 91}
+
+
+def test_a_saved_model_that_always_ends_its_turn_says_one_token(tmp_path):
+    """Its blocks add nothing, and every token's row of the embedding is that of token 3."""
+    theirs = tiny_llama(vocab_size=258, eos_token_id=[2, 3])
+    with torch.no_grad():
+        row = torch.randn(24)
+        theirs.model.embed_tokens.weight[:] = row
+        theirs.lm_head.weight.zero_()
+        theirs.lm_head.weight[3] = row
+        for block in theirs.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    theirs.save_pretrained(tmp_path / "theirs")
+    byte_tokenizer().save_pretrained(tmp_path / "theirs")
+    tokenizer = load_tokenizer(tmp_path / "theirs")
+    tokenizer.chat_template = "[{{ messages[0]['content'] }}]"
+    fast = load_model(tmp_path / "theirs", "int8-fast")
+    folder = save_int8_fast(fast, tmp_path / "fast", tokenizer)
+    for place in (tmp_path / "theirs", folder):
+        assert side_by_side(place, "Why?", ["int8-fast"], "cpu", 6)[0].tokens == [3]
+    again = load_tokenizer(folder)
+    assert again.chat_template == tokenizer.chat_template
+    assert again("a b")["input_ids"] == tokenizer("a b")["input_ids"]
 
 
 def test_a_folder_that_cannot_be_finished_leaves_nothing(folder, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from byte_tokenizer import byte_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -36,14 +37,19 @@ from llama_int8.models import (
     available_model,
     config_of,
     embedded,
+    end_tokens,
     load_model,
     load_tokenizer,
     loading,
     save_synthetic,
 )
+from llama_int8.models.hugging_face import empty_model
+from llama_int8.models.layers import check_layers
 from llama_int8.models.registry import HubSource, ModelSpec
-from llama_int8.models.synthetic import empty_model, random_tensor
+from llama_int8.models.synthetic import random_tensor
+from llama_int8.quantization.cpu.layers import Int8FastLinear
 from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.llama import Llama
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -470,13 +476,13 @@ def test_a_weight_that_no_file_holds_is_not_replaced_by_random_numbers(folder):
     lost = tensors.popitem()[0]
     save_file(tensors, first_shard(folder), metadata={"format": "pt"})
     for precision in ("fp32", "int8"):
-        with pytest.raises(ModelFilesError, match=f"1 tensors are missing.*{lost}"):
+        with pytest.raises(ModelFilesError, match=rf"1 missing \({lost}\)"):
             load_model(folder, precision, "cpu")
 
 
 def test_weights_of_another_shape_than_the_config_s_are_refused(folder):
     change_config(folder, intermediate_size=128)
-    with pytest.raises(ModelFilesError, match="6 have another shape"):  # three in each block
+    with pytest.raises(ModelFilesError, match="6 of another shape"):  # three in each block
         load_model(folder, "fp32", "cpu")
 
 
@@ -498,6 +504,358 @@ def test_pickled_weights_are_never_loaded(folder, tmp_path):
     with pytest.raises(ModelFilesError, match="loads safetensors only"):
         load_model(folder, "fp32", "cpu")
     assert not trace.exists()
+
+
+# Weights that are quantized already
+
+
+def add_tensors(folder, **tensors):
+    """Add tensors to the last file; "__" stands for a point in a name."""
+    path = max(folder.glob("*.safetensors"))
+    added = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(load_file(path) | added, path, metadata={"format": "pt"})
+
+
+def assert_refused_everywhere(folder, *words):
+    """In every precision and by the course's own model, before anything is measured."""
+    ways = [functools.partial(load_model, folder, p) for p in (*PRECISIONS, "int8-fast")]
+    for load in (*ways, functools.partial(Llama.from_pretrained, folder)):
+        with pytest.raises(ModelFilesError) as error:
+            load()
+        for word in words:
+            assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "8 bits"),
+        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes, 4 bits"),  # of old
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq, 4 bits"),
+        ({"quantization_config": {"quant_method": "awq", "w_bit": 4}}, "awq, 4 bits"),
+        ({"quantization_config": {"quant_method": "hqq", "quant_config": {}}}, "hqq"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "torchao"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "of next year"}}, "of next year"),
+        ({"quantization_config": {"group": 7}}, "'quantization_config'"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, "NVFP4"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"compression_config": {"format": "int-quantized"}}, "int-quantized"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "gptq"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "'quantization'"),  # MLX
+    ],
+)
+def test_a_folder_that_says_it_is_quantized_is_refused_with_the_method(folder, settings, method):
+    change_config(folder, **settings)
+    assert_refused_everywhere(folder, str(folder), "quantized already", method, "16-bit model that")
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_an_empty_quantization_config_is_none(folder, nothing):
+    change_config(folder, quantization_config=nothing, compression_config=nothing)
+    expected = logits(load_model(folder, "fp32", "cpu"))
+    assert torch.equal(expected, Llama.from_pretrained(folder)(TOKENS))
+
+
+CODES = torch.ones(8, 8, dtype=torch.int8)
+Q_PROJ = "model__layers__0__self_attn__q_proj__"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({Q_PROJ + "weight": CODES, Q_PROJ + "SCB": torch.ones(8)}, ["bitsandbytes in 8", "I8"]),
+        ({Q_PROJ + "weight": CODES}, ["q_proj.weight is I8"]),
+        ({Q_PROJ + "weight": CODES.view(torch.uint8)}, ["q_proj.weight is U8"]),
+        ({Q_PROJ + "weight": torch.ones(8, 8).to(torch.float8_e4m3fn)}, ["is F8_E4M3"]),
+        ({Q_PROJ + "qweight": CODES.int()}, ["GPTQ or AWQ", "I32"]),
+        ({Q_PROJ + "weight_packed": CODES.int()}, ["compressed-tensors", "I32"]),
+        ({Q_PROJ + "weight__quant_map": torch.ones(16)}, ["bitsandbytes in 4 bits"]),
+        ({Q_PROJ + "weight_scale": torch.ones(32, 1)}, ["compressed-tensors"]),
+        ({"other": torch.ones(2, dtype=torch.int64)}, ["other is I64"]),
+    ],
+)
+def test_quantized_weights_are_known_by_their_tensors_where_the_config_is_silent(
+    folder, tensors, words
+):
+    add_tensors(folder, **tensors)
+    assert_refused_everywhere(folder, "quantized already", "16-bit model that", *words)
+
+
+# Tensors that the config has no place for
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.0.mlp.up_proj.lora_A.weight",
+        "score.weight",
+    ],
+)
+def test_a_tensor_that_the_model_has_no_place_for_is_named(folder, name):
+    add_tensors(folder, **{name: torch.ones(32)})
+    assert_refused_everywhere(folder, f"1 unknown to the model ({name})")
+
+
+def test_more_layers_in_the_file_than_in_the_config_are_refused(folder):
+    change_config(folder, num_hidden_layers=1)
+    assert_refused_everywhere(folder, "9 unknown to the model (model.layers.1")
+
+
+def test_rotary_frequencies_of_older_tools_are_passed_over(folder, saved):
+    add_tensors(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
+    for precision in PRECISIONS:
+        expected = logits(load_model(saved, precision, "cpu"))
+        assert torch.equal(logits(load_model(folder, precision, "cpu")), expected)
+    assert torch.equal(Llama.from_pretrained(folder)(TOKENS), Llama.from_pretrained(saved)(TOKENS))
+
+
+# The embedding and the output layer: one table or two
+
+
+@pytest.fixture
+def two_tables(tmp_path) -> Path:
+    """A folder that stores two different tables."""
+    return save_synthetic(TINY, tmp_path / "two", torch.float32)
+
+
+def output_of(folder):
+    return load_file(first_shard(folder))["lm_head.weight"]
+
+
+def test_where_the_config_shares_a_table_and_the_file_has_two_both_are_used(two_tables):
+    expected = logits(load_model(two_tables, "fp32", "cpu"))
+    change_config(two_tables, tie_word_embeddings=True)
+    assert not config_of(two_tables).tie_word_embeddings
+    model, ours = load_model(two_tables, "fp32", "cpu"), Llama.from_pretrained(two_tables)
+    assert torch.equal(logits(model), expected)
+    torch.testing.assert_close(ours(TOKENS), expected, rtol=0, atol=1e-6)
+    for loaded in (model, ours):
+        assert torch.equal(loaded.lm_head.weight, output_of(two_tables))
+        assert not loaded.config.tie_word_embeddings
+    for precision in (*PRECISIONS, "int8-fast"):
+        predicted = weight_bytes(config_of(two_tables), precision).total
+        assert weight_memory(load_model(two_tables, precision, "cpu")) == predicted
+
+
+def test_where_the_config_shares_a_table_and_the_file_has_it_twice_it_is_one(two_tables):
+    tensors = load_file(first_shard(two_tables))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, first_shard(two_tables), metadata={"format": "pt"})
+    change_config(two_tables, tie_word_embeddings=True)
+    assert config_of(two_tables).tie_word_embeddings
+    for model in (load_model(two_tables, "fp32", "cpu"), Llama.from_pretrained(two_tables)):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_a_table_that_is_missing_is_not_replaced_by_the_other(two_tables, lost):
+    tensors = load_file(first_shard(two_tables))
+    del tensors[lost]
+    save_file(tensors, first_shard(two_tables), metadata={"format": "pt"})
+    assert_refused_everywhere(two_tables, f"1 missing ({lost})")
+
+
+# Folders of another kind
+
+
+def test_an_adapter_is_half_a_model_and_says_so(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert_refused_everywhere(folder, "adapter_config.json", "merge the two")
+
+
+def test_a_folder_in_metas_format_is_called_that(tmp_path):
+    (tmp_path / "params.json").write_text("{}")
+    for load in (load_tokenizer, config_of, functools.partial(load_model, precision="fp32")):
+        with pytest.raises(ModelFilesError, match=r"in Meta's format.*Only `generate`"):
+            load(tmp_path)
+
+
+def test_shapes_that_transformers_refuses_are_not_called_damage(tmp_path):
+    """kakaocorp/kanana-1.5-2.1b: 24 heads of 128 in a width of 1,792."""
+    shapes = replace(TINY, num_attention_heads=3, num_key_value_heads=1)
+    ours = Llama(shapes).eval()
+    save_file(ours.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    described = {"model_type": "llama", **shapes.to_hugging_face()}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ModelFilesError) as error:
+        load_model(tmp_path, "fp32", "cpu")
+    for words in ("config.json cannot be used", "not a multiple", "Llama.from_pretrained reads"):
+        assert words in str(error.value)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("A b")["input_ids"] == byte_tokenizer()("A b")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"type": "yarn"},
+        {"rope_type": "longrope", "factor": 2.0},
+        {"rope_type": "of next year", "factor": 2.0},
+        {"rope_type": "linear"},
+    ],
+)
+def test_a_rotary_scaling_that_cannot_be_computed_is_named(folder, rope):
+    change_config(folder, rope_scaling=rope)
+    with pytest.raises(ModelFilesError, match=r"config\.json cannot be used.*rope"):
+        load_model(folder, "fp32", "cpu")
+
+
+def test_a_head_that_is_turned_in_part_is_refused(folder):
+    change_config(folder, partial_rotary_factor=0.5)
+    assert_refused_everywhere(folder, "partial_rotary_factor is 0.5")
+
+
+def add_marks(*paths):
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def test_a_byte_order_mark_changes_nothing(folder, saved):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    byte_tokenizer().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("[{{ messages[0]['content'] }}]")
+    ids = load_tokenizer(folder)("two words")["input_ids"]
+    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    add_marks(*(folder / name for name in (*names, "chat_template.jinja")))
+    model = load_model(folder, "fp32", "cpu")
+    assert torch.equal(logits(model), logits(load_model(saved, "fp32", "cpu")))
+    assert model.generation_config.eos_token_id == [5, 7]
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer("two words")["input_ids"] == ids
+    assert tokenizer.chat_template.startswith("[{{")
+
+
+def test_a_byte_order_mark_that_transformers_cannot_read_is_named(folder):
+    add_marks(folder / "model.safetensors.index.json")
+    assert_refused_everywhere(folder, "index.json begins with a byte-order mark", "without one")
+
+
+# What a config can switch on beside the model
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"attention_dropout": 0.9},
+        {"use_cache": False},
+        {"pretraining_tp": 2},
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "eager"},
+        {"torch_dtype": "float16"},
+        {"dtype": "float16"},
+        {"return_dict": False},
+        {"torchscript": True},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"pad_token_id": -1},
+        {"pad_token_id": 96},
+        {"architectures": ["LlamaForSequenceClassification"]},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_x.Model"}},
+        {"temperature": 0.5, "repetition_penalty": 2.0, "max_length": 3},
+    ],
+)
+def test_what_a_config_switches_on_beside_the_model_changes_nothing(folder, loaded, switch):
+    change_config(folder, **switch)
+    for precision in ("fp32", "int8"):
+        model, plain = load_model(folder, precision, "cpu"), loaded("tiny folder", precision)
+        assert torch.equal(logits(model), logits(plain))
+        assert model.config._attn_implementation == plain.config._attn_implementation
+        assert model(TOKENS).attentions is None
+        asked = {"do_sample": False, "max_new_tokens": 8}
+        assert torch.equal(model.generate(TOKENS, **asked), plain.generate(TOKENS, **asked))
+
+
+def test_another_activation_is_another_model(folder):
+    change_config(folder, hidden_act="gelu")
+    assert_refused_everywhere(folder, "hidden_act is 'gelu'")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_p": 0.9},
+        {"repetition_penalty": 9.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 4, "length_penalty": 3.0, "early_stopping": True},
+        {"forced_bos_token_id": 4},
+        {"forced_eos_token_id": 4},
+        {"suppress_tokens": list(range(1, 90))},
+        {"begin_suppress_tokens": list(range(1, 90))},
+        {"bad_words_ids": [[n] for n in range(1, 90)]},
+        {"max_length": 7, "max_new_tokens": 1},
+        {"use_cache": False},
+        {"watermarking_config": {"greenlist_ratio": 0.1, "bias": 9.0}},
+        {"guidance_scale": 3.0},
+    ],
+)
+def test_what_a_generation_config_switches_on_leaves_generate_greedy(folder, loaded, settings):
+    ends = {"bos_token_id": 1, "eos_token_id": 95}
+    (folder / "generation_config.json").write_text(json.dumps({**ends, **settings}))
+    model, plain = load_model(folder, "fp32", "cpu"), loaded("tiny folder", "fp32")
+    expected = plain.generate(TOKENS, do_sample=False, max_new_tokens=8, eos_token_id=95)
+    assert torch.equal(model.generate(TOKENS, max_new_tokens=8), expected)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": 7}, {"eos_token_id": 5}, {7}),
+        ({"eos_token_id": [7, 9]}, {"eos_token_id": 5}, {7, 9}),
+        ({}, {"eos_token_id": [5, 6]}, {5, 6}),
+        (None, {"eos_token_id": [5, 6]}, {5, 6}),
+        (None, {"eos_token_id": 5}, {5}),
+        ({"eos_token_id": None}, {"eos_token_id": 5}, {5}),
+        ({"eos_token_id": []}, {"eos_token_id": None}, set()),
+        (None, {"eos_token_id": None}, set()),
+        (None, {}, {2}),  # LLaMA's, as transformers has it
+    ],
+)
+def test_the_ends_are_the_generation_configs_and_then_the_configs(folder, generation, config, ends):
+    change_config(folder, **config)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    for precision in ("fp32", "int8-fast"):
+        assert end_tokens(load_model(folder, precision, "cpu")) == ends
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", ["</s>", 1.5, [1, "2"], True])
+def test_a_token_id_that_is_none_is_named(folder, name, value):
+    change_config(folder, **{name: value})
+    with pytest.raises(ModelFilesError, match=rf"{name} in .* is .*; it must be a token id"):
+        load_model(folder, "fp32", "cpu")
+
+
+# A look at what was loaded
+
+
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8-fast"])
+def test_a_layer_of_another_kind_is_not_measured(saved, precision):
+    dtype = DTYPES.get(precision, torch.bfloat16)
+    for other in {*PRECISIONS, "int8-fast"} - {precision}:
+        with pytest.raises(PrecisionError, match=f"was loaded as .*, and {precision} means"):
+            check_layers(load_model(saved, other, "cpu"), precision, dtype, 6.0)
+    for name in ("model.embed_tokens", "lm_head", "model.norm", "model.layers.1.mlp.up_proj"):
+        model = load_model(saved, precision, "cpu")
+        check_layers(model, precision, dtype, 6.0)
+        layer = model.get_submodule(name)
+        changed = torch.zeros(2, dtype=torch.float64)
+        if isinstance(layer, Int8FastLinear):
+            layer.weight = changed
+        else:
+            layer.weight = torch.nn.Parameter(changed)
+        with pytest.raises(PrecisionError, match=f"{name} was loaded as .*float64"):
+            check_layers(model, precision, dtype, 6.0)
+
+
+def test_another_threshold_than_the_one_asked_for_is_seen(saved):
+    model = load_model(saved, "int8", "cpu", threshold=0.0)
+    with pytest.raises(PrecisionError, match=r"threshold 0, and int8 means .*threshold 6"):
+        check_layers(model, "int8", torch.bfloat16, 6.0)
 
 
 def test_a_folder_without_a_tokenizer_says_so(folder):

@@ -1,5 +1,7 @@
 """`course.py generate`: the texts are those of independent references, and one model is held."""
 
+import json
+import shutil
 import sys
 import weakref
 from dataclasses import replace
@@ -181,6 +183,55 @@ def test_the_prompt_takes_the_chat_form_where_the_tokenizer_has_one(saved, tmp_p
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path)
     assert answer(tmp_path).tokens == answer(saved, prompt=f"[{PROMPT}]>").tokens
+
+
+def test_the_name_of_an_end_token_in_a_prompt_is_text_in_both_formats(folder):
+    plain, named = (
+        answer(folder, new_tokens=1),
+        answer(folder, prompt="</s><|eot_id|>", new_tokens=1),
+    )
+    letters = named.prompt_tokens - (plain.prompt_tokens - len(PROMPT))
+    assert letters == len("</s><|eot_id|>")  # a token for each letter, none for the names
+
+
+def test_metas_format_is_answered_from_in_int8_fast_as_hugging_faces_is(meta, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    ids = load_meta_tokenizer(meta).encode(PROMPT)
+    expected = always_the_likeliest(load_model(tmp_path, "int8-fast"), ids)
+    found = answer(meta, "int8-fast")
+    assert found.tokens == expected
+    assert found.weight_bytes == weight_bytes(read_checkpoint(meta)[0], "int8-fast").total
+
+
+def test_ends_that_only_config_json_names_are_ends(saved, tmp_path):
+    model, end = load_model(saved, "fp32", "cpu"), answer(saved).tokens[5]
+    model.config.eos_token_id = [1, end]
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    load_tokenizer(saved).save_pretrained(tmp_path)
+    assert answer(tmp_path).tokens[-1] == end
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 9.0}, {"do_sample": True}, {"min_new_tokens": 9}]
+)
+def test_what_a_folder_says_of_sampling_changes_no_answer(saved, tmp_path, settings):
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(settings))
+    assert answer(tmp_path / "copy").tokens == answer(saved).tokens
+
+
+def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(
+    saved, tmp_path, monkeypatch
+):
+    shutil.copytree(saved, tmp_path / "copy")
+    larger = byte_tokenizer()
+    larger.add_tokens(["[PAD]"])
+    larger.save_pretrained(tmp_path / "copy")
+    assert answer(tmp_path / "copy").tokens == answer(saved).tokens
+    monkeypatch.setattr(models, "load_model", None)
+    with refused(ModelFilesError, "token 258 ('[PAD]')", "vocabulary of 258"):
+        answer(tmp_path / "copy", prompt="a [PAD] b")
 
 
 def test_one_new_token_has_no_speed(saved):

@@ -12,11 +12,11 @@ from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.measurement import choices, comparison, memory, quality
 from llama_int8.measurement.batches import Journal, Processes
 from llama_int8.measurement.results import Results
-from llama_int8.measurement.side_by_side import is_meta_folder
 from llama_int8.measurement.statistics import proportion_interval
 from llama_int8.measurement.tasks import Task, load_task, other_name
 from llama_int8.measurement.wrong_rules import WRONG_RULES
 from llama_int8.profiles import Settings
+from llama_int8.transformer.config import is_meta_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,8 +56,9 @@ class Evaluation:
         self.out, self.limit, self.wrong_rules = Path(out), limit, wrong_rules
         self.kept = Path(kept or out)
         _check_format(model)
+        config = models.config_of(model)
+        self.vocab_size, self.context = config.vocab_size, config.max_position_embeddings
         self.tokenizer = models.load_tokenizer(model)
-        self.context = models.config_of(model).max_position_embeddings
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
         """Score one task in every precision; the results file, in the first process alone."""
@@ -67,6 +68,7 @@ class Evaluation:
         settings: dict[str, Any] = {"data": task.source, "sha256": task.sha256}
         if task.text is not None:
             text = self._cut(task.text)
+            models.check_ids(self.tokenizer, text.windows.flatten().tolist(), self.vocab_size)
             settings |= {"window": text.windows.shape[1], "stride": text.stride}
             settings |= {"windows": len(text.windows)}
         else:
@@ -167,6 +169,8 @@ class Evaluation:
     def _score_choices(self, results: Results, task: Task) -> None:
         rows = choices.pack_all(self.tokenizer, task.items)
         choices.check_lengths(rows, self.context, task.items)
+        ids = (token for row in rows for part in (row.shared, *row.tails) for token in part)
+        models.check_ids(self.tokenizer, ids, self.vocab_size)
         scores = {}
         for precision in self.precisions:
             options = self._options(results, task, precision, "right rule")

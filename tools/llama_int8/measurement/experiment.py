@@ -312,6 +312,7 @@ def another_model(
         items = items[: settings.more_items]
         packed = choices.pack_all(tokenizer, items)
         ids = tokenizer(text)["input_ids"]
+        models.check_ids(tokenizer, ids, models.config_of(name).vocab_size)
         compared = settings.compared_windows
         work = replace(work, text=cut, items=packed, compared_windows=compared, ids=ids)
     runs: dict[str, Any] = {}

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from llama_int8 import models
 from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError
 from llama_int8.measurement import answers, memory
-from llama_int8.measurement.cost import GIB
+from llama_int8.measurement.cost import GIB, QUANTIZED
 from llama_int8.models.loading import check_memory
+from llama_int8.quantization.cpu.layers import replace_linears as replace_by_fast
 from llama_int8.quantization.int8_linear import replace_linears
+from llama_int8.transformer.config import is_meta_folder
 from llama_int8.transformer.generation import (
     Choice,
     Sampler,
@@ -108,11 +110,6 @@ def side_by_side(
         shared = "" if at is None else source.decode(answer.tokens[:at])
         found.append(replace(answer, differs_at=at, shared_text=shared))
     return found
-
-
-def is_meta_folder(folder: Path) -> bool:
-    """Whether a folder holds Meta's `params.json`, and not Hugging Face's config beside it."""
-    return (folder / "params.json").exists() and not (folder / "config.json").exists()
 
 
 def report(found: Sequence[Answer], width: int) -> list[str]:
@@ -210,22 +207,19 @@ def _check_request(
 def _hugging_face_source(
     name_or_folder: str | Path, precisions: Sequence[str], device: str, prompt: str
 ) -> Source:
-    if not str(name_or_folder).startswith(models.SYNTHETIC):  # has no tokenizer, which is said next
-        config = models.config_of(name_or_folder)
-        for precision in precisions:  # before gigabytes are fetched in vain
-            check_memory(str(name_or_folder), config, precision, device)
-    tokenizer = models.load_tokenizer(name_or_folder)
+    synthetic = str(name_or_folder).startswith(models.SYNTHETIC)
+    config = models.config_of(name_or_folder)
+    for precision in precisions if not synthetic else ():  # before gigabytes are fetched in vain
+        check_memory(str(name_or_folder), config, precision, device)
+    tokenizer = models.load_tokenizer(name_or_folder)  # a synthetic model has none, which is said
+    tokens = answers.prompt_tokens(tokenizer, prompt)
+    models.check_ids(tokenizer, tokens[0].tolist(), config.vocab_size)
     return Source(
-        answers.prompt_tokens(tokenizer, prompt),
+        tokens,
         lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
         lambda precision: models.load_model(name_or_folder, precision, device),
-        _hugging_face_ends,
+        models.end_tokens,
     )
-
-
-def _hugging_face_ends(model: nn.Module) -> set[int]:
-    found = model.generation_config.eos_token_id
-    return set(found) if isinstance(found, list) else {found} - {None}
 
 
 def _meta_source(folder: Path, precisions: Sequence[str], device: str, prompt: str) -> Source:
@@ -255,9 +249,11 @@ def _meta_source(folder: Path, precisions: Sequence[str], device: str, prompt: s
 
 
 def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
-    """Our own model; in int8 with our own layers, the rest in the device's 16-bit format."""
-    stored = models.baseline_precision(device) if precision == "int8" else precision
+    """Our own model; where it is quantized with our own layers, the rest in 16 bits."""
+    stored = models.baseline_precision(device) if precision in QUANTIZED else precision
     model = Llama.from_pretrained(folder, DTYPES[stored], device)
+    if precision == "int8-fast":
+        return replace_by_fast(model)
     return replace_linears(model, threshold=6.0) if precision == "int8" else model
 
 

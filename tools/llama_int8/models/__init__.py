@@ -10,6 +10,7 @@ from llama_int8.errors import (
     UnknownModelError,
 )
 from llama_int8.models.hub import revision_of
+from llama_int8.models.hugging_face import end_tokens
 from llama_int8.models.int8_fast import save_int8_fast
 from llama_int8.models.loading import (
     HEADROOM,
@@ -20,12 +21,12 @@ from llama_int8.models.loading import (
     explained_memory,
     free_memory,
     load_model,
-    load_tokenizer,
     model_folder,
     placement,
 )
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC, config_of
 from llama_int8.models.synthetic import build_synthetic, save_synthetic
+from llama_int8.models.tokenizer import check_ids, load_tokenizer
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -42,9 +43,11 @@ __all__ = [
     "available_model",
     "baseline_precision",
     "build_synthetic",
+    "check_ids",
     "check_precision",
     "config_of",
     "default_device",
+    "end_tokens",
     "explained_memory",
     "free_memory",
     "load_model",

@@ -13,27 +13,33 @@ from typing import TYPE_CHECKING, Any
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import build_once, check_weights, read_json_object
-from llama_int8.models.synthetic import empty_model, restore_rotary
+from llama_int8.models.hugging_face import (
+    TOKENS,
+    empty_model,
+    plain_generation,
+    token_ids,
+)
+from llama_int8.models.synthetic import restore_rotary
 from llama_int8.quantization.cpu.layout import FORMAT_VERSION, GROUP, ROWS
 from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.stored import OWN_METHOD, is_own_format
 
 if TYPE_CHECKING:
     import torch
 
-METHOD = "llama-int8-fast"
-
 
 def is_int8_fast(folder: Path) -> bool:
     """Whether `folder` was written by `save_int8_fast`."""
-    return _described(folder).get("quant_method") == METHOD
+    path = folder / "config.json"
+    return path.exists() and is_own_format(read_json_object(path))
 
 
 def save_int8_fast(model: "torch.nn.Module", folder: str | Path, tokenizer: Any = None) -> Path:
     """Write a model of precision "int8-fast" to a folder that is not there yet.
 
-    With its `tokenizer` the folder is all that a reader needs. The folder appears when it is
-    complete. Raises TypeError for a model in another precision, FileExistsError for a folder that
-    exists.
+    The model's start, end and padding tokens are kept; with its `tokenizer` the folder is all that a
+    reader needs. The folder appears when it is complete. Raises TypeError for a model in another
+    precision, FileExistsError for a folder that exists.
     """
     from safetensors.torch import save_file
 
@@ -47,17 +53,20 @@ def save_int8_fast(model: "torch.nn.Module", folder: str | Path, tokenizer: Any 
 
     def write(unfinished: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        metadata = {"format": "pt", "quant_method": METHOD, "version": str(FORMAT_VERSION)}
+        metadata = {"format": "pt", "quant_method": OWN_METHOD, "version": str(FORMAT_VERSION)}
         save_file(tensors, unfinished / "model.safetensors", metadata=metadata)
         config = LlamaConfig.from_hugging_face(model.config.to_dict())
         layout = {"version": FORMAT_VERSION, "group": GROUP, "rows": ROWS}
+        tokens = {name: getattr(model.config, name, None) for name in TOKENS}
         described = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             **config.to_hugging_face(),
-            "quantization_config": {"quant_method": METHOD, **layout},
+            **tokens,
+            "quantization_config": {"quant_method": OWN_METHOD, **layout},
         }
         (unfinished / "config.json").write_text(json.dumps(described, indent=1))
+        plain_generation(model).save_pretrained(unfinished)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
 
@@ -74,14 +83,14 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
 
     from llama_int8.quantization.cpu.layers import replace_linears
 
-    version = _described(folder).get("version")
+    version = read_json_object(folder / "config.json")["quantization_config"].get("version")
     if version != FORMAT_VERSION:
         raise ModelFilesError(
             f"{folder} is in version {version!r} of the int8-fast format, this course reads "
             f"{FORMAT_VERSION}; quantize the original model again"
         )
     check_weights(folder)
-    model = replace_linears(empty_model(config))
+    model = replace_linears(empty_model(config, token_ids(folder, config.vocab_size)))
     tensors = load_file(folder / "model.safetensors")
     wanted = model.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or [
@@ -106,9 +115,3 @@ def _dtype(name: str) -> "torch.dtype":
         return torch.float32
     codes = name.endswith("weight") and "embed" not in name and "norm" not in name
     return torch.uint8 if codes else torch.bfloat16
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    found = read_json_object(path).get("quantization_config") if path.exists() else None
-    return found if isinstance(found, dict) else {}

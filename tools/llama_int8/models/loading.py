@@ -1,4 +1,4 @@
-"""`load_model` and `load_tokenizer`: checks before anything is loaded, then one way to load."""
+"""`load_model`: checks before anything is loaded, one way to load, and a look at what came of it."""
 
 import contextlib
 import io
@@ -15,7 +15,6 @@ import psutil
 
 from llama_int8.errors import (
     HubError,
-    ModelError,
     ModelFilesError,
     NotEnoughMemoryError,
     PrecisionError,
@@ -24,7 +23,14 @@ from llama_int8.files import check_weights
 from llama_int8.measurement.cost import GIB, QUANTIZED, weight_bytes
 from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.hub import hub_folder
+from llama_int8.models.hugging_face import (
+    empty_model,
+    hugging_face_config,
+    plain_generation,
+    token_ids,
+)
 from llama_int8.models.int8_fast import is_int8_fast, load_int8_fast
+from llama_int8.models.layers import check_layers
 from llama_int8.models.registry import (
     DEFAULT_MODEL,
     MODELS,
@@ -33,11 +39,12 @@ from llama_int8.models.registry import (
     existing_folder,
 )
 from llama_int8.models.synthetic import bitsandbytes_linear, build_synthetic
-from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.config import LlamaConfig, read_config
+from llama_int8.transformer.stored import OUTPUT, check_floating, stored_tensors, without_computed
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-fast")
 # Beyond the weights: activations, a short KV cache, the libraries' own buffers.
@@ -57,6 +64,10 @@ def load_model(
     outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
     course's own, for a CPU; what `save_int8_fast` wrote is loaded in this precision alone).
     `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
+
+    A model is its shapes, its weights and its start and end tokens. What else a folder's configs
+    switch on (dropout, sampling, penalties, another attention) is left out, so that
+    `model.generate` is greedy.
     """
     device = device or ("cpu" if precision == "int8-fast" else default_device())
     check_precision(precision, device)
@@ -67,41 +78,15 @@ def load_model(
     quiet_libraries()
     int8_threshold = threshold if precision == "int8" else None
     dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
-    if str(name_or_folder).startswith(SYNTHETIC):
-        with explained_memory(str(name_or_folder), precision, device):
-            return _synthetic(config, precision, dtype, _first_device(device), threshold)
-    folder = model_folder(name_or_folder)
     with explained_memory(str(name_or_folder), precision, device):
-        if is_int8_fast(folder):
-            _check_format(folder, precision)
-            return load_int8_fast(folder, config)
-        model = _load_folder(folder, dtype, device, int8_threshold)
-        if precision == "int8-fast":
-            from llama_int8.quantization.cpu.layers import replace_linears
-
-            replace_linears(model)
-        return model
-
-
-def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer that belongs to a registered model or lies in a folder."""
-    from transformers import AutoTokenizer
-
-    if str(name_or_folder).startswith(SYNTHETIC):
-        raise ModelError(
-            f"{name_or_folder} has random weights and no tokenizer: give it token ids, or take the "
-            f"tokenizer of {str(name_or_folder).removeprefix(SYNTHETIC)}"
-        )
-    quiet_libraries()
-    folder = model_folder(name_or_folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a damaged file surfaces as almost any kind
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
-        raise ModelFilesError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line}); "
-            "fetch it again, or load the tokenizer of the model that this one comes from"
-        ) from error
+        if str(name_or_folder).startswith(SYNTHETIC):
+            model = _synthetic(config, precision, dtype, _first_device(device), threshold)
+        else:
+            folder = model_folder(name_or_folder)
+            model = _from_folder(folder, precision, dtype, device, int8_threshold)
+    check_layers(model, precision, dtype, threshold)
+    model.generation_config = plain_generation(model)
+    return model
 
 
 def model_folder(name_or_folder: str | Path) -> Path:
@@ -293,10 +278,28 @@ def _check_format(folder: Path, precision: str) -> None:
         )
 
 
-def _load_folder(folder: Path, dtype: "torch.dtype", device: str, int8_threshold: float | None):
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def _from_folder(
+    folder: Path, precision: str, dtype: "torch.dtype", device: str, int8_threshold: float | None
+) -> "torch.nn.Module":
+    if is_int8_fast(folder):
+        _check_format(folder, precision)
+        return load_int8_fast(folder, read_config(folder))
+    model = _load_folder(folder, dtype, device, int8_threshold)
+    if precision == "int8-fast":
+        from llama_int8.quantization.cpu.layers import replace_linears
 
-    check_weights(folder)
+        replace_linears(model)
+    return model
+
+
+def _load_folder(
+    folder: Path, dtype: "torch.dtype", device: str, int8_threshold: float | None
+) -> "torch.nn.Module":
+    from transformers import BitsAndBytesConfig, GenerationConfig, LlamaForCausalLM
+
+    config = read_config(folder)
+    tokens = token_ids(folder, config.vocab_size)
+    _check_tensors(folder, config, tokens)
     options: dict[str, Any] = {}
     if int8_threshold is not None:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -305,30 +308,46 @@ def _load_folder(folder: Path, dtype: "torch.dtype", device: str, int8_threshold
     # The first import of the quantization backends prints; only what is raised concerns a reader.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, report = AutoModelForCausalLM.from_pretrained(
+        return LlamaForCausalLM.from_pretrained(
             folder,
+            config=hugging_face_config(config, tokens),
+            generation_config=GenerationConfig(**tokens),
             dtype=dtype,
             device_map="auto" if device == "auto" else {"": device},
             local_files_only=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are in the report
-            output_loading_info=True,
             **options,
-        )
-    _check_complete(folder, report)
-    return model.eval()
+        ).eval()
 
 
-def _check_complete(folder: Path, report: dict[str, Any]) -> None:
-    """Raise ModelFilesError where transformers filled a weight with random numbers of its own."""
-    missing = sorted(report["missing_keys"])
-    misshapen = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    if missing or misshapen:
-        first = (missing + misshapen)[0]
+def _check_tensors(folder: Path, config: LlamaConfig, tokens: dict[str, Any]) -> None:
+    """Raise ModelFilesError unless the folder's tensors are those of the model, by their headers.
+
+    Transformers would fill what is missing with random numbers, and leave out what it does not know.
+    """
+    from llama_int8.transformer.checkpoints import check_tensors
+
+    check_weights(folder)
+    found = stored_tensors(folder)
+    check_floating(folder, {name: tensor.dtype for name, tensor in found.items()})
+    try:
+        wanted = dict(empty_model(config, tokens).named_parameters())  # a shared table once
+    except ValueError as error:
         raise ModelFilesError(
-            f"the weights in {folder} do not fit its config.json: {len(missing)} tensors are missing "
-            f"and {len(misshapen)} have another shape, {first} among them. Fetch the model again"
-        )
+            f"{folder / 'config.json'} cannot be used: {error}{_other_way(config)}"
+        ) from None
+    if config.tie_word_embeddings:
+        found.pop(OUTPUT, None)  # the same numbers as the embedding's, else they were not tied
+    check_tensors(folder, wanted, without_computed(found))
+
+
+def _other_way(config: LlamaConfig) -> str:
+    """Where transformers refuses what the course's own model can be."""
+    try:
+        config.check()
+    except ValueError:
+        return ""
+    return " The course's own model has no such limit: Llama.from_pretrained reads the folder"
 
 
 def _dtype(precision: str) -> "torch.dtype":

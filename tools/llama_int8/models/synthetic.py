@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_int8.models.hugging_face import empty_model
 from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 
 SEED = 0
 SHARD_BYTES = 2 * 10**9
-
-
-def empty_model(config: LlamaConfig) -> "torch.nn.Module":
-    """Hugging Face's model of these shapes without memory for its weights (`meta` device)."""
-    import torch
-    from transformers import LlamaConfig as HuggingFaceConfig
-    from transformers import LlamaForCausalLM
-
-    with torch.device("meta"):
-        return LlamaForCausalLM(HuggingFaceConfig(**config.to_hugging_face())).eval()
 
 
 def random_tensor(

@@ -19,6 +19,16 @@ from llama_int8.errors import ModelFilesError
 from llama_int8.files import check_weights, read_json_object, weight_files
 from llama_int8.folders import check_model_folder, explain_file
 from llama_int8.transformer.config import LlamaConfig, read_config
+from llama_int8.transformer.stored import (
+    EMBEDDING,
+    OUTPUT,
+    WAY_OUT,
+    check_floating,
+    check_not_quantized,
+    is_own_format,
+    stored_tensors,
+    without_computed,
+)
 
 META_BLOCK = {
     "attention.wq": "self_attn.q_proj",
@@ -36,8 +46,13 @@ META_TOP = {
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-# Computed from the config, yet stored in some files.
-COMPUTED = ("rope.freqs", "rotary_emb.inv_freq")
+# safetensors' names of PyTorch's floating-point dtypes.
+FLOATING = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 
 
 def read_checkpoint(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
@@ -72,10 +87,16 @@ def read_hugging_face(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
 
     config = read_config(folder)
     tensors: dict[str, Tensor] = {}
+    if is_own_format(read_json_object(folder / "config.json")):
+        raise ModelFilesError(
+            f"{folder} holds int8-fast weights, which only load_model(folder, 'int8-fast') reads; or "
+            f"{WAY_OUT}"
+        )
     check_weights(folder)
+    check_floating(folder, {name: stored.dtype for name, stored in stored_tensors(folder).items()})
     for name in weight_files(folder):
         tensors |= load_file(folder / name)
-    return config, _without_computed(tensors)
+    return config, without_computed(tensors)
 
 
 def check_tensors(
@@ -121,6 +142,7 @@ def read_meta(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
     read with `weights_only=True`: one that wants to run code is refused.
     """
     params = read_json_object(folder / "params.json")
+    check_not_quantized(folder, params)
     if isinstance(params.get("model"), dict):
         params = params["model"]
     paths = sorted(folder.glob("consolidated.*.pth"))
@@ -136,9 +158,13 @@ def read_meta(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
                 f"{path} and {paths[0].name} differ: one lacks {differing[0]}. All slices must be of "
                 "the same model: fetch them again"
             )
+    for shard in shards:
+        check_floating(
+            folder, {name: FLOATING.get(t.dtype, str(t.dtype)) for name, t in shard.items()}
+        )
     width = params.get("dim")
     tensors: dict[str, Tensor] = {}
-    for name in _without_computed(shards[0]):
+    for name in without_computed(shards[0]):
         try:
             joined = _joined(name, [shard[name] for shard in shards], width)
         except RuntimeError as error:
@@ -204,12 +230,12 @@ def _tied_as_stored(
     config: LlamaConfig, tensors: dict[str, Tensor]
 ) -> tuple[LlamaConfig, dict[str, Tensor]]:
     """Where the config shares one table and the file holds two: one if they are equal, else both."""
-    output, table = (tensors.get(n) for n in ("lm_head.weight", "model.embed_tokens.weight"))
+    output, table = tensors.get(OUTPUT), tensors.get(EMBEDDING)
     if not config.tie_word_embeddings or output is None or table is None:
         return config, tensors
     if not torch.equal(output, table):
         return replace(config, tie_word_embeddings=False), tensors
-    return config, {name: t for name, t in tensors.items() if name != "lm_head.weight"}
+    return config, {name: t for name, t in tensors.items() if name != OUTPUT}
 
 
 def _hugging_face_name(name: str, folder: Path) -> str:
@@ -292,7 +318,8 @@ def _meta_context(params: Mapping[str, Any]) -> int:
     """
     if params.get("use_scaled_rope"):
         return 131_072
-    return 8_192 if params.get("rope_theta", 10_000.0) == 500_000.0 else 4_096
+    contexts = {500_000.0: 8_192, 1_000_000.0: 16_384}  # Llama 3, CodeLlama
+    return contexts.get(params.get("rope_theta", 10_000.0), 4_096)
 
 
 def _meta_scaling(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,7 +384,3 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds no dictionary of tensors; Meta's weights are one. Is it another file?"
         )
     return content
-
-
-def _without_computed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(COMPUTED)}

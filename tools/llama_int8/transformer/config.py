@@ -1,12 +1,17 @@
 """The shapes of a LLaMA-type model."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import read_json_object
+from llama_int8.transformer.stored import (
+    check_not_quantized,
+    holds_two_tables,
+    is_own_format,
+)
 
 ROPE_SETTINGS = {
     "default": (),
@@ -54,10 +59,18 @@ class LlamaConfig:
             raise ValueError(
                 f"hidden_act is {config['hidden_act']!r}; LLaMA's feed-forward has 'silu'"
             )
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        # Of both, transformers takes the older name.
+        rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        turned = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
+        if turned not in (None, 1):
+            raise ValueError(
+                f"partial_rotary_factor is {turned}; LLaMA turns all dimensions of a head, which is 1"
+            )
         theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
         old_name = rope.pop("type", "default")
         kind = rope.setdefault("rope_type", old_name)
+        if kind != "default" and config.get("original_max_position_embeddings"):
+            rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
         try:
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             return cls(
@@ -86,6 +99,11 @@ class LlamaConfig:
         return {**shapes, "rope_parameters": rope}
 
     def check(self) -> None:
+        """Raise ValueError, with the value, for what the course's own model cannot be."""
+        self.check_shapes()
+        self._check_scaling()
+
+    def check_shapes(self) -> None:
         """Raise ValueError, with the value, for what cannot be the shapes of a LLaMA."""
         for name, kind in self.__annotations__.items():
             if kind is int and not (type(getattr(self, name)) is int and getattr(self, name) > 0):
@@ -101,7 +119,6 @@ class LlamaConfig:
             raise ValueError(f"rope_theta is {self.rope_theta!r}; it must be positive and finite")
         if not _is_positive(self.rms_norm_eps):
             raise ValueError(f"rms_norm_eps is {self.rms_norm_eps!r}; it must be positive")
-        self._check_scaling()
 
     def _check_scaling(self) -> None:
         scaling = self.rope_scaling or {"rope_type": "default"}
@@ -140,13 +157,45 @@ def _is_positive(value: Any) -> bool:
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The shapes in a folder's `config.json`. Raises ModelFilesError where they cannot be had."""
+    """The shapes in a folder's `config.json`. Raises ModelFilesError where they cannot be had.
+
+    A folder that is quantized already, in another format than the course's own, is refused. Where
+    the config lets the output layer share the embedding's table and the files hold two different
+    ones, the files are right: they are what was trained.
+    """
     path = folder / "config.json"
-    if not path.exists():
-        raise ModelFilesError(
-            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
-        )
+    _check_kind(folder)
+    content = read_json_object(path)
+    check_not_quantized(folder, content)
     try:
-        return LlamaConfig.from_hugging_face(read_json_object(path))
+        config = LlamaConfig.from_hugging_face(content)
+        config.check_shapes()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelFilesError(f"{path} cannot be used: {error}") from None
+    if config.tie_word_embeddings and not is_own_format(content) and holds_two_tables(folder):
+        return replace(config, tie_word_embeddings=False)
+    return config
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise ModelFilesError for an adapter, which is half a model, and for a folder of another kind."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelFilesError(
+            f"{folder} holds an adapter (adapter_config.json, LoRA's kind), which changes another "
+            "model: merge the two, with peft's merge_and_unload(), and give the merged model's folder"
+        )
+    if (folder / "config.json").exists():
+        return
+    if is_meta_folder(folder):
+        raise ModelFilesError(
+            f"{folder} is in Meta's format (params.json). Only `generate` and "
+            "Llama.from_pretrained read that; here give the same model in Hugging Face's format"
+        )
+    raise ModelFilesError(
+        f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
+    )
+
+
+def is_meta_folder(folder: Path) -> bool:
+    """Whether a folder holds Meta's `params.json`, and not Hugging Face's config beside it."""
+    return (folder / "params.json").exists() and not (folder / "config.json").exists()

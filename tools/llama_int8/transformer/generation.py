@@ -182,7 +182,7 @@ def generate(
     Rows end with a token of `end`, which is repeated until the longest row has ended. Raises
     ValueError for an empty prompt, one that leaves no room in the model's context, or no new tokens.
     """
-    _check_prompt(model, prompt, max_new_tokens)
+    check_prompt(model, prompt, max_new_tokens)
     ends = torch.tensor(sorted(end), dtype=prompt.dtype, device=prompt.device)
     tokens, cache = prompt, KVCache() if use_cache else None
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
@@ -211,7 +211,7 @@ def beam_search(
     `generate` (with its default `early_stopping=False`). Errors as in `generate`, and ValueError
     for fewer than one beam or more than one prompt.
     """
-    _check_prompt(model, prompt, max_new_tokens)
+    check_prompt(model, prompt, max_new_tokens)
     _check_beams(beams, prompt)
     ends = torch.tensor(sorted(end), dtype=prompt.dtype, device=prompt.device)
     tokens, sums, cache = prompt, torch.zeros(1, 1, device=prompt.device), KVCache()
@@ -292,7 +292,8 @@ def _check_logits(logits: Tensor) -> None:
         )
 
 
-def _check_prompt(model: Any, prompt: Tensor, max_new_tokens: int) -> None:
+def check_prompt(model: Any, prompt: Tensor, max_new_tokens: int) -> None:
+    """Raise ValueError or TypeError for a prompt that the model cannot continue so far."""
     if prompt.dim() != 2 or prompt.numel() == 0:
         raise ValueError(
             f"the prompt has shape {tuple(prompt.shape)}; wanted are token ids (B, T) with at least "

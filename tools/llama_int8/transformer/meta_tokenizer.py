@@ -57,9 +57,14 @@ def load_meta_tokenizer(folder: Path | str) -> MetaTokenizer:
     path = Path(folder) / "tokenizer.model"
     if not path.exists():
         raise ModelFilesError(f"{path} is missing; Meta's downloads have it beside the weights")
-    first_line = path.read_bytes()[:200].split(b"\n")[0].split()
-    is_text = len(first_line) == 2 and first_line[1].isdigit()
-    return TiktokenTokenizer(path) if is_text else SentencePieceTokenizer(path)
+    return TiktokenTokenizer(path) if holds_ranks(path) else SentencePieceTokenizer(path)
+
+
+def holds_ranks(path: Path) -> bool:
+    """Whether a tokenizer.model is Llama 3's kind, lines of text, and not SentencePiece's."""
+    with path.open("rb") as file:
+        first_line = file.read(200).split(b"\n")[0].split()
+    return len(first_line) == 2 and first_line[1].isdigit()
 
 
 class SentencePieceTokenizer:
