@@ -22,6 +22,7 @@ from llama_int8.errors import (
 from llama_int8.files import check_weights
 from llama_int8.measurement.cost import GIB, QUANTIZED, weight_bytes
 from llama_int8.models.embedded import embedded_folder
+from llama_int8.models.grouped_heads import expand_grouped_heads
 from llama_int8.models.hub import hub_folder
 from llama_int8.models.hugging_face import (
     empty_model,
@@ -76,6 +77,7 @@ def load_model(
     config = config_of(name_or_folder)
     check_memory(str(name_or_folder), config, precision, device)
     quiet_libraries()
+    expand_grouped_heads(device)
     int8_threshold = threshold if precision == "int8" else None
     dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
     with explained_memory(str(name_or_folder), precision, device):
