@@ -20,6 +20,7 @@ from llama_int8.quantization.outliers import (
     layer_of,
     outlier_columns,
     outlier_shares,
+    papers_inputs,
 )
 
 
@@ -74,9 +75,7 @@ def one_entrance(
     return drawn
 
 
-def landscape(
-    x: Tensor, inputs: Mapping[str, Tensor], entrances: Sequence[str], name: str
-) -> Figure:
+def landscape(x: Tensor, inputs: Mapping[str, Tensor], name: str) -> Figure:
     """Magnitudes of one layer's input as a landscape; channels by share of layers and positions."""
     drawn = figure(figsize=(9.4, 4.0))[0]
     drawn.clear()
@@ -93,8 +92,7 @@ def landscape(
     tallest = int(heights.mean(0).argmax())
     short = ".".join(name.split(".")[-3:])
     left.set_title(f"{short}: a wall at channel {tallest}", fontsize=10)
-    chosen = {name: x for name, x in inputs.items() if name.rpartition(".")[2] in entrances}
-    layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
+    layers, positions = (shares.numpy() for shares in outlier_shares(papers_inputs(inputs)))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))
     right.plot(100 * layers[ever], 100 * positions[ever], "o", color=COLOURS["bf16"])

@@ -51,13 +51,13 @@ def answer_with_candidates(
         max_new_tokens=new_tokens,
         top_p=None,
         top_k=0 if seed is not None else None,
-        pad_token_id=_any_end(model),
+        pad_token_id=min(end_tokens(model), default=0),
         return_dict_in_generate=True,
         output_logits=True,
         **how,
     )
     p = torch.cat(out.logits).float().softmax(-1).cpu()  # (new tokens, V)
-    best = p.topk(candidates)
+    best = p.topk(min(candidates, p.shape[-1]))
     return {
         "tokens": out.sequences[0, prompt.shape[1] :].tolist(),
         "likeliest": best.indices.tolist(),
@@ -71,10 +71,10 @@ def probability_at(answer: dict[str, list], step: int, token: int) -> float | No
     return answer["p"][step][ids.index(token)] if token in ids else None
 
 
-def _any_end(model: "PreTrainedModel") -> int:
-    """A token to pad with; some models end a text with any of several."""
+def end_tokens(model: "PreTrainedModel") -> set[int]:
+    """The tokens that end an answer: none, one, or any of several."""
     ends = model.generation_config.eos_token_id
-    return ends[0] if isinstance(ends, list) else ends or 0
+    return set(ends) if isinstance(ends, list) else {ends} - {None}
 
 
 def first_difference(first: list[int], second: list[int]) -> int | None:

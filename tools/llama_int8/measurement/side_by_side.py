@@ -219,13 +219,8 @@ def _hugging_face_source(
         answers.prompt_tokens(tokenizer, prompt),
         lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
         lambda precision: models.load_model(name_or_folder, precision, device),
-        _hugging_face_ends,
+        answers.end_tokens,
     )
-
-
-def _hugging_face_ends(model: nn.Module) -> set[int]:
-    found = model.generation_config.eos_token_id
-    return set(found) if isinstance(found, list) else {found} - {None}
 
 
 def _meta_source(folder: Path, precisions: Sequence[str], device: str, prompt: str) -> Source:
