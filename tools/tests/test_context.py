@@ -25,7 +25,7 @@ READS = {
 
 
 @pytest.fixture
-def short(request, monkeypatch):
+def short(monkeypatch):
     """Register the default model's shapes under another name, with another context."""
 
     def register(context: int) -> str:
@@ -68,7 +68,7 @@ def test_what_is_said_names_both_lengths_and_the_models_own(short, capsys):
 
 
 def test_a_list_holds_no_length_twice_and_keeps_its_order_and_batches(short):
-    asked = resolve("06_fp16_vs_int8", "cpu", model=short(106), decode_tokens=6)
+    asked = resolve("06_fp16_vs_int8", "cpu", model=short(108), decode_tokens=6)
     assert asked.points == [[1, 512], [1, 128], [4, 128], [8, 128]]
     assert within_context(asked).points == [[1, 100], [4, 100], [8, 100]]
 
@@ -77,3 +77,12 @@ def test_the_stride_shrinks_with_its_window(short):
     asked = resolve("06_fp16_vs_int8", "cpu", model=short(128), window=256, stride=208)
     settings = within_context(asked)
     assert (settings.window, settings.stride) == (128, 104)
+
+
+def test_stories_that_are_too_long_all_the_same_are_named(short, capsys):
+    within_context(resolve("02_generation_and_decoding", "cpu", model=short(128)))
+    assert "longer than 128 tokens: what is recalled from them says nothing" in (
+        capsys.readouterr().out
+    )
+    within_context(resolve("02_generation_and_decoding", "cpu", model=short(400)))
+    assert "says nothing" not in capsys.readouterr().out

@@ -3,12 +3,15 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import own_models
 import pytest
 from conftest import ROOT, Course
 
+import course
 import sync_notebooks
 
 PATHS = sync_notebooks.notebook_paths()
@@ -89,3 +92,22 @@ def test_runs_to_its_end_with_a_model_of_ones_own(kind, path, own_folder, tmp_pa
     assert file.name == f"{path.stem}@{kind}.json"
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["model"] == kind and str(own_folder(kind)) not in json.dumps(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--models", "--fast", None])
+def test_which_of_these_a_test_command_selects(option, monkeypatch):
+    asked = []
+    monkeypatch.setattr(course, "tool", lambda name, *arguments: asked.append((name, *arguments)))
+    monkeypatch.setattr(sync_notebooks, "main", lambda check: 0)
+    monkeypatch.setattr("make_report.main", lambda check: 0)
+    course.test(course.parse(["test", *([option] if option else [])]))
+    command = [sys.executable, "-m", *asked[-1], "--collect-only", "-n", "0"]
+    if option != "--models":
+        command.append(course.NOTEBOOK_TESTS)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = re.findall(rf"{course.OWN_MODELS}\[(\w+)-(\d\d)_", done.stdout)
+    always = {(ALWAYS[0], number) for number in ALWAYS[1]}
+    every = {(kind, path.stem[:2]) for kind in own_models.KINDS for path in PATHS}
+    wanted = {"--models": every, "--fast": set(), None: always}[option]
+    assert set(found) == wanted and len(found) == len(wanted), done.stdout + done.stderr

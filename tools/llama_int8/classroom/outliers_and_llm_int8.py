@@ -75,7 +75,9 @@ def one_entrance(
     return drawn
 
 
-def landscape(x: Tensor, inputs: Mapping[str, Tensor], name: str) -> Figure:
+def landscape(
+    x: Tensor, inputs: Mapping[str, Tensor], entrances: Sequence[str], name: str
+) -> Figure:
     """Magnitudes of one layer's input as a landscape; channels by share of layers and positions."""
     drawn = figure(figsize=(9.4, 4.0))[0]
     drawn.clear()
@@ -92,7 +94,8 @@ def landscape(x: Tensor, inputs: Mapping[str, Tensor], name: str) -> Figure:
     tallest = int(heights.mean(0).argmax())
     short = ".".join(name.split(".")[-3:])
     left.set_title(f"{short}: a wall at channel {tallest}", fontsize=10)
-    layers, positions = (shares.numpy() for shares in outlier_shares(papers_inputs(inputs)))
+    chosen = papers_inputs(inputs, entrances)
+    layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))
     right.plot(100 * layers[ever], 100 * positions[ever], "o", color=COLOURS["bf16"])

@@ -8,8 +8,9 @@ from llama_int8.profiles import Settings
 # Names of parameters that are lengths in tokens, by how much of the context each may take.
 READ_WHOLE = ("window", "map_tokens", "atlas_tokens", "prompt_lengths")
 WITH_AN_ANSWER = ("prompt_tokens", "lengths", "contexts", "points")
-ANSWERS = ("new_tokens", "text_tokens")
+STEPS = 8  # tokens after a prompt, at the least: a profile of one step takes several
 FACTS = 320  # tokens of notebook 02's stories beside the distance: other facts, and the question
+NEAR = 16  # its shortest distance
 
 
 def within_context(settings: Settings) -> Settings:
@@ -31,17 +32,24 @@ def within_context(settings: Settings) -> Settings:
             f"{name.upper()} is {value} instead of {settings[name]}: this model reads at most "
             f"{context:,} tokens at once."
         )
+    if "distances" in changed and context < FACTS + NEAR:
+        print(
+            f"Even so the stories with hidden facts are longer than {context:,} tokens: what is "
+            "recalled from them says nothing about this model."
+        )
     return Settings(settings, **changed)
 
 
 def _limits(settings: Settings, context: int) -> dict[str, int]:
     answer = context // 3
-    added = max(min(settings.get(name, 1), answer) for name in ("new_tokens", "decode_tokens"))
+    steps = [min(settings.get(name, 0), answer) for name in ("new_tokens", "decode_tokens")]
+    added = max(STEPS, *steps)
     limits = dict.fromkeys(READ_WHOLE, context)
     limits |= dict.fromkeys(WITH_AN_ANSWER, context - added)
-    limits |= dict.fromkeys(ANSWERS, answer)
+    limits["new_tokens"] = answer
+    limits["text_tokens"] = answer if "task" in settings else context  # 06: an answer; 03: a text
     limits["check_tokens"] = context // 4  # notebook 05 reads four times as many in one piece
-    limits["distances"] = max(context - FACTS, 16)
+    limits["distances"] = max(context - FACTS, NEAR)
     if "prompt_lengths" in settings:  # notebook 08 times attention alone at its `lengths`
         del limits["lengths"]
     return limits
@@ -51,7 +59,8 @@ def _cut(name: str, value: Any, most: int) -> Any:
     """The value, or its lengths, at most `most`; what then stands in a list twice, once."""
     if not isinstance(value, list):
         return min(value, most)
-    shorter = [
-        [batch, min(length, most)] for batch, length in value
-    ] if name == "points" else [min(length, most) for length in value]  # fmt: skip
+    if name == "points":
+        shorter = [[batch, min(length, most)] for batch, length in value]
+    else:
+        shorter = [min(length, most) for length in value]
     return [one for place, one in enumerate(shorter) if one not in shorter[:place]]
