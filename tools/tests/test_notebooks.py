@@ -95,7 +95,7 @@ def test_runs_to_its_end_with_a_model_of_ones_own(kind, path, own_folder, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--models", "--fast", None])
+@pytest.mark.parametrize("option", ["--models", None])
 def test_which_of_these_a_test_command_selects(option, monkeypatch):
     asked = []
     monkeypatch.setattr(course, "tool", lambda name, *arguments: asked.append((name, *arguments)))
@@ -109,5 +109,5 @@ def test_which_of_these_a_test_command_selects(option, monkeypatch):
     found = re.findall(rf"{course.OWN_MODELS}\[(\w+)-(\d\d)_", done.stdout)
     always = {(ALWAYS[0], number) for number in ALWAYS[1]}
     every = {(kind, path.stem[:2]) for kind in own_models.KINDS for path in PATHS}
-    wanted = {"--models": every, "--fast": set(), None: always}[option]
+    wanted = every if option else always
     assert set(found) == wanted and len(found) == len(wanted), done.stdout + done.stderr
