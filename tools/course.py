@@ -20,6 +20,8 @@ TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 VENV = ROOT / ".venv"
 PROFILES = ("smoke", "cpu", "t4", "gpu")
+NOTEBOOK_TESTS = "tools/tests/test_notebooks.py"
+OWN_MODELS = "with_a_model_of_ones_own"  # the test there that `test --models` runs, all of it
 
 EXAMPLES = """examples:
   python3 tools/course.py run                       every notebook, profile cpu; rebuilds the report
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   python3 tools/course.py run --only 06 --model ~/models/tiny --out /tmp/tiny
   python3 tools/course.py run --only 00 --param new_tokens=96 --out /tmp/longer
   python3 tools/course.py test --fast               lint and the quick tests
+  python3 tools/course.py test --models             every notebook with models of one's own
   python3 tools/course.py compare results/a results/b
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
@@ -125,7 +128,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="limit for one cell")
 
     test = commands.add_parser("test", help="lint, tests, every notebook in profile smoke")
-    test.add_argument("--fast", action="store_true", help="leave out notebooks and slow tests")
+    what = test.add_mutually_exclusive_group()
+    what.add_argument("--fast", action="store_true", help="leave out notebooks and slow tests")
+    what.add_argument(
+        "--models", action="store_true", help="every notebook with models of one's own instead"
+    )
     test.add_argument("pytest", nargs="*", metavar="-- PYTEST", help="more arguments for pytest")
 
     report = commands.add_parser("report", help="rebuild REPORT.md and README.md's blocks")
@@ -260,6 +267,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def test(options: argparse.Namespace) -> int:
+    if options.models:
+        return test_models(options.pytest)
     import make_report
     import sync_notebooks
 
@@ -270,12 +279,20 @@ def test(options: argparse.Namespace) -> int:
         lambda: make_report.main(check=True),
     ]
     failed = [number for number, check in enumerate(checks) if check() != 0]
-    quick = ["-m", "not slow"] if options.fast else []
-    # Two processes of one thread: two threads in each would wait for one another.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    side_by_side = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    code = tool("pytest", *side_by_side, *quick, *options.pytest)
+    quick = ["-m", "not slow and not models"] if options.fast else []
+    code = pytest(["--dist", "loadfile", "--no-loadscope-reorder", *quick, *options.pytest])
     return code or int(bool(failed))
+
+
+def test_models(more: list[str]) -> int:
+    """Every notebook with each kind of model that a user may bring; a line for each that is done."""
+    return pytest(["-m", "models or slow", "-vv", "-k", OWN_MODELS, NOTEBOOK_TESTS, *more])
+
+
+def pytest(arguments: list[str]) -> int:
+    """Run pytest in two processes of one thread: two threads in each would wait for one another."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return tool("pytest", "-n", "2", *arguments)
 
 
 def report(options: argparse.Namespace) -> int:

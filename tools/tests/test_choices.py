@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 
 from llama_int8.measurement import choices, wrong_rules
-from llama_int8.measurement.tasks import Item
+from llama_int8.measurement.tasks import Item, Task
 
 WORDS = "a word of seven tokens and more".split()
 MERGED = 90  # this token and the next ones stand for a context's last token and what follows it
@@ -414,3 +414,49 @@ def test_a_scored_question_is_as_likely_before_either_choice(model):
 def test_every_wrong_rule_keeps_the_items_their_order_and_their_choices(rule):
     rows = wrong_rules.WRONG_RULES[rule](byte_tokenizer(), ITEMS)
     assert [(row.number, len(row.tails)) for row in rows] == [(0, 2), (1, 2)]
+
+
+# --------------------------------------------------------------------------------------------
+# Items that are longer than the model's context
+
+
+def sized(*sizes: int) -> Task:
+    """A task whose items have so many bytes, with " yes" as the longer choice."""
+    items = tuple(Item("Q" * (size - 4), ("no", "yes"), 0) for size in sizes)
+    return Task("letters", "here", items=items)
+
+
+def test_items_beyond_the_context_are_left_out_and_said(capsys):
+    tokenizer = byte_tokenizer()  # a token for each byte
+    task = sized(50, 101, 100, 300)
+    found = choices.fitting(tokenizer, task, 100)
+    assert [len(item.context) + 4 for item in found.items] == [50, 100]
+    assert (found.name, found.source) == (task.name, task.source)
+    assert capsys.readouterr().out == (
+        "2 of 4 items of letters are left out: they are longer than the 100 tokens that this model "
+        "reads at once.\n"
+    )
+
+
+def test_where_all_items_fit_nothing_changes_and_nothing_is_said(capsys):
+    task = sized(50, 101, 100, 300)
+    assert choices.fitting(byte_tokenizer(), task, 300) == task
+    assert capsys.readouterr().out == ""
+
+
+def test_a_start_token_counts():
+    assert len(choices.fitting(byte_tokenizer(start=True), sized(99, 100), 100).items) == 1
+
+
+def test_items_must_fit_in_every_way_in_which_they_are_asked():
+    tokenizer, task = byte_tokenizer(), sized(90, 60)  # letters add two lines to the question
+    rules = wrong_rules.WRONG_RULES.values()
+    kept = choices.fitting(tokenizer, task, 100, rules).items
+    assert kept == task.items[1:]
+    asked = [row for pack in rules for row in pack(tokenizer, kept)]
+    assert max(row.longest for row in asked) <= 100
+
+
+def test_where_no_item_fits_the_message_says_what_to_do():
+    with pytest.raises(ValueError, match="all 2 items of letters are longer than the 64 tokens"):
+        choices.fitting(byte_tokenizer(), sized(70, 80), 64)

@@ -79,6 +79,22 @@ def test_on_the_path_of_its_own_answer_a_model_finds_its_own_tokens_likeliest(pr
     assert answers.next_token_probabilities(real, prompt, answer).argmax(-1).tolist() == answer
 
 
+@pytest.mark.parametrize(("stored", "ends"), [(None, set()), (0, {0}), (7, {7}), ([9, 2], {2, 9})])
+def test_an_answer_may_end_with_no_one_or_several_tokens(model, stored, ends, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", stored)
+    assert answers.end_tokens(model) == ends
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    endless = answers.greedy_answer(model, PROMPT, 12)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", stored)
+    stops = [place + 1 for place, token in enumerate(endless) if token in ends]
+    assert answers.greedy_answer(model, PROMPT, 12) == endless[: min(stops, default=12)]
+
+
+def test_of_a_small_vocabulary_all_tokens_are_candidates(model):
+    found = answers.answer_with_candidates(model, PROMPT, 2, candidates=1000)
+    assert sorted(found["likeliest"][0]) == list(range(TINY["vocab_size"]))
+
+
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
 def test_the_first_difference_is_where_equal_beginnings_end(first, second):
     index = answers.first_difference(first, second)

@@ -987,14 +987,24 @@ def test_weight_only_is_the_float_product_of_the_input_with_its_dequantized_weig
     assert torch.equal(layer(x.view(tokens, 1, 96)), y.view(tokens, 1, outputs))
 
 
-def test_weight_only_has_no_bias():
-    with refused(TypeError, "no bias"):
-        WeightOnlyLinear.from_linear(some_linear())
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+@pytest.mark.parametrize("inputs", [96, 70])  # 70: no multiple of what PyTorch's kernel reads
+def test_weight_only_takes_any_number_of_inputs_and_adds_the_bias(tokens, inputs):
+    linear, x = some_linear(inputs, 33), normal(tokens, inputs).bfloat16()
+    linear.bias.data *= 50  # to lose it would show
+    by_row = absmax_quantize(linear.weight.detach(), granularity="row")
+    W = by_row.codes.double() * by_row.scale.bfloat16().double()
+    wanted = x.double() @ W.T + linear.bias.double()
+    y = WeightOnlyLinear.from_linear(linear)(x).double()
+    bound = 2**-7 * (x.double().abs() @ W.abs().T + linear.bias.double().abs())
+    assert ((y - wanted).abs() <= bound).all()
 
 
-def test_weight_only_refuses_inputs_that_its_kernel_would_overrun():
-    with refused(ValueError, "70 inputs"):
-        WeightOnlyLinear.from_linear(some_linear(70, 32, bias=False))
+def test_vectorwise_adds_the_bias():
+    linear, x = some_linear(70, 33), normal(5, 70)
+    with_bias = VectorwiseLinear(linear)(x)
+    linear.bias, bias = None, linear.bias.detach()
+    torch.testing.assert_close(with_bias, VectorwiseLinear(linear)(x) + bias)
 
 
 @EACH_DTYPE

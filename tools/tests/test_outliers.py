@@ -25,6 +25,7 @@ from llama_int8.quantization.outliers import (
     layer_of,
     outlier_columns,
     outlier_features,
+    papers_inputs,
     record_inputs,
 )
 from llama_int8.quantization.simulate import Scheme, simulated, smoothing_factors
@@ -220,6 +221,16 @@ def test_what_is_no_threshold_and_inputs_of_several_widths_are_refused():
                 refuse({"layers.0.q_proj": torch.ones(1, 1, 2)}, threshold)
 
 
+@pytest.mark.parametrize("head_dim", [6, 8])  # 4 heads of 6 are the width of 24, of 8 are not
+def test_channels_of_o_proj_count_only_where_they_are_those_of_the_residual_stream(head_dim):
+    model = tiny_llama(num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim)
+    chosen = papers_inputs(record_inputs(model, TOKENS))
+    kinds = ("q_proj", "o_proj", "gate_proj") if head_dim == 6 else ("q_proj", "gate_proj")
+    assert [name.rpartition(".")[2] for name in chosen] == [*kinds] * 3  # layers
+    assert {x.shape[-1] for x in chosen.values()} == {24}
+    assert outlier_features(chosen, threshold=1e-9, positions=0.0).keys() == set(range(24))
+
+
 # --- simulated schemes ------------------------------------------------------------------------
 
 
@@ -240,6 +251,17 @@ def passed_on(linear, x, scheme, **options):
         y = linear(x)
         handle.remove()
     return seen[0], kept, y
+
+
+def test_a_last_group_may_be_shorter_and_has_a_scale_of_its_own():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(80, 5), normal(2, 3, 80)  # groups of 32, 32 and 16
+    seen, kept, _ = passed_on(linear, x, Scheme("group", "group"))
+    parts = [p / p.abs().amax(-1, keepdim=True) * 127 for p in x.split(32, dim=-1)]
+    sizes = [p.abs().amax(-1, keepdim=True) / 127 for p in x.split(32, dim=-1)]
+    wanted = torch.cat([p.round() * size for p, size in zip(parts, sizes, strict=True)], -1)
+    torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-6)
+    assert kept.values == x.numel()
 
 
 def test_no_scheme_changes_no_bit_and_every_scheme_leaves_the_weights_as_they_were(model):

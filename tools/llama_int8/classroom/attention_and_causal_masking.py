@@ -201,7 +201,7 @@ def gallery(maps: torch.Tensor) -> Figure:
             shown = maps[layer, head].sqrt()  # small weights become visible
             shown = shown.masked_fill(torch.ones(length, length).triu(1).bool(), float("nan"))
             canvas[top : top + length, left : left + length] = shown
-    drawn, axes = figure(figsize=(12, 12 * heads / layers + 0.7))
+    drawn, axes = figure(figsize=(12, min(12 * heads / layers, 16) + 0.7))
     image = axes.imshow(canvas.numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.grid(visible=False)
     centre = length / 2

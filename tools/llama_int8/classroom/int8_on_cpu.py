@@ -269,8 +269,8 @@ def machine_roof(
 
 
 def group_absmax(x: "torch.Tensor", size: int) -> np.ndarray:
-    """Largest magnitude of each whole group of a token's activations, (K,) -> (K // size,)."""
-    return x.float().abs().unflatten(0, (-1, size)).amax(1).numpy()
+    """Largest magnitude of each group of a token's activations, (K,) -> (groups,)."""
+    return np.array([group.abs().max().item() for group in x.float().split(size)])
 
 
 def shown(spread: Spread, digits: str = ",.0f") -> str:

@@ -20,6 +20,7 @@ from llama_int8.quantization.outliers import (
     layer_of,
     outlier_columns,
     outlier_shares,
+    papers_inputs,
 )
 
 
@@ -93,7 +94,7 @@ def landscape(
     tallest = int(heights.mean(0).argmax())
     short = ".".join(name.split(".")[-3:])
     left.set_title(f"{short}: a wall at channel {tallest}", fontsize=10)
-    chosen = {name: x for name, x in inputs.items() if name.rpartition(".")[2] in entrances}
+    chosen = papers_inputs(inputs, entrances)
     layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))

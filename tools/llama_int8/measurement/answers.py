@@ -153,7 +153,7 @@ def answer_with_candidates(
             **how,
         )
     p = torch.cat(out.logits).float().softmax(-1).cpu()  # (new tokens, V)
-    best = p.topk(candidates)
+    best = p.topk(min(candidates, p.shape[-1]))
     return {
         "tokens": out.sequences[0, prompt.shape[1] :].tolist(),
         "likeliest": best.indices.tolist(),

@@ -4,19 +4,22 @@ As EleutherAI's lm-evaluation-harness scores PIQA and HellaSwag: `acc` takes the
 log-likelihood, `acc_norm` the highest per character of the continuation.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llama_int8.measurement.batches import Journal, Processes, run_batches
-from llama_int8.measurement.tasks import Item
+from llama_int8.measurement.tasks import Item, Task
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pack = Callable[["PreTrainedTokenizerBase", Sequence[Item]], list["Packed"]]
+"""A way to ask items: how they become rows of tokens."""
 
 # Tokens of a batch, padding included. It is part of the measurement: LLM.int8() finds its outlier
 # columns in the batch as a whole.
@@ -66,6 +69,39 @@ def pack(tokenizer: "PreTrainedTokenizerBase", item: Item, number: int = 0) -> P
 def pack_all(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[Packed]:
     """Every item, with its place in the list as its number."""
     return [pack(tokenizer, item, number) for number, item in enumerate(items)]
+
+
+def fitting(
+    tokenizer: "PreTrainedTokenizerBase", task: Task, context: int, packs: Collection[Pack] = ()
+) -> Task:
+    """The task without the items that are longer than `context` tokens; says how many those are.
+
+    `packs`: other ways in which the same items are asked; they must fit in each. Raises ValueError
+    where no item is left.
+    """
+    items = [item for item in task.items if _fits(tokenizer, item, context, packs)]
+    if not items:
+        raise ValueError(
+            f"all {len(task.items)} items of {task.name} are longer than the {context:,} tokens that "
+            "the model reads at once; take a task with shorter items"
+        )
+    left_out = len(task.items) - len(items)
+    if left_out:
+        print(
+            f"{left_out} of {len(task.items)} items of {task.name} are left out: they are longer than "
+            f"the {context:,} tokens that this model reads at once."
+        )
+    return replace(task, items=tuple(items))
+
+
+def _fits(
+    tokenizer: "PreTrainedTokenizerBase", item: Item, context: int, packs: Collection[Pack]
+) -> bool:
+    size = len("".join((item.context, *item.choices)).encode())
+    if size + 64 <= context:  # a token has a byte or more; the rest is for what stands before
+        return True
+    rows = [row for pack in (pack_all, *packs) for row in pack(tokenizer, [item])]
+    return all(row.longest <= context for row in rows)
 
 
 def batched(rows: Sequence[Packed], batch_tokens: int = BATCH_TOKENS) -> list[list[Packed]]:

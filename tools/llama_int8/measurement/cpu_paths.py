@@ -151,6 +151,7 @@ def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
     unknown = [path for path in paths if path not in PATHS]
     if unknown:
         raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
+    room = min(64, models.config_of(name).max_position_embeddings)
     loaded: dict[str, Any] = {}  # models that several paths share
 
     def once(key: str, load: Callable[[], Any]) -> Any:
@@ -166,10 +167,10 @@ def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
             if path == SWAPPED:
                 runners[path] = HuggingFaceRunner(swapped)
                 continue
-            own = once("own", partial(FastLlama, swapped, context=64))
+            own = once("own", partial(FastLlama, swapped, context=room))
             runners[path] = FastRunner(own, compiled=path == ONE_CALL)
         elif path == BF16_CALL:
-            control = FastLlama(with_layers(name, KernelBf16Linear.from_linear), context=64)
+            control = FastLlama(with_layers(name, KernelBf16Linear.from_linear), context=room)
             runners[path] = FastRunner(control, compiled=True)
         elif path == "weights only":
             runners[path] = HuggingFaceRunner(with_layers(name, WeightOnlyLinear.from_linear))
@@ -309,12 +310,13 @@ def resident_bytes(name: str, path: str) -> int:
 def _weigh(name: str, path: str, sender: Any) -> None:
     import psutil
 
+    vocabulary = models.config_of(name).vocab_size
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
         for _ in range(2):
             memory.release()
             before = psutil.Process().memory_full_info().uss
             runner = load_paths(name, [path])[path]
-            runner.prefill(_random_tokens(1, 1, 1000))
+            runner.prefill(_random_tokens(1, 1, min(1000, vocabulary)))
             memory.release()
             after = psutil.Process().memory_full_info().uss
             del runner

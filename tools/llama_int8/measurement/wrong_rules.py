@@ -4,16 +4,15 @@ Which of them, if any, made a published table is not known. All of them keep the
 and the code that scores; only the question or the tokens that count are other ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llama_int8.measurement.choices import Packed, pack_all
+from llama_int8.measurement.choices import Pack, Packed, pack_all
 from llama_int8.measurement.tasks import Item
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Pack = Callable[["PreTrainedTokenizerBase", Sequence[Item]], list[Packed]]
 LETTERS = "ABCDEFGH"
 
 

@@ -9,6 +9,7 @@ from llama_int8.errors import (
     PrecisionError,
     UnknownModelError,
 )
+from llama_int8.models.context import within_context
 from llama_int8.models.hub import revision_of
 from llama_int8.models.hugging_face import end_tokens
 from llama_int8.models.int8_fast import save_int8_fast
@@ -57,4 +58,5 @@ __all__ = [
     "revision_of",
     "save_int8_fast",
     "save_synthetic",
+    "within_context",
 ]

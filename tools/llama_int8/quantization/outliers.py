@@ -54,6 +54,19 @@ def outlier_columns(x: Tensor, threshold: float = THRESHOLD) -> Tensor:
     return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0).nonzero().flatten()
 
 
+def papers_inputs(
+    inputs: Mapping[str, Tensor], kinds: Sequence[str] = PAPERS_ENTRANCES
+) -> dict[str, Tensor]:
+    """Those of `inputs` that the paper looks at, and that have the width of the residual stream.
+
+    What enters o_proj has another one where the heads do not add up to the model's width: its
+    channels are then others, and are left out.
+    """
+    own = {n: x for n, x in inputs.items() if n.rpartition(".")[2] in kinds}
+    width = next(x.shape[-1] for n, x in own.items() if not n.endswith("o_proj"))
+    return {name: x for name, x in own.items() if x.shape[-1] == width}
+
+
 def outlier_shares(
     inputs: Mapping[str, Tensor], threshold: float = THRESHOLD
 ) -> tuple[Tensor, Tensor]:

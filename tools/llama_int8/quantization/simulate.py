@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
+from torch.nn.functional import pad
 
 from llama_int8.quantization.codes import absmax_quantize, dequantize, zeropoint_quantize
 from llama_int8.quantization.cpu.layout import GROUP
@@ -132,10 +133,13 @@ def _restored(values: Tensor, blocks: Blocks | None, zero_point: bool) -> Tensor
     if blocks is None:
         return values
     quantize = zeropoint_quantize if zero_point else absmax_quantize
-    size = GROUP if blocks == "group" else None
-    flat = values.flatten(0, -2) if size else values  # groups are cut from a matrix's rows
-    restored = dequantize(quantize(flat, granularity=blocks, group_size=size))
-    return restored.view(values.shape).to(values.dtype)
+    if blocks == "group":  # cut from a matrix's rows, the last one filled up with zeros
+        flat = pad(values.flatten(0, -2), (0, -values.shape[-1] % GROUP))
+        restored = dequantize(quantize(flat, granularity=blocks, group_size=GROUP))
+        restored = restored[:, : values.shape[-1]]
+    else:
+        restored = dequantize(quantize(values, granularity=blocks))
+    return restored.reshape(values.shape).to(values.dtype)
 
 
 def _rounded_input(

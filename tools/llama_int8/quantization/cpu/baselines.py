@@ -17,33 +17,33 @@ class WeightOnlyLinear(nn.Module):
     """int8 weights with a scale for each row, activations in bf16.
 
     Few tokens go through PyTorch's kernel, which restores weights in its registers; for many the
-    weights are restored once and multiplied in bf16.
+    weights are restored once and multiplied in bf16. That is also the way where the number of inputs
+    is no multiple of 16: the kernel would read beyond the end.
     """
 
     FEW = 16  # tokens
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.codes, self.scale = codes, scale.bfloat16()
+        self.bias = None if bias is None else bias.bfloat16()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
-        """Quantize a linear layer's weights. Raises TypeError for a bias, ValueError for odd inputs."""
-        if linear.bias is not None:
-            raise TypeError("WeightOnlyLinear has no bias")
-        if linear.in_features % 16:  # PyTorch's kernel would read beyond the end
-            raise ValueError(f"{linear.in_features} inputs are no multiple of 16")
+        """Quantize a linear layer's weights; its bias stays."""
         quantized = absmax_quantize(linear.weight.detach().float(), granularity="row")
-        return cls(quantized.codes, quantized.scale.flatten())
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(quantized.codes, quantized.scale.flatten(), bias)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """bf16 (..., K) -> bf16 (..., M)."""
         rows = x.flatten(0, -2)
-        if len(rows) <= self.FEW:
+        if len(rows) <= self.FEW and rows.shape[1] % 16 == 0:
             y = torch._weight_int8pack_mm(rows, self.codes, self.scale)
+            y = y if self.bias is None else y + self.bias
         else:
-            y = linear_map(rows, self.codes.bfloat16() * self.scale[:, None])
+            y = linear_map(rows, self.codes.bfloat16() * self.scale[:, None], self.bias)
         return y.unflatten(0, x.shape[:-1])
 
 

@@ -17,6 +17,7 @@ class VectorwiseLinear(nn.Module):
         weight = linear.weight.detach().float()
         self.scale = weight.abs().amax(1) / 127  # (M,)
         self.codes = (weight / self.scale[:, None]).round().to(torch.int8)  # (M, K)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()  # (M,)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., M) in x's dtype."""
@@ -24,4 +25,6 @@ class VectorwiseLinear(nn.Module):
         scale = rows.abs().amax(1, keepdim=True) / 127  # (N, 1)
         codes = (rows / scale).round().to(torch.int8)
         y = int8_matmul(codes, self.codes) * (scale * self.scale)  # (N, M)
+        if self.bias is not None:
+            y += self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
