@@ -81,6 +81,7 @@ def test_on_the_path_of_its_own_answer_a_model_finds_its_own_tokens_likeliest(pr
 
 @pytest.mark.parametrize(("stored", "ends"), [(None, set()), (0, {0}), (7, {7}), ([9, 2], {2, 9})])
 def test_an_answer_may_end_with_no_one_or_several_tokens(model, stored, ends, monkeypatch):
+    monkeypatch.setattr(model.config, "eos_token_id", None)
     monkeypatch.setattr(model.generation_config, "eos_token_id", stored)
     assert answers.end_tokens(model) == ends
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)

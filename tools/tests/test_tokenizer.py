@@ -172,3 +172,9 @@ def test_the_package_that_a_tokenizer_model_needs_is_named(
     name = package.removeprefix("google.")
     with pytest.raises(ModelError, match=rf"pip install {name}\. .*tokenizer\.json"):
         load_tokenizer(folder)
+
+
+def test_a_folder_without_a_tokenizer_says_that_it_has_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelFilesError, match=r"has no tokenizer \(tokenizer.json or"):
+        load_tokenizer(tmp_path)

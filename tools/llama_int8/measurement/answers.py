@@ -134,7 +134,7 @@ def answer_with_candidates(
     """
     import torch
 
-    from llama_int8.transformer.generation import check_prompt
+    from llama_int8.transformer.prompt import check_prompt
 
     prompt = tokens.to(model.device)
     check_prompt(model, prompt, new_tokens)

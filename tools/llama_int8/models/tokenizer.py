@@ -13,8 +13,9 @@ from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.files import read_json_object
 from llama_int8.models.loading import model_folder, quiet_libraries
 from llama_int8.models.registry import SYNTHETIC
-from llama_int8.transformer.config import is_meta_folder
 from llama_int8.transformer.meta_tokenizer import holds_ranks
+
+FILES = ("tokenizer.json", "tokenizer.model")
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,10 +36,10 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
         )
     quiet_libraries()
     folder = model_folder(name_or_folder)
-    if is_meta_folder(folder):
+    if not any((folder / name).exists() for name in FILES):
         raise ModelFilesError(
-            f"{folder} is in Meta's format (params.json). Only `generate` and Llama.from_pretrained "
-            "read that; here give the same model in Hugging Face's format"
+            f"{folder} has no tokenizer ({' or '.join(FILES)}); copy the tokenizer's files there from "
+            "the model that this one comes from"
         )
     _check_packages(folder)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import read_json_object
+from llama_int8.folders import check_model_folder
 from llama_int8.transformer.stored import (
     check_not_quantized,
     holds_two_tables,
@@ -53,7 +54,7 @@ class LlamaConfig:
         """
         if config.get("model_type") != "llama":
             raise ValueError(
-                f"model_type is {config.get('model_type')!r}; the course knows 'llama' models alone"
+                f"model_type is {config.get('model_type')!r}; only 'llama' models are supported"
             )
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(
@@ -164,7 +165,11 @@ def read_config(folder: Path) -> LlamaConfig:
     ones, the files are right: they are what was trained.
     """
     path = folder / "config.json"
-    _check_kind(folder)
+    check_model_folder(folder)
+    if not path.exists():
+        raise ModelFilesError(
+            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
+        )
     content = read_json_object(path)
     check_not_quantized(folder, content)
     try:
@@ -175,25 +180,6 @@ def read_config(folder: Path) -> LlamaConfig:
     if config.tie_word_embeddings and not is_own_format(content) and holds_two_tables(folder):
         return replace(config, tie_word_embeddings=False)
     return config
-
-
-def _check_kind(folder: Path) -> None:
-    """Raise ModelFilesError for an adapter, which is half a model, and for a folder of another kind."""
-    if (folder / "adapter_config.json").exists():
-        raise ModelFilesError(
-            f"{folder} holds an adapter (adapter_config.json, LoRA's kind), which changes another "
-            "model: merge the two, with peft's merge_and_unload(), and give the merged model's folder"
-        )
-    if (folder / "config.json").exists():
-        return
-    if is_meta_folder(folder):
-        raise ModelFilesError(
-            f"{folder} is in Meta's format (params.json). Only `generate` and "
-            "Llama.from_pretrained read that; here give the same model in Hugging Face's format"
-        )
-    raise ModelFilesError(
-        f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
-    )
 
 
 def is_meta_folder(folder: Path) -> bool:

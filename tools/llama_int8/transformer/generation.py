@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_int8.transformer.prompt import check_prompt as _check_prompt
+
 Choice = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, V), tokens so far (B, T)) -> the next token of each row, (B,)."""
 
@@ -182,7 +184,7 @@ def generate(
     Rows end with a token of `end`, which is repeated until the longest row has ended. Raises
     ValueError for an empty prompt, one that leaves no room in the model's context, or no new tokens.
     """
-    check_prompt(model, prompt, max_new_tokens)
+    _check_prompt(model, prompt, max_new_tokens)
     ends = torch.tensor(sorted(end), dtype=prompt.dtype, device=prompt.device)
     tokens, cache = prompt, KVCache() if use_cache else None
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
@@ -211,7 +213,7 @@ def beam_search(
     `generate` (with its default `early_stopping=False`). Errors as in `generate`, and ValueError
     for fewer than one beam or more than one prompt.
     """
-    check_prompt(model, prompt, max_new_tokens)
+    _check_prompt(model, prompt, max_new_tokens)
     _check_beams(beams, prompt)
     ends = torch.tensor(sorted(end), dtype=prompt.dtype, device=prompt.device)
     tokens, sums, cache = prompt, torch.zeros(1, 1, device=prompt.device), KVCache()
@@ -289,31 +291,6 @@ def _check_logits(logits: Tensor) -> None:
         raise ValueError(
             f"the model's logits in row(s) {bad} hold NaN or infinity, or forbid every token: it "
             "overflowed in this precision"
-        )
-
-
-def check_prompt(model: Any, prompt: Tensor, max_new_tokens: int) -> None:
-    """Raise ValueError or TypeError for a prompt that the model cannot continue so far."""
-    if prompt.dim() != 2 or prompt.numel() == 0:
-        raise ValueError(
-            f"the prompt has shape {tuple(prompt.shape)}; wanted are token ids (B, T) with at least "
-            "one token, such as the tokenizer's start token"
-        )
-    if prompt.is_floating_point() or prompt.dtype == torch.bool:
-        raise TypeError(f"the prompt has dtype {prompt.dtype}; token ids are integers")
-    vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
-    wrong = prompt[(prompt < 0) | (prompt >= vocabulary)]
-    if wrong.numel():
-        raise ValueError(
-            f"the prompt holds token {wrong[0].item()}; the model knows 0 to {vocabulary - 1}"
-        )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if prompt.shape[1] + max_new_tokens > context:
-        raise ValueError(
-            f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's "
-            f"context of {context}; shorten the prompt by "
-            f"{prompt.shape[1] + max_new_tokens - context} tokens"
         )
 
 

@@ -1,0 +1,31 @@
+"""What a prompt must be, for every way to continue it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_prompt(model: Any, prompt: Tensor, max_new_tokens: int) -> None:
+    """Raise ValueError or TypeError for a prompt that the model cannot continue so far."""
+    if prompt.dim() != 2 or prompt.numel() == 0:
+        raise ValueError(
+            f"the prompt has shape {tuple(prompt.shape)}; wanted are token ids (B, T) with at least "
+            "one token, such as the tokenizer's start token"
+        )
+    if prompt.is_floating_point() or prompt.dtype == torch.bool:
+        raise TypeError(f"the prompt has dtype {prompt.dtype}; token ids are integers")
+    vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
+    wrong = prompt[(prompt < 0) | (prompt >= vocabulary)]
+    if wrong.numel():
+        raise ValueError(
+            f"the prompt holds token {wrong[0].item()}; the model knows 0 to {vocabulary - 1}"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    if prompt.shape[1] + max_new_tokens > context:
+        raise ValueError(
+            f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's "
+            f"context of {context}; shorten the prompt by "
+            f"{prompt.shape[1] + max_new_tokens - context} tokens"
+        )
