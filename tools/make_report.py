@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ class Report:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.runs = [_read_run(path) for path in sorted((root / "results").glob("*/*.json"))]
+        files = sorted((root / "results").glob("*/*.json"))
+        files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+        self.runs = [_read_run(path) for path in files]
         self.reference = read_reference(root / "results")
         self.missing: set[str] = set()  # what the templates name and nobody has measured
         template = _read(TOOLS / "report_template.md")
@@ -355,11 +358,13 @@ class Report:
         """Every claim with source, deciding cell, measurement and verdict of each machine."""
         rows = []
         for name, entry in claims().items():
-            notebook, cell = entry["notebook"], deciding_cell(name, entry["notebook"])
-            colab = CELL.format(
-                address=sync_notebooks.repository_address(), notebook=notebook, cell=cell
-            )
-            where = f"[{notebook[:2]}](notebooks/{notebook}.ipynb), cell [`{cell}`]({colab})"
+            notebook, where = entry["notebook"], "its notebook is not in this copy"
+            if (sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb").exists():
+                cell = deciding_cell(name, notebook)
+                colab = CELL.format(
+                    address=sync_notebooks.repository_address(), notebook=notebook, cell=cell
+                )
+                where = f"[{notebook[:2]}](notebooks/{notebook}.ipynb), cell [`{cell}`]({colab})"
             said = f"{entry['claim']} ({entry['source']})"
             tried = [run for run in self.runs if name in run["claims"]]
             for run in tried:
@@ -566,6 +571,27 @@ def models_table() -> str:
     return markdown_table(["model", "parameters", "GiB, 16 bit", "GiB, int8", "licence"], rows)
 
 
+def _wrong_entries(run: dict[str, Any]) -> Iterator[str]:
+    """What is not of the kind that `Results` writes."""
+    for section in ("environment", "settings", "measurements", "claims", "figures"):
+        if not isinstance(run[section], dict):
+            yield f"{section} is {run[section]!r}"
+            return
+    if not isinstance(run["environment"].get("machine"), str):
+        yield "its environment names no machine"
+    if not isinstance(run.get("run_seconds", 0.0), int | float):
+        yield f"run_seconds is {run['run_seconds']!r}"
+    for name, entry in run["measurements"].items():
+        if not isinstance(entry, dict) or {"value", "unit"} - entry.keys():
+            yield f"{name} has no value with a unit"
+        elif entry["unit"] != "text":
+            ends = [entry[key] for key in ("value", "low", "high", "n") if key in entry]
+            if not all(isinstance(end, int | float) for end in ends) or ("low" in entry) != (
+                "high" in entry
+            ):
+                yield f"{name} is {entry}"
+
+
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -580,4 +606,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         ) from None
     if missing:
         raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is no results file")
+    wrong = next(_wrong_entries(run), None)
+    if wrong:
+        raise CourseError(f"{path}: {wrong}; delete it or run its notebook again")
     return {**run, "path": path.name}

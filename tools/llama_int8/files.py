@@ -30,7 +30,7 @@ MODEL_FILES = (
     "chat_template*",
     "additional_chat_templates/*",
 )
-WHOLE_BYTES = 16 * 2**20  # files up to this size are hashed whole
+WHOLE_BYTES = 4 * 2**30  # files up to this size are hashed whole: a changed row must be seen
 SAMPLES, SAMPLE_BYTES = 64, 4096
 END_BYTES = 2**16  # PyTorch's archives end in a list of every tensor's checksum
 
@@ -98,9 +98,16 @@ def check_weights(folder: Path) -> None:
     for name in weight_files(folder):
         path = folder / name
         if not path.exists():
+            others = sorted(other.name for other in folder.glob("*.safetensors"))
             raise ModelFilesError(
-                f"{path} is missing. The course loads safetensors only; if a download broke off, "
-                "run it again: finished files are kept"
+                f"{path} is missing. "
+                + (
+                    f"There is {others[0]}: rename it to model.safetensors, or add the "
+                    "model.safetensors.index.json that belongs to several files"
+                    if others and name == "model.safetensors"
+                    else "The course loads safetensors only; if a download broke off, run it again: "
+                    "finished files are kept"
+                )
             )
         try:
             with safe_open(path, framework="numpy"):
@@ -130,6 +137,12 @@ def weight_files(folder: Path) -> list[str]:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelFilesError(f"{index} is damaged; delete it and fetch the model again") from None
+    elsewhere = sorted(name for name in names if Path(name).name != name or "\\" in name)
+    if elsewhere:
+        raise ModelFilesError(
+            f"{index} names {elsewhere[0]}, which is not in the model's own folder: move the weights "
+            "beside the index, and give their names without a folder"
+        )
     return sorted(names)
 
 
@@ -137,7 +150,7 @@ def content_hash(folder: Path) -> str | None:
     """A hash of a model folder's content, None where no file of a model is in it.
 
     Of weights, configuration, tokenizer and chat template: equal for a copy under any name, another
-    one where a file was changed. Large files are sampled, so it takes a fraction of a second.
+    one where a file was changed. A file is read once as long as it stays as it is.
     """
     files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
     named = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
@@ -147,16 +160,23 @@ def content_hash(folder: Path) -> str | None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file; of a large one its size and samples of it.
+    """SHA-256 of a file; of one above 4 GiB its size and samples of it.
 
     The samples are both ends, places spread evenly, and the middle of every tensor of a safetensors
-    file: a merged adapter may have changed one kind of layer only.
+    file: a merged adapter may have changed one kind of layer only. There, an edit of a few rows in
+    place can go unseen.
     """
-    size = path.stat().st_size
+    found = path.stat()
+    return _file_hash(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@cache
+def _file_hash(path: Path, size: int, _changed: int, _node: int) -> str:
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         if size <= WHOLE_BYTES:
-            digest.update(file.read())
+            while piece := file.read(2**22):
+                digest.update(piece)
             return digest.hexdigest()
         ends = [(0, END_BYTES), (size - END_BYTES, END_BYTES)]
         even = [(size * n // SAMPLES, SAMPLE_BYTES) for n in range(1, SAMPLES)]

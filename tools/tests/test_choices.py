@@ -460,3 +460,25 @@ def test_items_must_fit_in_every_way_in_which_they_are_asked():
 def test_where_no_item_fits_the_message_says_what_to_do():
     with pytest.raises(ValueError, match="all 2 items of letters are longer than the 64 tokens"):
         choices.fitting(byte_tokenizer(), sized(70, 80), 64)
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic", "longrope"])
+def test_a_short_items_scores_do_not_follow_its_neighbours(kind):
+    """Some rotations follow the furthest position of a pass, padding's included."""
+    rope = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 4.0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 5.0]}
+    rope |= {**factors, "original_max_position_embeddings": 24} if kind == "longrope" else {}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0} if kind == "default" else rope
+    model = tiny_llama(
+        rope_parameters=rope, max_position_embeddings=24 if kind == "dynamic" else 96
+    )
+    generator = np.random.default_rng(0)
+
+    def row(number, tails):
+        ids = generator.integers(0, 97, (1 + tails, 4)).tolist()
+        return choices.Packed(number, ids[0], ids[1:], 4)
+
+    short, long = row(0, 2), row(1, 12)  # which fills the short one up with 40 tokens
+    alone = choices.choice_scores(model, [short])
+    beside = choices.choice_scores(model, [short, long])
+    np.testing.assert_allclose(beside[0], alone[0], rtol=1e-4)

@@ -507,6 +507,7 @@ def test_a_precision_is_added_to_those_of_an_earlier_run(evaluate, tmp_path):
         ({}, ["--limit", "5", "--precision", "bf16"], "items, data"),
         ({"environment": {"torch": "1.0"}}, ["--limit", "6", "--precision", "bf16"], "torch"),
         ({"model_sha256": "0"}, ["--limit", "6", "--precision", "bf16"], "model"),
+        ({"package_sha256": "0"}, ["--limit", "6", "--precision", "bf16"], "the course's code"),
         ({}, ["--limit", "6", "--precision", "fp32,int8"], "the baseline"),
     ],
 )

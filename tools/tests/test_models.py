@@ -510,10 +510,57 @@ def test_pickled_weights_are_never_loaded(folder, tmp_path):
 
 
 def add_tensors(folder, **tensors):
-    """Add tensors to the last file; "__" stands for a point in a name."""
-    path = max(folder.glob("*.safetensors"))
+    """Put tensors in the place of those of their name, or into the last file; "__" is a point."""
     added = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    save_file(load_file(path) | added, path, metadata={"format": "pt"})
+    paths = sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        held = load_file(path)
+        here = added if path == paths[-1] else {k: v for k, v in added.items() if k in held}
+        added = {k: v for k, v in added.items() if k not in here}
+        save_file(held | here, path, metadata={"format": "pt"})
+
+
+def test_a_tensor_that_two_files_hold_is_refused(folder):
+    """Stale shards of another save: which of the two is meant, nobody can say."""
+    last = max(folder.glob("*.safetensors"))
+    first = min(folder.glob("*.safetensors"))
+    assert first != last
+    (name, tensor) = next(iter(load_file(first).items()))
+    save_file(load_file(last) | {name: tensor * 0}, last, metadata={"format": "pt"})
+    assert_refused_everywhere(folder, name, first.name, last.name, "left over from another save")
+
+
+@pytest.mark.parametrize("place", ["weights/{}", "../{}", "C:\\\\{}"])
+def test_weights_in_another_folder_are_refused(folder, place):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {k: place.format(v) for k, v in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+    assert_refused_everywhere(folder, "not in the model's own folder")
+
+
+def test_a_path_is_a_folder_whatever_it_is_called(folder, monkeypatch, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("smollm2-135m", "synthetic:llama-3.2-1b", "synthetic:mine"):
+        shutil.copytree(folder, here / name)
+    monkeypatch.chdir(here)
+    own = load_model(folder, "fp32", "cpu")
+    for name in (Path("smollm2-135m"), Path("./synthetic:llama-3.2-1b"), "synthetic:mine"):
+        assert config_of(name) == config_of(folder)
+        model = load_model(name, "fp32", "cpu")
+        assert torch.equal(model.lm_head.weight, own.lm_head.weight)
+    assert config_of("smollm2-135m") == MODELS["smollm2-135m"].config
+
+
+def test_a_truth_value_in_quotes_is_refused(folder):
+    path = folder / "config.json"
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, name: "false"}))
+        with pytest.raises(ModelFilesError, match=f"{name} is 'false'; it must be true or false"):
+            config_of(folder)
+        path.write_text(json.dumps(config))
 
 
 def assert_refused_everywhere(folder, *words):
@@ -1141,3 +1188,19 @@ def test_loading_and_using_a_model_prints_nothing(precision):
     )
     done = run_python(script, precision)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_another_model_in_the_default_models_place_is_refused(folder, tmp_path, monkeypatch):
+    from llama_int8.models import embedded
+
+    monkeypatch.setenv("LLAMA_INT8_CACHE", str(tmp_path / "cache"))
+    place = embedded.embedded_place()
+    shutil.copytree(folder, place)
+    with pytest.raises(ModelFilesError, match="not the default model as it was converted"):
+        embedded.embedded_folder()
+    spec = ModelSpec("smollm2-135m", config_of(place), "none")
+    monkeypatch.setitem(MODELS, "smollm2-135m", spec)
+    assert embedded.embedded_folder() == place
+    (place / embedded.SEAL).write_text("of the folder as it was converted")
+    with pytest.raises(ModelFilesError, match="work on a copy"):
+        embedded.embedded_folder()

@@ -246,13 +246,19 @@ def test_a_windows_scores_do_not_depend_on_its_neighbours():
     assert window_scores(model, text) == alone
 
 
-def test_nan_is_an_error_that_names_the_window():
+def test_nan_is_an_error_that_names_the_window_and_the_cause():
     model, text = tiny_llama(), some_text()
     text.windows[text.windows == 7] = 8
     text.windows[1, 3] = 7
+    hook = model.model.embed_tokens.register_forward_hook(
+        lambda _, inputs, states: states.masked_fill((inputs[0] == 7)[..., None], float("nan"))
+    )
+    with pytest.raises(ValueError, match="NLL is NaN in window 1: the model overflowed"):
+        window_scores(model, text)
+    hook.remove()
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = float("nan")
-    with pytest.raises(ValueError, match="NLL is NaN in window 1: the model overflowed"):
+    with pytest.raises(ValueError, match=r"window 1: model\.embed_tokens\.weight holds NaN"):
         window_scores(model, text)
 
 

@@ -100,6 +100,15 @@ def test_a_reference_that_names_only_a_machine_stands_for_every_notebook(tmp_pat
     assert machine_of(reference, "06_second") == "old-machine"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_a_reference_is_read_in_any_encoding(tmp_path, encoding):
+    (tmp_path / "reference.txt").write_text("00_first jürgen\n06_second other\n", encoding=encoding)
+    assert read_reference(tmp_path)["06_second"] == "other"
+    (tmp_path / "reference.txt").unlink()
+    (tmp_path / "reference.txt").mkdir()
+    assert read_reference(tmp_path) == {}
+
+
 def rename(results, machine, new, keep="*"):
     """Results of `machine` as those of `new`, only the files that match `keep`."""
     for path in (results / machine).glob("*.json"):
@@ -184,6 +193,38 @@ class TestTheCommittedReport:
         text = self.rendered(root)[0]
         assert f"smollm2-135m, data {here} |" in text
         assert "elsewhere, smollm2-135m, data 01234567 |" in text
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"environment": None},
+            {"environment": {}},
+            {"run_seconds": None},
+            {"measurements": {"a": {"value": None, "unit": "s"}}},
+            {"measurements": {"a": {"value": 1}}},
+            {"measurements": {"a": {"value": 1, "unit": "s", "low": 1}}},
+            {"measurements": {"a": 1}},
+            {"figures": []},
+        ],
+    )
+    def test_an_odd_results_file_is_named(self, root, change):
+        (path,) = (root / "results").glob("*/00*.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(CourseError, match=path.name):
+            make_report.Report(root)
+
+    def test_what_is_no_results_file_by_its_name_is_passed_over(self, root):
+        folder = root / "results" / self.machine(root)
+        (folder / "._00_start_here.json").write_bytes(b"\0\5\x16\7")  # a Mac's
+        (folder / "old.json").mkdir()
+        assert not self.rendered(root)[1]
+
+    def test_a_notebook_that_was_deleted_takes_its_links_along(self, root, monkeypatch, tmp_path):
+        notebooks = tmp_path / "notebooks"
+        shutil.copytree(ROOT / "notebooks", notebooks)
+        (notebooks / "08_flash_attention.ipynb").unlink()
+        monkeypatch.setattr(sync_notebooks, "NOTEBOOKS", notebooks)
+        assert "its notebook is not in this copy" in self.rendered(root)[0]
 
     def test_with_results_of_a_gpu(self, root):
         rename(root / "results", self.machine(root), "tesla-t4")

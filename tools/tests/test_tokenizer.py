@@ -178,3 +178,39 @@ def test_a_folder_without_a_tokenizer_says_that_it_has_none(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelFilesError, match=r"has no tokenizer \(tokenizer.json or"):
         load_tokenizer(tmp_path)
+
+
+def test_merges_left_out_at_random_are_left_in(tmp_path):
+    byte_tokenizer(("t", "h"), ("th", "e"), ("c", "a"), ("ca", "t")).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(content))
+    read = {tuple(load_tokenizer(tmp_path)("the cat, the cat")["input_ids"]) for _ in range(8)}
+    content["model"]["dropout"] = None
+    path.write_text(json.dumps(content))
+    assert read == {tuple(load_tokenizer(tmp_path)("the cat, the cat")["input_ids"])}
+
+
+def test_a_class_that_overrules_tokenizer_json_is_refused(tmp_path):
+    byte_tokenizer(("t", "h")).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "tokenizer_class": "GemmaTokenizer"}))
+    with pytest.raises(ModelFilesError, match=r"in another way than tokenizer.json|cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_code_that_lies_in_a_folder_is_neither_run_nor_asked_for(tmp_path, monkeypatch):
+    byte_tokenizer().save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    path = tmp_path / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    try:
+        load_tokenizer(tmp_path)
+    except ModelFilesError as error:
+        assert "cannot be read" in str(error)
+    assert not ran.exists()

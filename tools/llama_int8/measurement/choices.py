@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_int8.measurement.batches import Journal, Processes, run_batches
+from llama_int8.measurement.quality import overflow
 from llama_int8.measurement.tasks import Item, Task
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ def check_lengths(rows: Sequence[Packed], most: int, items: Sequence[Item] = ())
         )
 
 
+# Rotations whose frequencies follow the longest sequence of a pass.
+BY_LENGTH = ("dynamic", "longrope")
+
+
 def choice_scores(
     model: "PreTrainedModel",
     rows: Sequence[Packed],
@@ -142,7 +147,11 @@ def choice_scores(
     comes out.
     """
     check_lengths(rows, model.config.max_position_embeddings)
-    batches = batched(rows, batch_tokens)
+    scaling = getattr(model.config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in BY_LENGTH:  # one's length would change its neighbours
+        batches = [[row] for row in rows]
+    else:
+        batches = batched(rows, batch_tokens)
     scored = run_batches(batches, partial(score_batch, model), label, journal, processes)
     return [scores for _, scores in sorted(pair for batch in scored for pair in batch)]
 
@@ -166,9 +175,7 @@ def score_batch(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[
     nll = nll.cpu().numpy()
     if not np.isfinite(nll).all():
         bad = sorted({batch[rows[n]].number for n in np.flatnonzero(~np.isfinite(nll))})
-        raise ValueError(
-            f"the logits are NaN or infinite in item(s) {bad[:5]}: this precision overflowed"
-        )
+        raise ValueError(f"the logits are NaN or infinite in item(s) {bad[:5]}: {overflow(model)}")
     sums = [[0.0] * len(row.tails) for row in batch]
     for b, value, choices in zip(rows, nll, owners, strict=True):
         for choice in choices:
@@ -190,7 +197,9 @@ def _tensors(batch: Sequence[Packed]) -> tuple["torch.Tensor", "torch.Tensor", "
         tails = [*row.tails, [0] * (longest - len(row))]
         start = len(row.shared)
         tokens.append(row.shared + [token for tail in tails for token in tail])
-        positions.append([*range(start)] + [start + i for tail in tails for i in range(len(tail))])
+        own = [*range(start)] + [start + i for tail in row.tails for i in range(len(tail))]
+        # Padding stands at 0: some rotations follow the furthest position of a whole batch.
+        positions.append(own + [0] * (longest - len(own)))
         parts.append([-1] * start + [c for c, tail in enumerate(tails) for _ in tail])
     part = torch.tensor(parts)  # -1: shared
     same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == -1)  # (B, T, T)

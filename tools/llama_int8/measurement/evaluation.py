@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_int8 import models
 from llama_int8.errors import ModelError, ModelFilesError
+from llama_int8.files import package_hash
 from llama_int8.measurement import choices, comparison, memory, quality
 from llama_int8.measurement.batches import Journal, Processes
 from llama_int8.measurement.results import Results
@@ -135,6 +136,8 @@ class Evaluation:
         # The default model is pinned by a checksum; files of before had no hash of the model.
         unknown = None if self.model != models.DEFAULT_MODEL else results.model_sha256
         found = ["model"] if old.get("model_sha256", unknown) != results.model_sha256 else []
+        if old.get("package_sha256") != package_hash():
+            found.append("the course's code")
         if len(self.precisions) > 1 and old["settings"]["precisions"][0] != self.baseline:
             found.append("the baseline")
         for section, new in (

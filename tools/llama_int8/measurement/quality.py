@@ -63,7 +63,7 @@ def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
     nll = torch.stack(rows).double().cpu().numpy()
     if np.isnan(nll).any():
         bad = sorted(set(np.argwhere(np.isnan(nll))[:, 0].tolist()))
-        raise ValueError(f"NLL is NaN in window(s) {bad}: the model overflowed in this precision")
+        raise ValueError(f"NLL is NaN in window(s) {bad}: {overflow(model)}")
     return nll
 
 
@@ -78,6 +78,14 @@ def check_context(model: "torch.nn.Module", length: int) -> None:
             f"the windows have {length} tokens, and the model takes {most}: take windows of at most "
             f"{most}"
         )
+
+
+def overflow(model: "torch.nn.Module") -> str:
+    """Why a model gives NaN: a weight that is none, or else the precision's range."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            return f"{name} holds NaN or infinity, so the model's file is damaged in any precision"
+    return "the model overflowed in this precision"
 
 
 def perplexity(nll: np.ndarray) -> float:
@@ -178,9 +186,7 @@ def _window_score(
         targets = window[-text.stride :, None].to(log_p.device)
         nll = -log_p.gather(-1, targets).double().mean().item()
         if math.isnan(nll):
-            raise ValueError(
-                f"NLL is NaN in window {number}: the model overflowed in this precision"
-            )
+            raise ValueError(f"NLL is NaN in window {number}: {overflow(model)}")
         found: dict[str, Any] = {"nll": nll}
         if keep:
             found["hidden"] = _packed(states)

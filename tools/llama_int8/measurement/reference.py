@@ -4,6 +4,7 @@ One line for each notebook: its name, and the machine that last ran it in place.
 only a machine stands for every notebook without a line of its own.
 """
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,9 +16,11 @@ FILE = "reference.txt"
 def read_reference(results: Path) -> dict[str, str]:
     """Machine by notebook from the folder `results`; the key "" stands for all others."""
     try:
-        lines = (results / FILE).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+        content = (results / FILE).read_bytes()
+    except OSError:
         return {}
+    utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # PowerShell's ">" writes it
+    lines = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace").splitlines()
     fields = [line.split() for line in lines if line.strip()]
     return {(words[0] if len(words) > 1 else ""): words[-1] for words in fields}
 

@@ -175,9 +175,9 @@ class Results:
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return 0
-        same = "notebook profile model model_sha256 revision settings environment".split()
-        plain = json.loads(json.dumps({**self._content, "model_sha256": self.model_sha256}))
-        if any(earlier.get(key) != plain.get(key) for key in same):
+        same = "notebook profile model model_sha256 package_sha256 revision settings environment"
+        plain = json.loads(json.dumps({**self._content, **self._hashes()}))
+        if any(earlier.get(key) != plain.get(key) for key in same.split()):
             return 0
         self._content["measurements"] = earlier["measurements"]
         return len(self.measurements)
@@ -287,8 +287,12 @@ class Results:
         self._content = content  # only now: an entry that cannot be written spoils no later one
 
     def _write(self, content: dict[str, Any]) -> None:
-        hashed = {"model_sha256": self.model_sha256} if self.model_sha256 else {}
-        write_json(self.path, {**content, **hashed})
+        write_json(self.path, {**content, **self._hashes()})
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the model's files and of the code: what else the numbers follow from."""
+        model = {"model_sha256": self.model_sha256} if self.model_sha256 else {}
+        return {**model, "package_sha256": package_hash()}
 
 
 def model_title(name: str, sha256: str | None = None) -> str:

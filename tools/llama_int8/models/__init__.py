@@ -25,7 +25,14 @@ from llama_int8.models.loading import (
     model_folder,
     placement,
 )
-from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC, config_of
+from llama_int8.models.registry import (
+    DEFAULT_MODEL,
+    MODELS,
+    SYNTHETIC,
+    as_name,
+    config_of,
+    is_synthetic,
+)
 from llama_int8.models.synthetic import build_synthetic, save_synthetic
 from llama_int8.models.tokenizer import check_ids, load_tokenizer
 
@@ -41,6 +48,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "PrecisionError",
     "UnknownModelError",
+    "as_name",
     "available_model",
     "baseline_precision",
     "build_synthetic",
@@ -51,6 +59,7 @@ __all__ = [
     "end_tokens",
     "explained_memory",
     "free_memory",
+    "is_synthetic",
     "load_model",
     "load_tokenizer",
     "model_folder",

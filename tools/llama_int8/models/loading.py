@@ -35,9 +35,10 @@ from llama_int8.models.layers import check_layers
 from llama_int8.models.registry import (
     DEFAULT_MODEL,
     MODELS,
-    SYNTHETIC,
+    as_name,
     config_of,
     existing_folder,
+    is_synthetic,
 )
 from llama_int8.models.synthetic import bitsandbytes_linear, build_synthetic
 from llama_int8.transformer.config import LlamaConfig, read_config
@@ -70,6 +71,7 @@ def load_model(
     switch on (dropout, sampling, penalties, another attention) is left out, so that
     `model.generate` is greedy.
     """
+    name_or_folder = as_name(name_or_folder)
     device = device or ("cpu" if precision == "int8-fast" else default_device())
     check_precision(precision, device)
     if not threshold >= 0:
@@ -81,7 +83,7 @@ def load_model(
     int8_threshold = threshold if precision == "int8" else None
     dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
     with explained_memory(str(name_or_folder), precision, device):
-        if str(name_or_folder).startswith(SYNTHETIC):
+        if is_synthetic(name_or_folder):
             model = _synthetic(config, precision, dtype, _first_device(device), threshold)
         else:
             folder = model_folder(name_or_folder)
@@ -93,7 +95,7 @@ def load_model(
 
 def model_folder(name_or_folder: str | Path) -> Path:
     """The local folder with the model's files, fetched first where that is needed."""
-    name = str(name_or_folder)
+    name = as_name(name_or_folder)
     if name == DEFAULT_MODEL:
         return embedded_folder()
     return hub_folder(MODELS[name]) if name in MODELS else existing_folder(name_or_folder)
@@ -109,7 +111,7 @@ def available_model(
     """
     try:
         check_memory(name_or_folder, config_of(name_or_folder), precision, device)
-        if not name_or_folder.startswith(SYNTHETIC):
+        if not is_synthetic(name_or_folder):
             model_folder(name_or_folder)
     except (HubError, NotEnoughMemoryError) as error:
         print(f"{error}.\nThis run goes on with {fallback}; its results carry that name.")

@@ -131,9 +131,23 @@ _SPECS = [
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
+def as_name(name_or_folder: str | Path) -> str:
+    """A model's name or its folder as text. A Path is always a folder, whatever it is called."""
+    name = str(name_or_folder)
+    known = name in MODELS or is_synthetic(name)
+    return str(Path(name).absolute()) if known and isinstance(name_or_folder, Path) else name
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether a name stands for a registered model's shapes with random weights."""
+    return name.startswith(SYNTHETIC) and name.removeprefix(SYNTHETIC) in MODELS
+
+
 def config_of(name_or_folder: str | Path) -> LlamaConfig:
     """The shapes of a registered model, of `synthetic:<registered>`, or of a Hugging Face folder."""
-    name = str(name_or_folder).removeprefix(SYNTHETIC)
+    name = as_name(name_or_folder)
+    if is_synthetic(name):
+        name = name.removeprefix(SYNTHETIC)
     if name in MODELS:
         return MODELS[name].config
     return read_config(existing_folder(name_or_folder))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.files import read_json_object
 from llama_int8.models.loading import model_folder, quiet_libraries
-from llama_int8.models.registry import SYNTHETIC
+from llama_int8.models.registry import SYNTHETIC, as_name, is_synthetic
 from llama_int8.transformer.meta_tokenizer import holds_ranks
 
 FILES = ("tokenizer.json", "tokenizer.model")
@@ -29,10 +29,11 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
     What it puts before a text is the model's own form and stays. Nothing comes after a text, nothing
     is cut off or filled up, and decoding gives back every space: see `_without_habits`.
     """
-    if str(name_or_folder).startswith(SYNTHETIC):
+    name_or_folder = as_name(name_or_folder)
+    if is_synthetic(name_or_folder):
         raise ModelError(
             f"{name_or_folder} has random weights and no tokenizer: give it token ids, or take the "
-            f"tokenizer of {str(name_or_folder).removeprefix(SYNTHETIC)}"
+            f"tokenizer of {name_or_folder.removeprefix(SYNTHETIC)}"
         )
     quiet_libraries()
     folder = model_folder(name_or_folder)
@@ -84,7 +85,36 @@ def _read(folder: Path) -> "PreTrainedTokenizerBase":
             return LlamaTokenizer.from_pretrained(
                 there, add_bos_token=start is not False, add_eos_token=False, local_files_only=True
             )
-        return AutoTokenizer.from_pretrained(there, config=config, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            there, config=config, local_files_only=True, trust_remote_code=False
+        )
+        _check_class(tokenizer, there)
+        return tokenizer
+
+
+KNOWN_CLASSES = ("LlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+PROBE = "The cat sat on 1,234 mats,\n  and then it left.\tCafé!"
+
+
+def _check_class(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Raise ValueError where the class in tokenizer_config.json overrules tokenizer.json.
+
+    Some classes build a tokenizer of their own kind from its vocabulary, and read texts otherwise.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.exists() or type(tokenizer).__name__.removesuffix("Fast") in KNOWN_CLASSES:
+        return
+    read = []
+    for backend in (tokenizer.backend_tokenizer, Tokenizer.from_file(str(path))):
+        _without_cuts(backend)
+        read.append(backend.encode(PROBE, add_special_tokens=False).ids)
+    if read[0] != read[1]:
+        raise ValueError(
+            f"as {type(tokenizer).__name__}, which tokenizer_config.json names, it reads texts in "
+            "another way than tokenizer.json says"
+        )
 
 
 def _holds_pieces_alone(folder: Path) -> bool:
@@ -135,13 +165,12 @@ def _begins_with_mark(path: Path) -> bool:
 def _without_habits(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     """Neutralise what a folder can switch on and no measurement may depend on.
 
-    Cutting and filling texts, which tokenizer.json can hold; an end token after every text, which
-    would be scored as a part of it and ends a prompt before its answer; names of special tokens read
-    as text in the chat form; spaces that decoding takes out.
+    Cutting and filling texts and leaving out merges at random, which tokenizer.json can hold; an end
+    token after every text, which would be scored as a part of it and ends a prompt before its
+    answer; names of special tokens read as text in the chat form; spaces that decoding takes out.
     """
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    _without_cuts(backend)
     tokenizer.split_special_tokens = backend.encode_special_tokens = False
     tokenizer.clean_up_tokenization_spaces = False
     if _ends_texts(backend):
@@ -151,6 +180,13 @@ def _without_habits(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenize
                 f"its post-processor puts a token after every text: {backend.post_processor}"
             )
     return tokenizer
+
+
+def _without_cuts(backend: "Tokenizer") -> None:
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):  # BPE-dropout: other tokens at every call
+        backend.model.dropout = None
 
 
 def _ends_texts(backend: "Tokenizer") -> bool:

@@ -111,6 +111,8 @@ class LlamaConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be an integer above 0"
                 )
+            if kind is bool and type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if heads % shared:
             raise ValueError(f"{heads} query heads cannot share {shared} key-value heads evenly")

@@ -106,10 +106,16 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a Hugging Face folder by its name, from the headers alone."""
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, Stored] = {}
+    home: dict[str, str] = {}
     for name in weight_files(folder):
         with safe_open(folder / name, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 - it is no dictionary
+                if home.setdefault(key, name) != name:
+                    raise ModelFilesError(
+                        f"{key} stands in {home[key]} and in {name} of {folder}: one of them is left "
+                        "over from another save. Delete the weights and save or fetch them again"
+                    )
                 piece = file.get_slice(key)
                 found[key] = Stored(piece.get_dtype(), tuple(piece.get_shape()))
     return found
