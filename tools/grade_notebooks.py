@@ -139,6 +139,8 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
     check_writable(out)
     for other in others:
         print(f"not graded: {other.shown}: {other.reason}")
+    for line in hand_ins.unclear(handed_in):
+        print(line)
     _prepare(handed_in)
     rows: list[Row] = []
     told: set[str] = set()
