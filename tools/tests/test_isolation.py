@@ -157,12 +157,14 @@ def test_a_process_that_leaves_everything_of_its_room_ends_with_it(teacher):
         deadline = time.monotonic() + 20
         while not (started := running("4321.8")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert started and str(room.folder) not in str(started[0].environ())
-    assert not running("4321.8")
-    assert started[0].pid not in psutil.pids()  # nor is it left as a zombie
-    assert other.poll() is None
-    other.kill()
+        traces = [str(process.environ()) + process.cwd() for process in started]
+    left, others = running("4321.8"), running("4321.9")
+    for process in (*left, *others):
+        process.kill()
     other.wait()
+    assert len(traces) == 1 and str(room.folder) not in traces[0]
+    assert left == [] and [process.pid for process in others] == [other.pid]
+    assert started[0].pid not in psutil.pids()  # nor is it left as a zombie
 
 
 def test_a_process_is_a_rooms_by_its_folder_its_program_or_its_environment(tmp_path):
@@ -177,7 +179,6 @@ def test_a_process_is_a_rooms_by_its_folder_its_program_or_its_environment(tmp_p
         "nothing": (["sleep", "60"], {"cwd": elsewhere}),
     }
     started = {why: subprocess.Popen(command, **more) for why, (command, more) in starts.items()}
-    time.sleep(0.2)  # until each is the program that it becomes
     isolation.end_strays(room, set(psutil.Process().children()))
     left = [why for why, process in started.items() if process.poll() is None]
     for process in started.values():
