@@ -6,7 +6,7 @@ kernel of its own, up to its last cell with a `check`; the file itself is read a
 `check` hands its verdicts in through the file that COURSE_VERDICTS names, with what a right answer gave,
 which is judged once more out here. Of several answers to an exercise a right one counts, else
 the last. Every exercise of the notebook gets a row, whatever became of its cell, and every file
-that is not graded is named with the reason.
+that is not graded is named with the reason. Where it is unclear whose a file is, that is said.
 
 An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
 costs its own exercise only: the course's cell takes its place, in which the reference solution
@@ -17,6 +17,8 @@ What a notebook does reaches nobody else:
   its own (isolation.py), which go when it has run: so do what it installs with pip, and its processes.
 - On Linux (kernel 5.13 or newer) and macOS it can write nowhere else (sandbox.py). On Windows and
   older Linux it can, by a path that leads out; the grading says so when it begins.
+- Where Linux allows it, it has a /dev/shm of its own. Elsewhere what is new there is removed after
+  it has run, but for files that another program uses.
 - After each notebook the environment, the course, its cache, settings and what was handed in are
   compared with before. If what notebooks are graded with has changed, by whatever program,
   the grading stops and names learner and files; other changes are told.
@@ -139,6 +141,8 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
     check_writable(out)
     for other in others:
         print(f"not graded: {other.shown}: {other.reason}")
+    for line in hand_ins.unclear(handed_in):
+        print(line)
     _prepare(handed_in)
     rows: list[Row] = []
     told: set[str] = set()

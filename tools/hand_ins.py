@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ CHECKED = re.compile(r"""\bcheck\s*\(\s*(?:name\s*=\s*)?["'](\d\d\.\w+)["']""")
 NUMBER = re.compile(r"(?<!\d)\d\d(?!\d)")
 # What browsers, file managers, JupyterLab and Google Drive add to the name of a copy.
 COPY_MARK = re.compile(
-    r"\b(copy of|kopie von|kopie van|copie de|copia de|copia di|cópia de|kopia av|kopi af|kopi av"
-    r"|copie a|bản sao của)\b"
+    r"(?<![^\W_])(copy[ _]of|kopie[ _]von|kopie[ _]van|copie[ _]de|copia[ _]de|copia[ _]di"
+    r"|cópia[ _]de|kopia[ _]av|kopi[ _]af|kopi[ _]av|copie[ _]a|bản[ _]sao[ _]của)(?![^\W_])"
     r"|^(kopia|kopie|kopi|kopio|salinan|копия|копія|αντίγραφο(?: του)?|نسخة من|עותק של|副本)\s"
     r"|(的副本|のコピー|의 사본| kopyası| másolata)"
-    r"|[ _-]*\(\d+\)|[ _–-]+(copy|kopie|copie|copia|cópia|kopia)\s*\d*\b",
+    r"|[ _-]*\(\d+\)"
+    r"|[ _–-]+(copy|kopie|copie|copia|cópia|kopia)\s*\d*\b"
+    r"(?![ _]*(of|von|van|de|di|av|af|a)(?![^\W_]))",  # "Jane - Copy of ..." is the first of these
     re.IGNORECASE,
 )
 NOTEBOOK_NAME = re.compile(r"\.ipynb(\.(json|txt|download|part|crdownload|bak))?$", re.IGNORECASE)
@@ -45,8 +48,9 @@ PERHAPS_A_NOTEBOOK = ("", ".json", ".txt")  # as some browsers save one; its con
 MOODLE = re.compile(
     r"(?P<learner>.+?)_(?P<id>\d+)_assignsubmission_(?:[a-z]+)(?:_(?P<file>.*))?", re.IGNORECASE
 )
+# Here the assignment's title stands before the learner; both may hold "_" (see _titles).
 BLACKBOARD = re.compile(
-    r".+_(?P<learner>[^_]+)_[^\W\d_]+_(?P<when>\d{4}(?:-\d\d){5})(?:[_.](?P<file>.*))?"
+    r"(?P<learner>.+_.+)_[^\W\d_]+_(?P<when>\d{4}(?:-\d\d){5})(?:[_.](?P<file>.*))?"
 )
 CANVAS = re.compile(
     r"(?P<learner>[^\W\d_][^_]*)(?:_LATE)?_(?P<id>\d{3,})_\d{3,}_(?P<file>.+)", re.IGNORECASE
@@ -54,7 +58,14 @@ CANVAS = re.compile(
 CANVAS_ATTEMPT = re.compile(r"-(\d+)(?=\.\w+$|$)")
 ILIAS = re.compile(r"[^_\d][^_]*_[^_]+_[^_]+_\d+")
 ILIAS_DATE = re.compile(r"^(\d{14})_")
-# A folder around all learners' folders is called something like this ...
+# Google Drive gives a large folder in several archives with such names.
+DRIVE_PART = re.compile(r".*-\d{8}T\d{6}Z(-\d+)*-\d{3}(\.zip)?", re.IGNORECASE)
+# Of several folders that are all called like this none is a learner's.
+GROUP = re.compile(
+    r"(week|woche|semaine|semana|settimana|class|klasse|classe|kurs|course|section)[ _-]*\w{0,3}",
+    re.IGNORECASE,
+)
+# A folder around all learners' folders or files is often called something like this ...
 AROUND = re.compile(
     r"submission|abgabe|rendu|entrega|consegn|inlever|assignment|homework|classroom|download|class",
     re.IGNORECASE,
@@ -97,6 +108,7 @@ class HandedIn:
     counts: str = ""  # another attempt, which counts instead
     id: str = ""  # the platform's number of the learner
     named: bool = True  # something tells whose it is
+    unclear: bool = False  # graded on its own, as it may be another learner's
     attempt: tuple[Any, ...] = ()  # the later one is larger
 
     @property
@@ -122,6 +134,13 @@ class Found:
     parts: tuple[str, ...]
     path: Path | None
     reason: str = ""  # why it is not looked at
+    around: int = 0  # how many folders or archives on the way are around the learners' own
+    shared: bool = False  # the first folder of its own may be one learner's, or several learners'
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The names on the way from the learner's own on."""
+        return self.parts[self.around :]
 
     @property
     def shown(self) -> str:
@@ -141,8 +160,9 @@ def find(
     own = {path.resolve() for path in besides}
     files = [f for f in _files(folder, unpacked) if not (f.path and f.path.resolve() in own)]
     files = _without_checkouts(files)
-    around = _around(files, folder)
-    ones = _tell_apart([_paper(file, folder, around) for file in files])
+    files = _with_owners(files)
+    titles = _titles(files)
+    ones = _tell_apart([_paper(file, folder, titles) for file in files])
     papers = [one for one in ones if isinstance(one, HandedIn)]
     others = [one for one in ones if isinstance(one, Other)]
     if not papers:
@@ -151,7 +171,7 @@ def find(
             f"no notebook in {folder}; it must hold .ipynb files, or a subfolder of them for each "
             f"learner.{named}"
         )
-    papers += _without_a_notebook(folder, files, around, papers, others)
+    papers += _without_a_notebook(folder, files, papers, others)
     return _which_count(papers), others
 
 
@@ -270,42 +290,136 @@ def _without_checkouts(files: list[Found]) -> list[Found]:
 # --- whose a file is
 
 
-def _around(files: list[Found], folder: Path) -> int:
-    """How many folders or archives around all files are not a learner's: 0 or 1.
+def _with_owners(files: list[Found]) -> list[Found]:
+    """The files, each with the folders and archives on its way that are around the learners."""
+    files = [_deeper(f) if len(f.own) > 1 and DRIVE_PART.fullmatch(f.own[0]) else f for f in files]
+    inner = files
+    while further := _inside(inner):
+        inner = further
+    around = sorted({file.parts[: file.around] for file in inner}, key=len)
+    placed = []
+    for file in files:
+        for place in around:
+            if len(file.parts) > len(place) >= file.around and file.parts[: len(place)] == place:
+                file = replace(file, around=len(place))
+        placed.append(file)
+    shared = _shared_tops(placed)
+    return [replace(f, shared=True) if f.parts[: f.around + 1] in shared else f for f in placed]
 
-    One alone in the folder is, if two learners' files in it are the same notebook.
+
+def _deeper(file: Found) -> Found:
+    return replace(file, around=file.around + 1)
+
+
+def _inside(files: list[Found]) -> list[Found]:
+    """The files that lie in folders around the learners, seen from inside; none if they don't.
+
+    A folder alone is around learners if two folders in it hold the same notebook. What lies
+    beside it and is no notebook does not matter.
     """
-    tops = {file.parts[0] for file in files}
-    if len(tops) != 1 or any(len(file.parts) == 1 for file in files):
-        return 0
-    (top,) = tops
-    archive = top.lower().endswith(".zip")
-    if not archive and not AROUND.search(top):
-        return 0
+    files = [file for file in files if len(file.own) > 1 or _is_notebook(file)]
+    tops = {file.own[0] for file in files}
+    if any(len(file.own) == 1 or _platform(file.own[0]) for file in files):
+        return []
+    below = [_deeper(file) for file in files]
+    children = {file.own[0] for file in below}
+    if len(tops) != 1:
+        groups = all(map(GROUP.fullmatch, tops)) and not any(map(ONES_OWN.search, children))
+        return below if groups and not _namesakes(files) else []
+    if any(file.own == ("",) for file in below):  # it is one learner's checkout
+        return []
+    if any(len(names) > 1 for names in _children(files, flat=_is_around(*tops)).values()):
+        return below
+    return _inside(below) if len({f.own[0] for f in below if len(f.own) > 1}) == 1 else []
+
+
+def _namesakes(files: list[Found]) -> bool:
+    """Whether two top folders hold the same notebook of one name, perhaps of two learners."""
+    found = Counter()
+    for top in {file.own[0] for file in files}:
+        children = _children([file for file in files if file.own[0] == top], flat=True)
+        found.update((notebook, name) for notebook, names in children.items() for name in names)
+    return any(count > 1 for count in found.values())
+
+
+def _is_around(name: str) -> bool:
+    """Whether files of several learners can lie in it without folders."""
+    return bool(name.lower().endswith(".zip") or AROUND.search(name) or GROUP.fullmatch(name))
+
+
+def _is_notebook(file: Found) -> bool:
+    return bool(file.path and NOTEBOOK_NAME.search(file.parts[-1]))
+
+
+def _platform(name: str) -> bool:
+    return any(known.fullmatch(name) for known in (MOODLE, BLACKBOARD, CANVAS, ILIAS))
+
+
+def _children(files: list[Found], flat: bool) -> dict[str, set[str]]:
+    """By notebook of the course, what may be learners' names one level below a top folder.
+
+    These are names of folders, and if `flat` of notebooks too.
+    """
     children: dict[str, set[str]] = defaultdict(set)
     for file in files:
-        if file.path and NOTEBOOK_NAME.search(file.parts[-1]):
-            flat = len(file.parts) == 2
-            child = _rest_of_name(file.parts[1]) if flat else _without_zip(file.parts[1])
-            if not child or ONES_OWN.search(child):
-                continue
+        if not _is_notebook(file) or (len(file.own) == 2 and not flat):
+            continue
+        child = _rest_of_name(file.own[1]) if len(file.own) == 2 else _without_zip(file.own[1])
+        if child and not ONES_OWN.search(child):
             cells, _ = read_cells(file.path)
-            notebook = which_notebook(cells, stem_of(file.parts[-1]))
-            if notebook:
-                children[notebook].add(child)
-    return int(any(len(own) > 1 for own in children.values()))
+            children[which_notebook(cells, stem_of(file.parts[-1])) or ""].add(child)
+    children.pop("", None)
+    return children
 
 
-def _owner(file: Found, folder: Path, around: int) -> tuple[str, str, str, bool, tuple[Any, ...]]:
+def _shared_tops(files: list[Found]) -> set[tuple[str, ...]]:
+    """Folders beside others in which two folders hold the same notebook: a learner's, or a class."""
+    tops: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+    for file in files:
+        if len(file.own) > 2 and not any(map(_platform, file.own)):
+            tops[file.parts[: file.around + 1]].append(file)
+    shared = set()
+    for top, own in tops.items():
+        own = [file for file in own if not AROUND.search(file.own[1])]
+        if any(len(names) > 1 for names in _children(own, flat=False).values()):
+            shared.add(top)
+    return shared
+
+
+def _titles(files: list[Found]) -> dict[tuple[str, ...], str]:
+    """By folder, the assignment's title with which all of Blackboard's names in it begin.
+
+    A title and a learner's name may both hold "_". Where one name is alone, all others help.
+    """
+    names: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for file in files:
+        for level, part in enumerate(file.parts):
+            if found := BLACKBOARD.fullmatch(part):
+                names[file.parts[:level]].add(found["learner"])
+    every = set().union(*names.values())
+    return {place: _title(own if len(own) > 1 else every) for place, own in names.items()}
+
+
+def _title(names: set[str]) -> str:
+    """The words with which all names begin; the last word of each is the learner's in any case."""
+    words = zip(*(name.split("_")[:-1] for name in names), strict=False)
+    same = takewhile(lambda column: len(set(column)) == 1, words)
+    return "".join(f"{column[0]}_" for column in same)
+
+
+def _owner(
+    file: Found, folder: Path, titles: dict[tuple[str, ...], str]
+) -> tuple[str, str, str, bool, tuple[Any, ...]]:
     """Learner, the platform's number of them, the file's own name, whether named, which attempt."""
-    parts = file.parts[around:] if len(file.parts) > around else file.parts
+    parts = file.own
     name = parts[-1]
     learner, number, when, version = "", "", "", 0
-    for part in parts:
+    for level, part in enumerate(parts, file.around):
         if found := MOODLE.fullmatch(part):
             learner, number = found["learner"], found["id"]
         elif found := BLACKBOARD.fullmatch(part):
             learner, when = found["learner"], found["when"]
+            learner = learner.removeprefix(titles[file.parts[:level]])
         elif found := CANVAS.fullmatch(part):
             learner, number = found["learner"], found["id"]
             version = int(next(iter(CANVAS_ATTEMPT.findall(found["file"])), 0))
@@ -317,7 +431,7 @@ def _owner(file: Found, folder: Path, around: int) -> tuple[str, str, str, bool,
         when, name = found[1], name[15:]
     named = True
     if not learner and len(parts) > 1 and not parts[0].lower().endswith(".zip"):
-        learner = parts[0]
+        learner = "/".join(parts[: 2 if file.shared and len(parts) > 2 else 1])
     elif not learner:
         rest = _rest_of_name(parts[0])
         named, learner = bool(rest), rest or folder.resolve().name
@@ -368,13 +482,17 @@ def _tell_apart(ones: list[Any]) -> list[Any]:
 
 
 def _without_a_notebook(
-    folder: Path, files: list[Found], around: int, papers: list[HandedIn], others: list[Other]
+    folder: Path, files: list[Found], papers: list[HandedIn], others: list[Other]
 ) -> list[HandedIn]:
     """Learners of whom something is there, an empty folder perhaps, but no notebook."""
     learners = {other.learner: None for other in others if other.learner}
-    inside = folder / files[0].parts[0] if around else folder
-    if inside.is_dir():
-        filled = {file.parts[around] for file in files}
+    for around in sorted({file.parts[: file.around] for file in files}):
+        inside = folder.joinpath(*around)
+        if not inside.is_dir():
+            continue
+        depth = len(around)
+        here = [f for f in files if f.parts[:depth] == around and len(f.parts) > depth]
+        filled = {file.parts[depth] for file in here}
         for path in sorted(inside.iterdir()):
             if path.is_dir() and not _leftover(path.name) and path.name not in filled:
                 found = MOODLE.fullmatch(path.name)
@@ -404,8 +522,9 @@ def _which_count(papers: list[HandedIn]) -> list[HandedIn]:
         group.sort(key=lambda one: (bool(one.cells), one.attempt), reverse=True)
         if len(group) > 1 and not any(one.named for one in group):
             group.sort(key=lambda one: one.shown)
-            first, *rest = group
-            done += [first, *(replace(one, learner=stem_of(one.shown)) for one in rest)]
+            for number, one in enumerate(group, 1):
+                more = f" ({number})" if number > 1 else ""
+                done.append(replace(one, learner=one.learner + more, unclear=True))
             continue
         first, *rest = group
         done += [first, *(replace(one, counts=first.shown) for one in rest)]
@@ -413,12 +532,24 @@ def _which_count(papers: list[HandedIn]) -> list[HandedIn]:
     return sorted(done, key=lambda one: (one.learner not in alone, one.learner))
 
 
+def unclear(papers: Iterable[HandedIn]) -> list[str]:
+    """A line for each file of which nothing tells whose it is."""
+    return [
+        f"unclear whose: {one.shown}; graded on its own, as {one.learner}'s. Give each learner a "
+        "folder to make it clear"
+        for one in papers
+        if one.unclear and not one.counts
+    ]
+
+
 # --- what a file is
 
 
-def _paper(file: Found, folder: Path, around: int) -> HandedIn | Other:
-    learner, number, name, named, attempt = _owner(file, folder, around)
+def _paper(file: Found, folder: Path, titles: dict[tuple[str, ...], str]) -> HandedIn | Other:
+    learner, number, name, named, attempt = _owner(file, folder, titles)
     whose = learner if len(file.parts) > 1 or number or name != file.parts[-1] else ""
+    if file.shared and len(file.own) == 2:
+        whose = ""  # beside the folders in a folder of which nobody knows whose it is
     if file.path is None:
         return Other(whose, file.shown, file.reason, number)
     surely = NOTEBOOK_NAME.search(name)
@@ -430,7 +561,16 @@ def _paper(file: Found, folder: Path, around: int) -> HandedIn | Other:
         return Other(whose, file.shown, _why_no_notebook(name), number)
     notebook = which_notebook(cells, stem_of(name))
     return HandedIn(
-        learner, file.shown, file.path, cells, problem, notebook, "", number, named, attempt
+        learner,
+        file.shown,
+        file.path,
+        cells,
+        problem,
+        notebook,
+        id=number,
+        named=named,
+        unclear=file.shared and len(file.own) > 2,
+        attempt=attempt,
     )
 
 

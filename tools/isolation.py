@@ -7,6 +7,7 @@ else, on every system. Where the system can (see sandbox.py) nothing outside it 
 all. A `Watch` tells what has changed nevertheless.
 """
 
+import ctypes
 import os
 import shutil
 import site
@@ -15,8 +16,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +32,9 @@ from llama_int8.files import cache_folder
 
 VERDICTS = "COURSE_VERDICTS"
 SMALL = 1 << 20  # bytes; larger files of the cache are linked, not copied
+SHARED_MEMORY = Path("/dev/shm")
+SET_SUBREAPER, GET_SUBREAPER = 36, 37  # for prctl, from linux/prctl.h
+PATIENCE = 10  # seconds in which the processes of a room must be ended
 PREPARE = "from llama_int8.models.embedded import embedded_folder; embedded_folder()"
 
 # Variables of the teacher's that would lead a notebook out of its room.
@@ -122,11 +127,11 @@ def room() -> Iterator[Room]:
         )
         copy_cache(cache_folder(), folder / "cache")
         made = Room(folder, _virtual_environment(folder / "venv"))
-        try:
-            yield made
-        finally:
-            end_strays(made.verdicts)
-            _make_removable(folder)
+        with _shared_memory_as_before(), _no_strays(folder):
+            try:
+                yield made
+            finally:
+                _make_removable(folder)
 
 
 def _virtual_environment(folder: Path) -> Path:
@@ -226,12 +231,119 @@ def prepare_model() -> str:
     return (done.stderr.strip().splitlines() or ["no reason given"])[-1] if done.returncode else ""
 
 
-def end_strays(verdicts: Path) -> None:
-    """End the processes of a room that no longer hang on its kernel, such as servers and daemons."""
+@contextmanager
+def _no_strays(folder: Path) -> Iterator[None]:
+    """At the end no process that was started in this room is left, whatever it did to get away."""
+    children = set(psutil.Process().children())
+    with _adopting():
+        try:
+            yield
+        finally:
+            end_strays(folder, children)
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """On Linux, let a process whose parent has ended become this one's child, not the system's."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(GET_SUBREAPER, ctypes.byref(before))
+    libc.prctl(SET_SUBREAPER, ctypes.c_ulong(1))
+    try:
+        yield
+    finally:
+        libc.prctl(SET_SUBREAPER, ctypes.c_ulong(before.value))
+
+
+def end_strays(folder: Path, children: set[psutil.Process]) -> None:
+    """End the processes of a room that no longer hang on its kernel, such as servers and daemons.
+
+    `children` are those that this process had before the room was opened.
+    """
+    deadline = time.monotonic() + PATIENCE
+    # While some are being ended, others of them can start new ones.
+    while (strays := _strays(folder, children)) and time.monotonic() < deadline:
+        for stray in strays:
+            with suppress(psutil.Error, OSError):
+                stray.kill()
+        psutil.wait_procs(
+            strays, timeout=1
+        )  # also takes what they leave from the list of processes
+
+
+def _strays(folder: Path, children: set[psutil.Process]) -> set[psutil.Process]:
+    """All processes that come from the room: by their parents, or by what they have of it."""
+    own = psutil.Process()
+    roots = {child for child in own.children() if child not in children and _of_a_kernel(child)}
+    roots |= {process for process in psutil.process_iter() if _has_of(process, folder)}
+    found = set(roots)
+    for root in roots:
+        with suppress(psutil.Error, OSError):
+            found.update(root.children(recursive=True))
+    return found - {own, *own.parents()}
+
+
+def _of_a_kernel(child: psutil.Process) -> bool:
+    """Whether a child was adopted: kernels have sessions of their own, and no way into this one."""
+    with suppress(OSError):
+        return os.name == "posix" and os.getsid(child.pid) != os.getsid(0)
+    return False
+
+
+def _has_of(process: psutil.Process, folder: Path) -> bool:
+    """Whether its environment, its working folder or its program names this folder."""
+    looks: list[Callable[[], Iterable[str]]] = [
+        lambda: process.environ().values(),
+        lambda: [process.cwd()],
+        lambda: [process.exe()],
+    ]
+    for look in looks:
+        with suppress(psutil.Error, OSError):
+            if any(str(folder) in text for text in look()):
+                return True
+    return False
+
+
+@contextmanager
+def _shared_memory_as_before() -> Iterator[None]:
+    """Remove what is new in the shared memory at the end, where the room has none of its own."""
+    if not SHARED_MEMORY.is_dir() or sandbox.hides_shared_memory():
+        yield
+        return
+    before = _of_this_user(SHARED_MEMORY)
+    try:
+        yield
+    finally:
+        new = _of_this_user(SHARED_MEMORY) - before
+        used = _in_use() if new else set()
+        for path, _ in sorted(new - {one for one in new if one[0] in used}, reverse=True):
+            with suppress(OSError):  # a folder in which another program's file lies stays
+                os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _of_this_user(folder: Path) -> set[tuple[str, int]]:
+    """Path and identity of all files and folders in it that are this user's."""
+    found = set()
+    for here, folders, files in os.walk(folder):
+        for path in (os.path.join(here, name) for name in (*folders, *files)):
+            with suppress(OSError):
+                state = os.lstat(path)
+                if state.st_uid == os.geteuid():
+                    found.add((path, state.st_ino))
+    return found
+
+
+def _in_use() -> set[str]:
+    """The files that a program has open or in its memory: they are living programs', not a room's."""
+    used = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(VERDICTS) == str(verdicts):
-                process.kill()
+            used.update(file.path for file in process.open_files())
+        with suppress(psutil.Error, OSError):
+            used.update(part.path for part in process.memory_maps(grouped=True))
+    return used
 
 
 def _make_removable(folder: Path) -> None:

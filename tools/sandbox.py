@@ -6,6 +6,8 @@ Linux does it with Landlock (kernel 5.13 or newer), macOS with `sandbox-exec`; b
 every user. On Windows there is neither. What the command reads, and its network, stay as they are.
 Where the system can, the command may end no process but those that it started (Linux from 6.12 on,
 macOS). It may still change the permissions of your files: Landlock has no rule for that.
+Where Linux lets a user do that, the command gets a /dev/shm of its own, empty, which goes with it:
+programs leave files there for each other, and need the right to remove them.
 
 It is a script of its own, on the standard library alone: Landlock holds for the process that asks
 for it, and the command must then take that process's place.
@@ -30,6 +32,10 @@ WRITE_FILE, REFER, TRUNCATE = 1 << 1, 1 << 13, 1 << 14
 CHANGES = WRITE_FILE | sum(1 << bit for bit in range(4, 13))  # remove and make, of every kind
 SCOPE_SIGNAL = 1 << 1
 NO_NEW_PRIVILEGES = 38  # for prctl
+# From linux/sched.h and linux/mount.h.
+NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000
+NO_SET_UID, NO_DEVICES, RECURSIVE, PRIVATE = 1 << 1, 1 << 2, 1 << 14, 1 << 18
+SHARED_MEMORY = "/dev/shm"
 
 
 class _Ruleset(ctypes.Structure):
@@ -66,6 +72,22 @@ def works() -> bool:
         return (inside / "a").exists() and not outside.exists()
 
 
+@cache
+def hides_shared_memory() -> bool:
+    """Whether a command gets a /dev/shm of its own: tried once, not guessed."""
+    if sys.platform != "linux" or not works():
+        return False
+    try:
+        with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY, prefix="course-") as file:
+            code = f"import os; os._exit(os.path.exists({file.name!r}))"
+            with tempfile.TemporaryDirectory(prefix="course-") as folder:
+                command = _wrapped([sys.executable, "-I", "-S", "-c", code], Path(folder).resolve())
+                done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def _wrapped(command: list[str], *folders: Path) -> list[str]:
     if sys.platform == "darwin":
         return [str(SANDBOX_EXEC), "-p", macos_profile(*folders), *command]
@@ -83,6 +105,44 @@ def macos_profile(*folders: Path) -> str:
         "(version 1) (allow default) (deny file-write*) "
         f"(allow file-write* {places}) (deny signal) (allow signal (target same-sandbox))"
     )
+
+
+def own_shared_memory(*folders: Path) -> None:
+    """Give this process, and all that it starts, an empty /dev/shm, where the system lets it.
+
+    Not if what they need, such as these folders, lies there itself.
+    """
+    needed = (*folders, Path.cwd(), Path(sys.executable), Path(__file__))
+    if any(path.resolve().is_relative_to(SHARED_MEMORY) for path in needed):
+        return
+    child = os.fork()  # tried in another process first: what has half happened cannot be undone
+    if child == 0:
+        try:
+            _mount_shared_memory()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        _mount_shared_memory()
+
+
+def _mount_shared_memory() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(NEW_MOUNTS):  # only the system's administrator may; others as follows
+        _checked(libc.unshare(NEW_USER | NEW_MOUNTS))
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    flags = ctypes.c_ulong(RECURSIVE | PRIVATE)
+    _checked(libc.mount(b"none", b"/", None, flags, None))
+    flags = ctypes.c_ulong(NO_SET_UID | NO_DEVICES)
+    _checked(libc.mount(b"tmpfs", SHARED_MEMORY.encode(), b"tmpfs", flags, b"mode=1777"))
+
+
+def _checked(answer: int) -> None:
+    if answer:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def restrict_to(*folders: Path) -> None:
@@ -117,5 +177,7 @@ def _call(libc: ctypes.CDLL, *arguments: object) -> int:
 
 if __name__ == "__main__":
     end = sys.argv.index("--")
-    restrict_to(*map(Path, sys.argv[1:end]))
+    places = list(map(Path, sys.argv[1:end]))
+    own_shared_memory(*places)  # before Landlock, which lets nobody mount
+    restrict_to(*places)
     os.execvp(sys.argv[end + 1], sys.argv[end + 1 :])

@@ -123,6 +123,110 @@ def test_blackboards_names_give_the_learner_and_the_latest_attempt(tmp_path):
     assert [other.shown for other in others] == ["HW_1_jdoe_attempt_2026-11-02-10-00-00.txt"]
 
 
+@pytest.mark.parametrize(
+    "middles, learners",
+    [
+        (("HW1_a_smith", "HW1_b_smith"), {"a_smith", "b_smith"}),
+        (("HW_1_a_smith", "HW_1_jones"), {"a_smith", "jones"}),
+        (("HW1_a", "HW1_a_b"), {"a", "a_b"}),
+        (("HW1_a_smith", "HW2_b_smith"), {"HW1_a_smith", "HW2_b_smith"}),  # no title in common
+        (("HW1_a_smith", "HW1_a_jones"), {"smith", "jones"}),
+    ],
+)
+@pytest.mark.parametrize("place", ["{}.ipynb", "{}.zip", "{n}/{}.ipynb"])
+def test_blackboards_learners_with_underscores_stay_apart(middles, learners, place, tmp_path):
+    files = {}
+    for number, middle in enumerate(middles):
+        name = f"{middle}_attempt_2026-11-0{number + 1}-10-00-00_08"
+        zips = place.endswith(".zip")
+        files[place.format(name, n=number)] = (
+            zipped({"08.ipynb": notebook()}) if zips else notebook()
+        )
+    papers, _ = found(tmp_path, files)
+    assert counted(papers).keys() == learners
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "course-04-05-2024-10-11-12/{}/notebooks/08.ipynb",
+        "Klasse 7b/{}/08.ipynb",
+        "Klasse 7b/{}_08.ipynb",
+        "Klasse 7b/Aufgabe/{}/08.ipynb",
+        "week1/{}/08.ipynb",
+        "2026/{}/attempt1/08.ipynb",
+        "submitted/{}/ps4/08.ipynb",
+        "class.zip/{}/08.ipynb",
+        "drive-download-20240501T101112Z-001/{}/08.ipynb",
+        "drive-download-20240501T101112Z-00{n}/{}/08.ipynb",
+        "Homework-20240501T101112Z-1-00{n}/Homework/{}/08.ipynb",
+        "Klasse 7{n}/{}/08.ipynb",
+    ],
+)
+def test_a_folder_around_the_learners_is_nobodys(names, tmp_path):
+    files = {names.format(who, n=n): notebook() for n, who in enumerate(("jane", "john"), 1)}
+    files["roster.csv"] = b"jane, john"  # a file beside it changes nothing
+    papers, _ = found(tmp_path, files)
+    assert counted(papers) == {
+        who: [names.format(who, n=n)] for n, who in ((1, "jane"), (2, "john"))
+    }
+    assert hand_ins.unclear(papers) == []
+
+
+def test_a_learner_without_a_notebook_is_missed_inside_the_folder_around(tmp_path):
+    (tmp_path / "in" / "Klasse 7b" / "zoe").mkdir(parents=True)
+    files = {f"Klasse 7b/{who}/08.ipynb": notebook() for who in ("jane", "john")}
+    papers, _ = found(tmp_path, {**files, "Klasse 7b/kim/report.pdf": b"%PDF"})
+    assert {one.learner for one in papers if not one.path} == {"kim", "zoe"}
+
+
+def test_one_learners_folders_are_nobody_elses(tmp_path):
+    files = {
+        "jane/Assignment 4/Version 1/08.ipynb": notebook(),
+        "jane/Assignment 4/Version 2/08.ipynb": notebook(),
+    }
+    papers, _ = found(tmp_path, files)
+    assert counted(papers) == {"jane": ["jane/Assignment 4/Version 2/08.ipynb"]}
+
+
+def test_where_it_is_unclear_whose_a_file_is_both_are_graded_and_it_is_said(tmp_path):
+    files = {
+        "anna/08.ipynb": notebook(),
+        "blue/jane/08.ipynb": notebook(),
+        "blue/john/08.ipynb": notebook(),
+        "blue/john/03.ipynb": notebook(SCRATCH),
+        "blue/notes.pdf": b"%PDF",
+    }
+    papers, others = found(tmp_path, files)
+    first, jane, john, johns, _ = files
+    assert {who: set(shown) for who, shown in counted(papers).items()} == {
+        "anna": {first},
+        "blue/jane": {jane},
+        "blue/john": {john, johns},
+    }
+    assert all(one.path and not one.counts for one in papers)
+    lines = hand_ins.unclear(papers)
+    assert len(lines) == 3 and not any(first in line for line in lines)
+    assert f"{jane}; graded on its own, as blue/jane's" in lines[0]
+    assert [(other.learner, other.shown) for other in others] == [("", "blue/notes.pdf")]
+
+
+def test_learners_of_one_name_in_two_classes_stay_apart(tmp_path):
+    files = {f"Klasse 7{n}/{who}/08.ipynb": notebook() for n in "ab" for who in ("jane", "john")}
+    papers, _ = found(tmp_path, files)
+    assert counted(papers) == {name.removesuffix("/08.ipynb"): [name] for name in files}
+
+
+def test_copies_that_nothing_names_are_two_peoples_and_it_is_said(tmp_path):
+    copies = ("Copy of 08_flash_attention (1).ipynb", "Copy of 08_flash_attention.ipynb")
+    papers, _ = found(tmp_path, {name: notebook() for name in copies})
+    assert counted(papers) == {"in": [copies[0]], "in (2)": [copies[1]]}
+    assert [name in line for name, line in zip(copies, hand_ins.unclear(papers), strict=True)] == [
+        True,
+        True,
+    ]
+
+
 def test_iliass_folder_around_the_learners_is_nobodys(tmp_path):
     files = {
         "Abgaben/Doe_Jane_jdoe_123/20261102100000_08.ipynb": notebook(),
@@ -175,6 +279,12 @@ def test_a_zip_file_writes_nowhere_else(tmp_path):
     "name, learner",
     [
         ("Copy of 08_flash_attention anna.ipynb", "anna"),
+        ("Anna Lee - Copy of 08_flash_attention.ipynb", "Anna Lee"),
+        ("anna_Copy_of_08_flash_attention.ipynb", "anna"),
+        ("Copy_of_anna_08.ipynb", "anna"),
+        ("anna - Kopie von 08.ipynb", "anna"),
+        ("anna - Kopie 08.ipynb", "anna"),
+        ("Copy of 08_flash_attention.ipynb", "in"),
         ("Kopie von anna_08.ipynb", "anna"),
         ("Copie de 08_flash_attention (1) anna.ipynb", "anna"),
         ("Cópia de anna 08.ipynb", "anna"),

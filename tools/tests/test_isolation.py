@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,112 @@ def test_a_daemon_ends_with_its_room(teacher):
             time.sleep(0.05)
         assert started
     assert not running("4321.7")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to the grader")
+def test_a_process_that_leaves_everything_of_its_room_ends_with_it(teacher):
+    with isolation.room() as room:
+        other = subprocess.Popen(["sleep", "4321.9"])  # a program of the grader's own
+        clean = "cd /; env -i /bin/sh -c 'setsid sleep 4321.8 > /dev/null 2>&1 &'"
+        run(room, *room.command("-c", f"import os; os.setsid(); os.system({clean!r})"))
+        deadline = time.monotonic() + 20
+        while not (started := running("4321.8")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        traces = [str(process.environ()) + process.cwd() for process in started]
+    left, others = running("4321.8"), running("4321.9")
+    for process in (*left, *others):
+        process.kill()
+    other.wait()
+    assert len(traces) == 1 and str(room.folder) not in traces[0]
+    assert left == [] and [process.pid for process in others] == [other.pid]
+    assert started[0].pid not in psutil.pids()  # nor is it left as a zombie
+
+
+def test_a_process_is_a_rooms_by_its_folder_its_program_or_its_environment(tmp_path):
+    room, elsewhere = tmp_path / "room", tmp_path / "elsewhere"
+    for folder in (room, elsewhere):
+        folder.mkdir()
+    sleep = shutil.copy2(Path(shutil.which("sleep")).resolve(), room / "sleep")
+    starts = {
+        "folder": (["sleep", "60"], {"cwd": room, "env": {"PATH": os.environ["PATH"]}}),
+        "program": ([sleep, "60"], {"cwd": elsewhere, "env": {}}),
+        "environment": (["sleep", "60"], {"cwd": elsewhere, "env": {**os.environ, "A": str(room)}}),
+        "nothing": (["sleep", "60"], {"cwd": elsewhere}),
+    }
+    started = {why: subprocess.Popen(command, **more) for why, (command, more) in starts.items()}
+    isolation.end_strays(room, set(psutil.Process().children()))
+    left = [why for why, process in started.items() if process.poll() is None]
+    for process in started.values():
+        process.kill()
+        process.wait()
+    assert left == ["nothing"]
+
+
+needs_shared_memory = pytest.mark.skipif(
+    not isolation.SHARED_MEMORY.is_dir(), reason="this system has no folder of shared memory"
+)
+
+
+@pytest.fixture
+def others_file():
+    """A file that another program has left in the shared memory."""
+    path = isolation.SHARED_MEMORY / f"course-test-{os.getpid()}"
+    path.write_text("another program's")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@needs_shared_memory
+@pytest.mark.parametrize("held", [True, False], ids=["with sandbox", "without"])
+def test_what_a_notebook_leaves_in_the_shared_memory_goes_with_its_room(
+    held, teacher, others_file, monkeypatch
+):
+    if not held:
+        monkeypatch.setattr(sandbox, "works", lambda: False)
+        sandbox.hides_shared_memory.cache_clear()
+    left, folder = (others_file.with_name(f"{others_file.name}-{n}") for n in "ab")
+    with isolation.room() as room:
+        code = f"import os; open({str(left)!r}, 'w').write('answers'); os.mkdir({str(folder)!r})"
+        code += f"; open({str(folder / 'file')!r}, 'w')"
+        assert run(room, *room.command("-c", code)).returncode == 0
+        assert left.exists() != sandbox.hides_shared_memory()
+    sandbox.hides_shared_memory.cache_clear()
+    assert not left.exists() and not folder.exists()
+    assert others_file.read_text() == "another program's"
+
+
+@needs_shared_memory
+def test_a_new_file_of_a_living_program_in_the_shared_memory_stays(
+    teacher, others_file, monkeypatch
+):
+    monkeypatch.setattr(sandbox, "hides_shared_memory", lambda: False)
+    used, left = (others_file.with_name(f"{others_file.name}-{n}") for n in ("used", "left"))
+    with ExitStack() as living:
+        with isolation._shared_memory_as_before():
+            living.enter_context(used.open("w"))
+            left.write_text("left")
+        assert used.exists() and not left.exists()
+    used.unlink()
+
+
+@needs_shared_memory
+def test_a_held_command_has_a_shared_memory_of_its_own(others_file, tmp_path):
+    if not sandbox.hides_shared_memory():
+        pytest.skip("this system lets only its administrator do that")
+    code = f"""
+import os
+from multiprocessing import Lock, shared_memory
+assert not os.path.exists({str(others_file)!r})
+open({str(others_file)!r}, "w").write("mine")
+Lock()
+block = shared_memory.SharedMemory(create=True, size=8)
+block.close()
+block.unlink()
+"""
+    held = sandbox.wrapped([sys.executable, "-c", code], tmp_path)
+    done = subprocess.run(held, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert others_file.read_text() == "another program's"
 
 
 def running(argument: str) -> list[psutil.Process]:
