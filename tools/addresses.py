@@ -9,11 +9,30 @@ from collections.abc import Collection
 from course import CourseError
 
 PLACEHOLDER = "OWNER/llama-in-8-bits"  # what a copy holds before it has an address
-GITHUB = ("github.com", "www.github.com", "ssh.github.com")
 COLAB = "colab.research.google.com"
+# Hosts that show what is on GitHub, and what their paths have before OWNER/NAME.
+GITHUB = {
+    **dict.fromkeys("github.com www.github.com m.github.com ssh.github.com github.dev".split(), ""),
+    **dict.fromkeys("raw.githubusercontent.com codeload.github.com githubtocolab.com".split(), ""),
+    **dict.fromkeys((COLAB, "nbviewer.org", "nbviewer.jupyter.org", "vscode.dev"), "github/"),
+    "api.github.com": "repos/",
+    "mybinder.org": "v2/gh/",
+}
+# First words of GitHub's own pages, which no user can have as a name.
+RESERVED = frozenset(
+    "about account apps assets codespaces collections contact copilot customer-stories dashboard "
+    "enterprise enterprises events explore features issues join login logout marketplace mobile new "
+    "notifications organizations orgs pricing pulls readme resources search security sessions "
+    "settings signup site solutions sponsors stars team topics trending users watching".split()
+)
 HOSTED = re.compile(r"(?:[a-z+]+://)?(?:[^/@\s]+@)?([\w-]+(?:\.[\w-]+)+)(?::\d+)?[/:](.*)", re.I)
+TWICE = re.compile(r"(?:(?:www\.)?github\.com[/:]+)+", re.I)  # as in github.com/github.com/jane/x
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,38}")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+# What stands between words: blanks, also those without width, brackets and quotation marks.
+BETWEEN = re.compile("[\\s\u200b\u200e\u200f\u2060\ufeff()\\[\\]{}<>|\"'`“”„«»‘’‚]+")
+COMMAND = re.compile(r"(?:\$ ?)?(?:git clone|gh repo \w+) (?:-\S+ )*")  # before OWNER/NAME
+PAGES = ("tree", "blob", "raw", "edit", "commit", "commits", "issues", "pull", "wiki", "releases")
 
 # Places that hold nothing but the course's own address, however damaged it is there.
 PYPROJECT = re.compile(r"(?m)^[ \t]*Repository[ \t]*=[ \t]*([\"'])(.*?)\1")
@@ -28,45 +47,76 @@ CLONE = re.compile(
 )
 
 
+class OtherHostError(CourseError):
+    """The address is that of a repository, or of another thing, that is not on GitHub."""
+
+
 def parse(text: str) -> str:
     """OWNER/NAME of an address as browsers show it, git takes it, or people write it.
 
     Raises CourseError for what is no repository on GitHub.
     """
-    given = text.strip().removeprefix("git clone ").strip(" <>\"'")
-    if hosted := HOSTED.fullmatch(given):
-        host, path = hosted[1].lower(), hosted[2]
-        if host == COLAB:
-            path = path.removeprefix("github/")
-        elif host not in GITHUB:
-            raise CourseError(
-                f"the repository is on {host}; Colab's badges work with GitHub only. Give OWNER/NAME "
-                "of a repository on github.com"
-            )
-        if HOSTED.fullmatch(path):  # one address within another
-            return parse(path)
-        parts = [part for part in re.split("[?#]", path)[0].split("/") if part][:2]
-    else:
-        parts = given.removesuffix("/").split("/")
-    if len(parts) == 2:
-        owner, name = parts[0], re.sub(r"(\.git)+$", "", parts[1], flags=re.I)
-        if OWNER.fullmatch(owner) and NAME.fullmatch(name) and name not in (".", ".."):
-            return f"{owner}/{name}"
+    words = [word.rstrip(".,;:!?") for word in BETWEEN.split(text)]
+    # One address may be within another: a site that shows or forwards to a page of GitHub's.
+    parts = [part for word in words for part in re.split(r"(?<=.)(?=https?://)", word)]
+    hosted = [match for part in parts if (match := HOSTED.fullmatch(part))]
+    found = {name.lower(): name for match in reversed(hosted) if (name := _hosted(match))}
+    if not hosted and (name := _bare(" ".join(filter(None, words)))):
+        return name
+    if len(found) > 1:
+        raise CourseError(
+            f"there are several repositories in {text!r}: {', '.join(sorted(found.values()))}; "
+            "give only the course's OWNER/NAME"
+        )
+    if found:
+        return found.popitem()[1]
+    if hosted and (host := hosted[0][1].lower()) not in GITHUB:
+        raise OtherHostError(
+            f"the repository is on {host}; Colab's badges work with GitHub only. Give OWNER/NAME "
+            "of a repository on github.com"
+        )
     raise CourseError(
         f"repository is {text!r}; it must be OWNER/NAME, such as jane/llama-in-8-bits, or the "
         "address of a repository on github.com"
     )
 
 
+def _hosted(match: re.Match[str]) -> str | None:
+    """OWNER/NAME of an address that HOSTED matches, None where it is none on GitHub."""
+    host, path = match[1].lower(), match[2].lstrip("/")
+    if host not in GITHUB or not path.startswith(GITHUB[host]):
+        return None
+    path = TWICE.sub("", path.removeprefix(GITHUB[host]), count=1)
+    parts = [part for part in re.split("[?#@,;]", path)[0].split("/") if part]
+    return _repository(parts[:2])
+
+
+def _bare(text: str) -> str | None:
+    """OWNER/NAME as it is, after a command that takes it so, or before a page's path."""
+    command = COMMAND.match(text)
+    words = text[command.end() if command else 0 :].split(" ")
+    parts = words[0].removesuffix("/").split("/")
+    if (len(words) > 1 and not command) or (len(parts) > 2 and parts[2] not in PAGES):
+        return None
+    return _repository(parts[:2])
+
+
+def _repository(parts: list[str]) -> str | None:
+    if len(parts) != 2:
+        return None
+    owner, name = parts[0], re.sub(r"(\.git)+$", "", parts[1], flags=re.I)
+    valid = OWNER.fullmatch(owner) and NAME.fullmatch(name) and name not in (".", "..")
+    return f"{owner}/{name}" if valid and owner.lower() not in RESERVED else None
+
+
 def own(text: str, notebooks: Collection[str]) -> set[str]:
-    """Addresses of the course, in lower case, from places of a text that hold no other.
+    """Addresses of the course, in lower case, in a text in which it names no other repository.
 
     `notebooks`: the names of its notebooks, without ".ipynb".
     """
     found = [match[2] for match in PYPROJECT.finditer(text)]
     found += [match[2] for match in CITATION.finditer(text)]
     found += [match[2] for match in NOTEBOOK.finditer(text) if match[4] in notebooks]
-    found += [match[1] for match in CLONE.finditer(text) if match[4]]
     return parsed(found)
 
 
@@ -81,14 +131,40 @@ def parsed(addresses: Collection[str]) -> set[str]:
     return found
 
 
-def mended(text: str, address: str, earlier: Collection[str], notebooks: Collection[str]) -> str:
-    """The text with `address` in place of every earlier one; links to other projects stay."""
+def mended(
+    text: str,
+    address: str,
+    earlier: Collection[str],
+    notebooks: Collection[str],
+    *,
+    own_file: bool = False,
+) -> str:
+    """The text with `address` in place of every earlier one; links to other projects stay.
+
+    `own_file`: it is pyproject.toml or CITATION.cff, so what it names is the course in any case.
+    """
+    earlier = {*earlier, address.lower(), PLACEHOLDER.lower()}
+
+    def ours(found: str) -> bool:
+        """An earlier address, or one that damage has made unreadable."""
+        try:
+            return parse(found).lower() in earlier
+        except CourseError as error:
+            return not isinstance(error, OtherHostError)
+
+    def named(pattern: re.Pattern[str], line: str) -> str:
+        def replaced(match: re.Match[str]) -> str:
+            return match.expand(line) if own_file or ours(match[2]) else match[0]
+
+        return pattern.sub(replaced, text)
 
     def linked(match: re.Match[str]) -> str:
-        return f"{match[1]}{address}{match[3]}" if match[4] in notebooks else match[0]
+        if match[4] in notebooks and ours(match[2]):
+            return f"{match[1]}{address}{match[3]}"
+        return match[0]
 
     def cloned(match: re.Match[str]) -> str:
-        if not (match[4] or parsed([match[1]]) & earlier):
+        if not (ours(match[1]) if match[4] else parsed([match[1]]) & earlier):
             return match[0]
         folder = address.split("/")[1]
         # A folder of the reader's own choice would stand between the address and `cd`.
@@ -98,9 +174,8 @@ def mended(text: str, address: str, earlier: Collection[str], notebooks: Collect
         inside = text[match.end() : match.end() + 1] == "/"  # a file's address has no ".git"
         return match[1] + address + (".git" if match[2] and not inside else "")
 
-    earlier = {*earlier, address.lower(), PLACEHOLDER.lower()}
-    text = PYPROJECT.sub(f'Repository = "https://github.com/{address}"', text)
-    text = CITATION.sub(rf"repository-code: \1https://github.com/{address}", text)
+    text = named(PYPROJECT, f'Repository = "https://github.com/{address}"')
+    text = named(CITATION, rf"repository-code: \1https://github.com/{address}")
     text = NOTEBOOK.sub(linked, text)
     text = CLONE.sub(cloned, text)
     return _anywhere(earlier).sub(known, text)

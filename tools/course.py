@@ -71,8 +71,34 @@ def require_writable(*folders: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Answer a command line; return its exit status."""
+    open_streams()
+    try:
+        try:
+            return answer(argv)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # of standard output: so nothing more goes there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # its reader has seen enough, as in `... | head`
+            return 141
+        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def open_streams() -> None:
+    """Put a sink where a standard stream is closed, and let output hold any text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - open as long as the process
+            # It takes the free number of the closed one, and a program started from here needs it.
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
     for stream in (sys.stdout, sys.stderr):  # a file on Windows cannot show every learner's name
         stream.reconfigure(errors="replace")
+
+
+def answer(argv: list[str]) -> int:
     options = parse(argv)
     try:
         if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything is checked
@@ -89,7 +115,12 @@ def main(argv: list[str]) -> int:
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package(error.name)}", file=sys.stderr)
+        return 1
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            print(flush=True)  # raises again where it is standard output that nobody reads
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
@@ -99,6 +130,17 @@ def main(argv: list[str]) -> int:
         more = f"; finished {kept} kept, run again to go on" if kept else ""
         print(f"\ninterrupted{more}", file=sys.stderr)
         return 130
+
+
+def missing_package(name: str) -> str:
+    """What to do where the interpreter has not all of the course's packages."""
+    own = os.environ.get("COURSE_PYTHON")
+    if own:
+        return (
+            f"COURSE_PYTHON names {own}, which has no package {name!r}: install the course there "
+            f"(`{own} -m pip install -e {ROOT}[headless]`), or unset COURSE_PYTHON to use .venv"
+        )
+    return f"{sys.executable} has no package {name!r}: delete {VENV} and run the command again"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -467,7 +509,6 @@ def generate(options: argparse.Namespace) -> int:
         found = side_by_side(options.model, options.prompt, precisions, device, *how)
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
-    sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot
     print("\n".join(report(found, shutil.get_terminal_size().columns)))
     return 0
 
@@ -554,9 +595,7 @@ def enter_environment(argv: list[str]) -> None:
     own = os.environ.get("COURSE_PYTHON")
     if not own:
         set_up()
-    python = Path(own) if own else venv_python()
-    if not python.exists():
-        raise CourseError(f"COURSE_PYTHON names {python}, which does not exist")
+    python = interpreter(own) if own else venv_python()
     path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "COURSE_ACTIVE": str(ROOT), "PYTHONPATH": path}
     command = [str(python), str(Path(__file__).resolve()), *argv]
@@ -568,6 +607,28 @@ def enter_environment(argv: list[str]) -> None:
             sys.exit(process.wait())
         except KeyboardInterrupt:  # the child got it, too, and ends in its own way
             continue
+
+
+def interpreter(own: str) -> Path:
+    """The Python that COURSE_PYTHON names. Raises CourseError where it is none."""
+    path = Path(os.path.expanduser(own))
+    found = shutil.which(path)
+    if found is None:
+        what = "does not exist"
+        if path.is_dir():
+            what = "is a folder; name the interpreter in it, such as bin/python"
+        elif path.exists():
+            what = "is no program that you may run; name a Python interpreter"
+        raise CourseError(f"COURSE_PYTHON names {own}, which {what}")
+    try:
+        code = [found, "-c", "print('Python', 3)"]
+        done = subprocess.run(code, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        answers = done.stdout.split() == [b"Python", b"3"]
+    except (OSError, subprocess.TimeoutExpired):
+        answers = False
+    if not answers:
+        raise CourseError(f"COURSE_PYTHON names {own}, which is no Python 3; name an interpreter")
+    return Path(found)
 
 
 def venv_python() -> Path:

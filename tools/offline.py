@@ -215,7 +215,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {"targets": list(manifest["targets"]), "files": dict(manifest["files"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CourseError(f"{path} is damaged; delete it and fetch again") from None
 
 

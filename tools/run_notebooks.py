@@ -189,7 +189,7 @@ def parse_params(params: list[str], known: list[dict[str, Any]]) -> dict[str, An
             raise CourseError(f"--param is {text!r}; it must be NAME=VALUE")
         try:
             read = value if isinstance(everything.get(name), str) else json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: brackets within brackets, thousands deep
             read = value
         parsed[name] = profiles.check_type(name, read, everything)
     return parsed

@@ -21,6 +21,8 @@ PROGRESS_BAR = re.compile(r"\d+%\|")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # What may hold the repository's address besides the notebooks.
 DOCUMENTS = ("*.md", "*.cff", "pyproject.toml", "notebooks/*.md", "tools/*.md")
+OWN_FILES = ("pyproject.toml", "CITATION.cff")  # name no repository but the course's
+GENERATED = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 BOOTSTRAP = """\
 # On a fresh machine (Colab, say) this fetches the course's package; elsewhere it does nothing.
@@ -64,10 +66,13 @@ def changes(address: str) -> dict[Path, str]:
             f'{address}", it holds {number}'
         )
     names = [path.stem for path in notebooks]
-    earlier = {known for text in texts.values() for known in addresses.own(text, names)}
+    earlier = {known for p, text in texts.items() for known in _addresses_of(p, text, names)}
     for notebook in notebooks.values():
         earlier |= _addresses_in(notebook, names)
-    wanted = {p: addresses.mended(text, address, earlier, names) for p, text in texts.items()}
+    wanted = {
+        path: addresses.mended(text, address, earlier, names, own_file=_is_own(path))
+        for path, text in texts.items()
+    }
     found = {}
     for path, notebook in notebooks.items():
         texts[path] = path.read_text(encoding="utf-8")
@@ -76,6 +81,20 @@ def changes(address: str) -> dict[Path, str]:
             cell["source"] = _lines(addresses.mended(source, address, earlier, names))
         found[path] = dump(synced(notebook, path.stem, address))
     return {path: text for path, text in (found | wanted).items() if text != texts[path]}
+
+
+def _is_own(path: Path) -> bool:
+    return path.parent == ROOT and path.name in OWN_FILES
+
+
+def _addresses_of(path: Path, text: str, names: list[str]) -> set[str]:
+    """The addresses in those parts of a document that no reader writes links of his own into."""
+    if _is_own(path):
+        return addresses.own(text, names)
+    if path == ROOT / "README.md":
+        blocks = "\n".join(match[0] for match in GENERATED.finditer(text))
+        return addresses.own(blocks, names)
+    return set()
 
 
 def _addresses_in(notebook: dict[str, Any], names: list[str]) -> set[str]:
@@ -219,7 +238,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may add the mark
         notebook["cells"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
     for cell in notebook["cells"]:  # Colab keeps the id in the metadata alone
         if cell.setdefault("id", cell.get("metadata", {}).get("id")) is None:

@@ -81,7 +81,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFilesError(
             f"{path} is damaged ({error}); delete it and fetch the model again"
         ) from None

@@ -2,6 +2,10 @@
 
 import json
 import os
+import shlex
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,6 +168,105 @@ def test_cuda_without_a_gpu_is_named_with_what_works(fails, monkeypatch):
         fails("evaluate", "--device", device, says=[repr(device), "PyTorch sees no GPU"])
 
 
+# The interpreter and the streams
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A command of the course as a shell starts it, `{}` in a line: its status and messages."""
+
+    def run(line, python=sys.executable):
+        command = shlex.join([sys.executable, str(ROOT / "tools" / "course.py")])
+        done = subprocess.run(
+            ["bash", "-c", line.format(command)],
+            env={**os.environ, "COURSE_PYTHON": str(python), "COURSE_ACTIVE": ""},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    return run
+
+
+def script(path, text):
+    """A file that may be run."""
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+bash = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+
+
+@bash
+def test_a_python_without_the_packages_is_named_with_what_to_install(shell, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    python = bare / "bin" / "python"
+    for line, package in (("{} generate --prompt x", "torch"), ("{} report", "jinja2")):
+        status, message = shell(line, python)
+        assert status == 1 and message.count("\n") == 1
+        assert f"COURSE_PYTHON names {python}, which has no package '{package}'" in message
+        assert f"{python} -m pip install" in message and "unset COURSE_PYTHON" in message
+
+
+@bash
+def test_what_is_no_python_is_named(shell, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for path, what in (
+        (tmp_path, "is a folder"),
+        (file, "is no program that you may run"),
+        (script(tmp_path / "garbage", "\0garbage"), "is no Python"),
+        (script(tmp_path / "other", "#!/bin/sh\necho other\n"), "is no Python"),
+        (tmp_path / "nowhere", "does not exist"),
+        ("~nobody-at-all/python", "does not exist"),
+    ):
+        status, message = shell("{} report --check", path)
+        assert status == 1 and message.count("\n") == 1
+        assert f"error: COURSE_PYTHON names {path}, which {what}" in message
+
+
+def test_a_python_is_found_by_path_or_by_name(monkeypatch, tmp_path):
+    assert str(command.interpreter(sys.executable)) == sys.executable
+    if os.name == "posix":
+        python = tmp_path / "my-python"
+        python.symlink_to(sys.executable)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert command.interpreter("my-python") == python
+        assert command.interpreter("~/my-python") == python
+
+
+@bash
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("{} compare figures figures >&-", 1, "error: figures is no folder"),
+        ("{} --help >&-", 0, ""),
+        ("{} models >&-", 0, ""),
+        ("{} models >&- 2>&- <&-", 0, ""),
+        ("{} models <&-", 0, ""),
+        ("{} models | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{} --help | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("export PYTHONUNBUFFERED=1; {} models | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+    ],
+)
+def test_output_that_nobody_reads_is_no_error(shell, line, status, message):
+    got, said = shell(line)
+    assert got in {0, 141} if status == 141 else got == status
+    assert said.startswith(message) and said.count("\n") == bool(message)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_finds_no_space_is_an_error(shell):
+    status, message = shell("unset PYTHONUNBUFFERED; {} models >/dev/full")
+    assert status == 1 and message == "error: standard output: No space left on device\n"
+
+
 # Files and folders
 
 
@@ -174,6 +277,31 @@ def test_a_file_by_task_is_read_with_blanks_and_capitals(tmp_path):
     assert command.data_files([str(odd)], ["piqa"]) == {"piqa": str(odd)}
     with pytest.raises(CourseError, match=r"two files for piqa: a\.jsonl and b\.jsonl"):
         command.data_files(["piqa=a.jsonl", "piqa=b.jsonl"], ["piqa", "hellaswag"])
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("piqa", "0 items are too few"),
+        ("hellaswag", "0 items are too few"),
+        ("wikitext2", "is empty"),
+        ("wikitext2-words", "is empty"),
+    ],
+)
+def test_an_empty_file_is_named(fails, tmp_path, task, says):
+    empty = tmp_path / "empty.txt"
+    for content in ("", "\n \n"):
+        empty.write_text(content)
+        fails("evaluate", "--task", task, "--data", empty, says=[f"error: {empty}", says])
+
+
+def test_brackets_thousands_deep_are_no_value(fails, tmp_path):
+    deep = "[" * 100_000
+    fails("run", "--only", "00", "--param", f"new_tokens={deep}", says=["new_tokens is '[["])
+    (tmp_path / "deep.json").write_text(deep)
+    fails("compare", tmp_path, tmp_path, says=["deep.json is no results file"])
+    (tmp_path / offline.MANIFEST).write_text(deep)
+    fails("install", tmp_path, says=["is damaged; delete it and fetch again"])
 
 
 @pytest.mark.parametrize(

@@ -435,15 +435,36 @@ https://github.com/bitsandbytes-foundation/bitsandbytes
 https://github.com/jane/llama-in-8-bits-solutions
 https://github.com/OWNER-2/llama-in-8-bits
 https://colab.research.google.com/github/other/course/blob/main/notebooks/01_theirs.ipynb
+https://colab.research.google.com/github/hans/de/blob/main/notebooks/00_first.ipynb
+https://github.com/hans/de/issues
 https://gitlab.com/OWNER/llama-in-8-bits
 git clone https://github.com/ggml-org/llama.cpp.git
 cd llama.cpp
+git clone https://github.com/hans/de.git
+cd de
+python3 tools/course.py run
+repository-code: https://github.com/hans/de
 """
     readme = course.root / "README.md"
     readme.write_text(readme.read_text() + others)
     assert course("sync", "--repository", "jane/x").returncode == 0
     assert readme.read_text().endswith(others)
+    teaching = course.root / "notebooks/TEACHING.md"
+    teaching.write_text(others)
+    assert course("sync", "--repository", "jane/y").returncode == 0
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    assert teaching.read_text() == others and readme.read_text().endswith(others)
     assert "git clone https://github.com/jane/x.git\ncd x\n" in readme.read_text()
+
+
+def test_an_earlier_address_that_only_the_generated_table_holds_is_known_in_the_text(course):
+    readme = course.root / "README.md"
+    badge = sync_notebooks.BADGE.format(address="jane/old", name="00_first")
+    text = readme.read_text().replace("<!-- end notebooks", f"{badge}\n<!-- end notebooks")
+    readme.write_text(text + "See https://github.com/jane/old/issues.\n")
+    assert course("sync", "--repository", "jane/x").returncode == 0
+    assert readme.read_text().endswith("See https://github.com/jane/x/issues.\n")
+    assert "jane/old" not in readme.read_text()
 
 
 def test_check_with_a_new_address_names_what_would_change_and_writes_nothing(course):

@@ -141,7 +141,7 @@ def test_a_limit_below_two_is_refused(file, limit):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_items_are_refused(file, count):
-    with pytest.raises(DataError, match=f"{count} items are too few"):
+    with pytest.raises(DataError, match=rf"items\.jsonl: {count} items are too few"):
         load_task("piqa", file(PIQA[:count]))
 
 

@@ -38,7 +38,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             measurements = json.loads(path.read_text(encoding="utf-8"))["measurements"]
             sound = all(_is_measurement(entry) for entry in measurements.values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise ValueError(f"{path} is no results file")

@@ -177,19 +177,21 @@ def load_task(name: str, data: str | Path | None = None, limit: int | None = Non
     if name == "everyday-physics":
         path = files("llama_int8") / "data" / "everyday_physics.jsonl"
         rows = _numbered(path.read_text(encoding="utf-8"), "everyday_physics.jsonl")
-        return Task(name, "the package", items=_items(SOURCES["piqa"], rows, limit, ""))
+        return Task(name, "the package", items=_items(SOURCES["piqa"], rows, limit, path.name))
     source = SOURCES[name]
     where = Path(data).expanduser().name if data else f"{source.repository}, {source.split}"
     if source.item is None:
         if data:
             content = _read_file(data)
+            if not content.strip():
+                raise DataError(f"{data} is empty; name a file with the text of {name}")
             name = _kind_of_wikitext(name, where, content)
             rows = _lines(content)
         else:
             rows = [row["text"] for _, row in _hub_rows(source)]
         return Task(name, where, SOURCES[name].text(rows))
     rows = _file_rows(Path(data).expanduser()) if data else _hub_rows(source)
-    return Task(name, where, items=_items(source, rows, limit, _labels_of(where)))
+    return Task(name, where, items=_items(source, rows, limit, str(data or where)))
 
 
 def check_task(name: str) -> None:
@@ -244,16 +246,17 @@ def plain_text(text: str) -> str:
 
 
 def _items(
-    source: Source, rows: Iterable[tuple[str, dict[str, Any]]], limit: int | None, labels: str
+    source: Source, rows: Iterable[tuple[str, dict[str, Any]]], limit: int | None, name: str
 ) -> tuple[Item, ...]:
-    """`labels`: the name of a file beside this one in which the labels could be."""
+    """`name`: of the file or data set that the rows are from."""
     items = []
     for where, row in rows:
         if limit is not None and len(items) == limit:
             break
         missing = [column for column in source.columns if column not in row]
         if missing:
-            beside = f"; labels may stand beside it in {labels}" if "label" in missing else ""
+            labels = _labels_of(name) if "label" in missing else ""
+            beside = f"; labels may stand beside it in {labels}" if labels else ""
             raise DataError(
                 f"{where}: no column {', '.join(missing)}; there are {', '.join(row)}. The course "
                 f"reads {', '.join(source.columns)}{beside}"
@@ -274,7 +277,9 @@ def _items(
             )
         items.append(item)
     if len(items) < 2:
-        raise DataError(f"{len(items)} items are too few to speak of an accuracy")
+        raise DataError(
+            f"{name}: {len(items)} items are too few to speak of an accuracy; at least 2 are needed"
+        )
     return tuple(items)
 
 
