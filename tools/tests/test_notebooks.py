@@ -13,6 +13,7 @@ from conftest import ROOT, Course
 
 import course
 import sync_notebooks
+from llama_int8.files import content_hash
 
 PATHS = sync_notebooks.notebook_paths()
 # Run in every test: the base model in those notebooks that ask most of a model.
@@ -89,9 +90,11 @@ def test_runs_to_its_end_with_a_model_of_ones_own(kind, path, own_folder, tmp_pa
     number = path.stem[:2]
     assert figures(tmp_path / "figures", number) == figures(ROOT / "figures", number)
     (file,) = (tmp_path / "results").rglob("*.json")
-    assert file.name == f"{path.stem}@{kind}.json"
+    mark = content_hash(own_folder(kind))[:8]
+    assert file.name == f"{path.stem}@{kind}-{mark}.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    assert found["model"] == kind and str(own_folder(kind)) not in json.dumps(found)
+    assert found["model"] == f"{kind} (folder {mark})"
+    assert str(own_folder(kind)) not in json.dumps(found)
 
 
 @pytest.mark.slow
