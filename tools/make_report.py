@@ -78,6 +78,11 @@ def main(check: bool = False) -> int:
         wanted = {ROOT / "REPORT.md": report.render(), ROOT / "README.md": report.readme()}
     except jinja2.TemplateError as error:
         raise CourseError(f"a template of the report cannot be rendered: {error}") from None
+    except ZeroDivisionError:
+        raise CourseError(
+            "the report divides by a measured 0, which no run of the course writes; find it in "
+            "results/ (\"value\": 0) and run its notebook again"
+        ) from None
     report.check_figures(wanted)
     if report.missing:
         print("not measured by any machine in results/: " + "; ".join(sorted(report.missing)))
