@@ -6,7 +6,7 @@ Needs the standard library only, so that it runs before any set-up.
 import re
 from collections.abc import Collection
 
-from course import CourseError
+from common import CourseError
 
 PLACEHOLDER = "OWNER/llama-in-8-bits"  # what a copy holds before it has an address
 COLAB = "colab.research.google.com"

@@ -42,8 +42,8 @@ def measure(options: argparse.Namespace) -> int:
     """Race every path and write the results file."""
     from llama_int8 import models
     from llama_int8.files import file_hash
-    from llama_int8.measurement import cpu_paths
-    from llama_int8.measurement.results import Results
+    from llama_int8.lessons.n10 import backends
+    from llama_int8.measure.results import Results
     from llama_int8.profiles import Settings
 
     config = models.config_of(options.model)
@@ -62,18 +62,18 @@ def measure(options: argparse.Namespace) -> int:
     revision = None if synthetic else models.revision_of(models.model_folder(options.model))
     results.use_model(options.model, revision)
     print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
-    runners: dict[str, Any] = dict(cpu_paths.load_paths(options.model, options.path))
+    runners: dict[str, Any] = dict(backends.load_paths(options.model, options.path))
     with tempfile.TemporaryDirectory() as scratch:
         runners |= peers(options.model, gguf, max_length(options), Path(scratch))
         results.check_model()
-        roof = cpu_paths.measured_roof(results)
+        roof = backends.measured_roof(results)
         cases = list(make_cases(options))
         for number, case in enumerate(cases, 1):
             print(f"{case.key} ({number} of {len(cases)})", flush=True)
             able = {p: r for p, r in runners.items() if case.batch == 1 or not p.startswith(PEER)}
             timing = (options.steps, options.rounds, config.vocab_size, options.patience)
-            seconds = cpu_paths.race(able, [case], *timing)
-            race = cpu_paths.record_race(results, seconds, [case], config, roof)
+            seconds = backends.race(able, [case], *timing)
+            race = backends.record_race(results, seconds, [case], config, roof)
             show(race, case)
     print(f"results: {results.path}")
     return 0
@@ -81,19 +81,19 @@ def measure(options: argparse.Namespace) -> int:
 
 def make_cases(options: argparse.Namespace):
     """Prefill of one prompt, then decode over contexts and batches, by threads."""
-    from llama_int8.measurement import cpu_paths
+    from llama_int8.lessons.n10 import backends
 
-    counts = cpu_paths.thread_counts()
+    counts = backends.thread_counts()
     for count in counts:
-        yield cpu_paths.Case("prefill", 1, options.prompt, count)
+        yield backends.Case("prefill", 1, options.prompt, count)
     for context in options.context:
         for count in counts:
-            yield cpu_paths.Case("decode", 1, context, count)
+            yield backends.Case("decode", 1, context, count)
     for batch in options.batch:
         if batch > 1:
-            yield cpu_paths.Case("prefill", batch, 128, counts[-1])
+            yield backends.Case("prefill", batch, 128, counts[-1])
             for count in counts:
-                yield cpu_paths.Case("decode", batch, options.context[0], count)
+                yield backends.Case("decode", batch, options.context[0], count)
 
 
 def max_length(options: argparse.Namespace) -> int:
@@ -223,11 +223,11 @@ def torchao_runner(name: str) -> Any:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     from llama_int8 import models
-    from llama_int8.measurement import cpu_paths
+    from llama_int8.lessons.n10 import backends
 
     model = models.load_model(name, "bf16", "cpu")
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    return cpu_paths.HuggingFaceRunner(model)
+    return backends.HuggingFaceRunner(model)
 
 
 def show(race: Any, case: Any) -> None:
@@ -264,7 +264,7 @@ def parse() -> argparse.Namespace:
     )
     add("--out", type=Path, default=TOOLS.parent, help="results/ is below it (the repository)")
     options = parser.parse_args()
-    from llama_int8.measurement.cpu_paths import BASELINE, PATHS
+    from llama_int8.lessons.n10.backends import BASELINE, PATHS
 
     options.path = options.path or list(PATHS)
     if BASELINE not in options.path:

@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 def race(options: argparse.Namespace, deadline: float) -> int:
     """Every model in turn, as far as the time goes."""
     from llama_int8 import models
-    from llama_int8.measurement import gpu
-    from llama_int8.measurement.results import Results
+    from llama_int8.lessons.n10 import gpu
+    from llama_int8.measure.results import Results
     from llama_int8.profiles import Settings
 
     try:

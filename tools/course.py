@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
-ROOT = TOOLS.parent
+from common import ROOT, STATE, TOOLS, CourseError, require_writable
+
 VENV = ROOT / ".venv"
 PROFILES = ("smoke", "cpu", "t4", "gpu")
 NOTEBOOK_TESTS = "tools/tests/test_notebooks.py"
@@ -41,33 +41,6 @@ EXAMPLES = """examples:
 
 To use an environment of your own instead of .venv, name its interpreter in COURSE_PYTHON.
 """
-
-
-class CourseError(Exception):
-    """Something that the user can put right; the message says how."""
-
-
-def _state_folder() -> Path:
-    """Where runs keep what is theirs: `.course`, or the user's cache if the checkout is read-only."""
-    state = ROOT / ".course"
-    if os.access(state if state.exists() else ROOT, os.W_OK):
-        return state
-    from llama_int8.files import cache_folder
-
-    return cache_folder() / f"course-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
-
-
-STATE = _state_folder()
-
-
-def require_writable(*folders: Path) -> None:
-    """Raise CourseError, before any work begins, for a folder that cannot be made or written to."""
-    for folder in folders:
-        there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-        if not os.access(there, os.W_OK):
-            raise CourseError(
-                f"{folder} cannot be written; --out FOLDER puts the results into a folder of yours"
-            )
 
 
 def main(argv: list[str]) -> int:
@@ -350,8 +323,8 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def models(_options: argparse.Namespace) -> int:
-    from llama_int8.measurement.cost import GIB, count_parameters, weight_bytes
     from llama_int8.models import MODELS
+    from llama_int8.models.cost import GIB, count_parameters, weight_bytes
 
     print(f"{'name':17}{'parameters':>15}{'16 bit GiB':>12}{'int8 GiB':>10}  gated  from, licence")
     for spec in MODELS.values():
@@ -369,7 +342,7 @@ def models(_options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from llama_int8.errors import DataError, ModelError
-    from llama_int8.measurement.evaluation import Evaluation
+    from llama_int8.evaluation.evaluate import Evaluation
 
     tasks = tasks_of(options.task)
     precisions = precisions_of(options.precision)
@@ -395,7 +368,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def tasks_of(text: str) -> list[str]:
     """The tasks that `--task` names. Raises CourseError for an unknown one."""
-    from llama_int8.measurement.tasks import TASKS
+    from llama_int8.evaluation.tasks import TASKS
     from llama_int8.names import did_you_mean, listed
 
     tasks = listed(text)
@@ -409,7 +382,7 @@ def tasks_of(text: str) -> list[str]:
 
 def precisions_of(text: str | None) -> list[str] | None:
     """The precisions that `--precision` names. Raises CourseError for an unknown one."""
-    from llama_int8.models.loading import PRECISIONS
+    from llama_int8.models.load import PRECISIONS
     from llama_int8.names import did_you_mean, listed
 
     if text is None:
@@ -492,8 +465,8 @@ def folder_to_fill(option: str, text: str) -> Path:
 
 
 def generate(options: argparse.Namespace) -> int:
+    from generate_text import report, side_by_side
     from llama_int8.errors import ModelError
-    from llama_int8.measurement.side_by_side import report, side_by_side
 
     precisions, device = precisions_of(options.precision), device_of(options.device, False)
     try:
@@ -548,7 +521,7 @@ def install(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    from llama_int8.measurement.compare import compare_folders
+    from compare_results import compare_folders
 
     first, second = path_of(options.first), path_of(options.second)
     for folder in (first, second):
@@ -686,6 +659,4 @@ def step(what: str, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import course  # as a module, so that its CourseError is the one that run_notebooks raises
-
-    sys.exit(course.main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

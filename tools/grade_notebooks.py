@@ -58,13 +58,15 @@ import hand_ins
 import isolation
 import sandbox
 import sync_notebooks
-from course import CourseError
+from common import CourseError
 from hand_ins import CHECKED, HandedIn, Other, courses_notebooks, source
 from hand_ins import learner_of as learner_of  # known under this module's name, too
 from hand_ins import which_notebook as which_notebook
-from llama_int8.classroom.exercise_book import EXERCISES
-from llama_int8.classroom.exercises import confirms
-from llama_int8.measurement.cost import GIB
+from llama_int8.course.exercises import confirms
+from llama_int8.lessons import exercises
+from llama_int8.models.cost import GIB
+
+EXERCISES = exercises()
 
 NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of one run of a notebook
 LEFT_OUT = 2  # so many cells without an exercise may be left out of a notebook
@@ -363,7 +365,7 @@ def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
     parameters = next(source(cell) for cell in _own_cells(notebook) if _is_parameters(cell))
     forced = (
         f'{parameters}\nPROFILE, RESULTS_DIR = "smoke", "output"\n'
-        "from llama_int8.classroom import exercises\nget_ipython().ask_exit = lambda: None\n"
+        "from llama_int8.course import exercises\nget_ipython().ask_exit = lambda: None\n"
     )
     texts = [] if any(map(_is_parameters, cells)) else [forced]
     for cell in cells:

@@ -25,8 +25,10 @@ from typing import Any
 import nbformat
 
 import sync_notebooks
-from course import CourseError
-from llama_int8.classroom.exercise_book import EXERCISES
+from common import CourseError
+from llama_int8.lessons import exercises
+
+EXERCISES = exercises()
 
 CHECKED = re.compile(r"""\bcheck\s*\(\s*(?:name\s*=\s*)?["'](\d\d\.\w+)["']""")
 NUMBER = re.compile(r"(?<!\d)\d\d(?!\d)")

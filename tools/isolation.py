@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 import sandbox
-from course import ROOT, TOOLS
+from common import ROOT, TOOLS
 from llama_int8.files import cache_folder
 
 VERDICTS = "COURSE_VERDICTS"

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 import sync_notebooks
-from course import ROOT, TOOLS, CourseError
-from llama_int8.classroom.claims import VERDICTS, claims
-from llama_int8.classroom.papers import llama_papers
-from llama_int8.classroom.tables import markdown_table
-from llama_int8.measurement import cost
-from llama_int8.measurement.reference import machine_of, read_reference
-from llama_int8.models import DEFAULT_MODEL, MODELS
+from common import ROOT, TOOLS, CourseError
+from llama_int8.course.claims import VERDICTS, claims
+from llama_int8.course.tables import markdown_table
+from llama_int8.data import load
+from llama_int8.measure.reference import machine_of, read_reference
+from llama_int8.models import DEFAULT_MODEL, MODELS, cost
 
 NOT_MEASURED = "not measured"
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
@@ -81,7 +79,7 @@ def main(check: bool = False) -> int:
     except ZeroDivisionError:
         raise CourseError(
             "the report divides by a measured 0, which no run of the course writes; find it in "
-            "results/ (\"value\": 0) and run its notebook again"
+            'results/ ("value": 0) and run its notebook again'
         ) from None
     report.check_figures(wanted)
     if report.missing:
@@ -109,7 +107,7 @@ class Report:
         template = _read(TOOLS / "report_template.md")
         self.numbered = re.findall(r'numbered_figure\("(\w+)"\)', template)
         self.mentioned: set[str] = set()
-        self.published = yaml.safe_load(_read(TOOLS / "llama_int8/data/published.yaml"))
+        self.published = load("published")
 
     def render(self) -> str:
         """REPORT.md's text. Raises CourseError for a figure that is shown but never spoken of."""
@@ -193,7 +191,7 @@ class Report:
             "notebooks": self.notebooks,
             "models_table": models_table,
             "llama_sizes": llama_sizes,
-            "papers": llama_papers(),
+            "papers": load("llama_papers"),
             "published_values": self.published,
             "t4_bound": t4_bound,
         }
@@ -560,7 +558,7 @@ def llama_sizes() -> str:
             f"{size['rate']:.1e}",
             f"{size['gpu_hours']:,}",
         ]
-        for name, size in llama_papers()["sizes"].items()
+        for name, size in load("llama_papers")["sizes"].items()
     ]
     header = ["", "width", "layers", "heads", "parameters", "tokens", "peak rate", "A100 hours"]
     return markdown_table(header, rows)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sync_notebooks
-from course import TOOLS, CourseError
+from common import TOOLS, CourseError
 from llama_int8.names import did_you_mean, listed
 
 MANIFEST = "course-packages.json"

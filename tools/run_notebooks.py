@@ -24,11 +24,11 @@ from typing import Any
 import psutil
 
 import sync_notebooks
-from course import ROOT, STATE, CourseError, require_writable
+from common import ROOT, STATE, CourseError, require_writable
 from llama_int8 import profiles
 from llama_int8.files import package_hash
-from llama_int8.measurement.reference import set_machine
-from llama_int8.measurement.results import by_content, machine_name, model_file_name, write_json
+from llama_int8.measure.reference import set_machine
+from llama_int8.measure.results import by_content, machine_name, model_file_name, write_json
 from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
 from llama_int8.models.content import is_folder, model_hash
 from llama_int8.names import did_you_mean

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import addresses
-from course import ROOT, CourseError
+from common import ROOT, CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
 MANAGED_CELLS = ("badge", "bootstrap", "navigation")

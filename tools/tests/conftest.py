@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SETUP_CELL = """\
 from llama_int8 import profiles
-from llama_int8.classroom.plots import figure, save_figure
-from llama_int8.measurement.results import Results
+from llama_int8.course.plots import figure, save_figure
+from llama_int8.measure.results import Results
 
 settings = profiles.resolve("{name}", PROFILE, count=COUNT, model=MODEL)
 results = Results("{name}", settings, RESULTS_DIR)

@@ -21,8 +21,8 @@ COLOUR_BLIND = {
 # Before the first figure: every figure that leaves the notebook is looked at.
 FIRST_CELL = """\
 import contrast as _contrast
-from llama_int8.classroom import explore as _explore
-from llama_int8.classroom import plots as _plots
+from llama_int8.course import explore as _explore
+from llama_int8.course import plots as _plots
 
 _unreadable, _png = {}, _plots.png
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers import models as token_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llama_int8.measurement.texts import calibration_text
+from llama_int8.data import calibration_text
 
 WORDS = "<|begin|>", "<|end|>", "<|turn_end|>", "<|role|>", "<|role_end|>"
 LLAMA2_CHAT = (

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import sync_notebooks
-from llama_int8.classroom import plots
+from llama_int8.course import plots
 
 
 def test_the_formulas_are_those_of_their_standards():

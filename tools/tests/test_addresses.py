@@ -3,7 +3,7 @@
 import pytest
 
 import addresses
-from course import CourseError
+from common import CourseError
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
-from llama_int8.classroom import dates
-from llama_int8.classroom.torch_twins import torch_twin
-from llama_int8.measurement.attention import (
+from llama_int8.course.torch_twins import torch_twin
+from llama_int8.lessons.n02 import dates
+from llama_int8.lessons.n02.heads import (
     attend_with,
     attention_maps,
     weight_on_first,

@@ -6,9 +6,9 @@ from tiny_llama import tiny_config
 from torch.nn.functional import scaled_dot_product_attention
 
 from llama_int8 import models
-from llama_int8.classroom.flash_exercises import crossing_length
-from llama_int8.measurement import attention_backends as backends
-from llama_int8.measurement.cost import attention_flops, forward_flops
+from llama_int8.lessons.n09 import backends
+from llama_int8.lessons.n09.exercises import crossing_length
+from llama_int8.models.cost import attention_flops, forward_flops
 from llama_int8.transformer import llama
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import KVCache

@@ -29,7 +29,7 @@ from llama_int8.transformer.checkpoints import (
 )
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama, rope_frequencies, rope_rotation, rotate
-from llama_int8.transformer.meta_tokenizer import (
+from llama_int8.transformer.tokenizer import (
     LLAMA3_PATTERN,
     LLAMA3_SPECIAL,
     load_meta_tokenizer,

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 
-from llama_int8.measurement import choices, wrong_rules
-from llama_int8.measurement.tasks import Item, Task
+from llama_int8.evaluation import loglikelihood, wrong_rules
+from llama_int8.evaluation.tasks import Item, Task
 
 WORDS = "a word of seven tokens and more".split()
 MERGED = 90  # this token and the next ones stand for a context's last token and what follows it
@@ -38,7 +38,7 @@ class ByHeart:
 def packed(questions):
     """Each question, (context, rows of context and choice), as a packed row."""
     tokenizer = ByHeart()
-    return choices.pack_all(tokenizer, [tokenizer.item(*question) for question in questions])
+    return loglikelihood.pack_all(tokenizer, [tokenizer.item(*question) for question in questions])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ ODD_QUESTIONS = {
 def test_an_item_scores_as_its_choices_do_alone(model, odd):
     questions = [ODD_QUESTIONS[odd]]
     assert_equal_scores(
-        choices.choice_scores(model, packed(questions)), all_alone(model, questions)
+        loglikelihood.choice_scores(model, packed(questions)), all_alone(model, questions)
     )
 
 
@@ -115,7 +115,7 @@ def test_neither_packing_nor_the_batch_nor_the_order_changes_a_score(model, ques
     rows = packed(questions)
     if mix:
         mix.shuffle(rows)
-    found = choices.choice_scores(model, rows, batch_tokens=budget)
+    found = loglikelihood.choice_scores(model, rows, batch_tokens=budget)
     assert_equal_scores(found, all_alone(model, questions))
 
 
@@ -140,17 +140,17 @@ def test_what_choices_share_is_computed_once():
 def test_padding_is_seen_by_nothing(model):
     """The embedding of token 0, which pads, may be anything."""
     questions = [([5, 6], [[5, 6, 7], [5, 6, 8]]), ([5, 6], [[5, 6, 7, 1, 2], [5, 6, 8, 3, 4]])]
-    before = choices.choice_scores(model, packed(questions))
+    before = loglikelihood.choice_scores(model, packed(questions))
     other = tiny_llama(initializer_range=0.5)
     with torch.no_grad():
         other.get_input_embeddings().weight[0] += 1
-    assert choices.choice_scores(other, packed(questions)) == before
+    assert loglikelihood.choice_scores(other, packed(questions)) == before
 
 
 def test_no_choice_sees_another(model):
     one, other = [5, 6, 7, 1, 2, 3], [5, 6, 8, 3, 4]
-    (with_other,) = choices.choice_scores(model, packed([([5, 6], [one, other])]))
-    (with_third,) = choices.choice_scores(model, packed([([5, 6], [one, [5, 6, 9, 9, 9]])]))
+    (with_other,) = loglikelihood.choice_scores(model, packed([([5, 6], [one, other])]))
+    (with_third,) = loglikelihood.choice_scores(model, packed([([5, 6], [one, [5, 6, 9, 9, 9]])]))
     assert with_other[0] == with_third[0]
     assert with_other[1] != with_third[1]
 
@@ -164,14 +164,14 @@ def text_of(tokenizer, tokens):
 
 def test_the_continuation_begins_with_the_space_before_the_choice():
     tokenizer = byte_tokenizer()
-    row = choices.pack(tokenizer, Item("Q:", ("ab", "cd"), 0))
+    row = loglikelihood.pack(tokenizer, Item("Q:", ("ab", "cd"), 0))
     assert text_of(tokenizer, row.shared) == ["Q", ":", "Ġ"]
     assert [text_of(tokenizer, tail) for tail in row.tails] == [["a", "b"], ["c", "d"]]
     assert row.scored == 2
 
 
 def test_a_start_token_belongs_to_the_context():
-    row = choices.pack(byte_tokenizer(start=True), Item("Q:", ("ab", "cd"), 0))
+    row = loglikelihood.pack(byte_tokenizer(start=True), Item("Q:", ("ab", "cd"), 0))
     assert row.shared[0] == 0
     assert row.scored == 3
     assert 0 not in row.tails[0] + row.tails[1]
@@ -179,19 +179,19 @@ def test_a_start_token_belongs_to_the_context():
 
 def test_a_token_across_the_border_is_context_and_not_scored():
     tokenizer = byte_tokenizer((":", "Ġ"), (":Ġ", "a"))
-    row = choices.pack(tokenizer, Item("Q:", ("ab", "cd"), 0))
+    row = loglikelihood.pack(tokenizer, Item("Q:", ("ab", "cd"), 0))
     assert text_of(tokenizer, row.shared) == ["Q"]
     assert [text_of(tokenizer, t) for t in row.tails] == [[":Ġa", "b"], [":Ġ", "c", "d"]]
     model = tiny_llama(initializer_range=0.5, vocab_size=len(tokenizer))
     whole = [tokenizer(f"Q: {choice}")["input_ids"] for choice in ("ab", "cd")]
     expected = [[alone(model, tokens, 2) for tokens in whole]]
-    assert_equal_scores(choices.choice_scores(model, [row]), expected)
+    assert_equal_scores(loglikelihood.choice_scores(model, [row]), expected)
 
 
 def test_a_space_at_the_end_of_a_context_goes_to_the_continuation():
     """As in the harness: else a context of HellaSwag that ended in a bracket is scored otherwise."""
     tokenizer = byte_tokenizer()
-    row = choices.pack(tokenizer, Item("Q: ", ("ab", "cd"), 0))
+    row = loglikelihood.pack(tokenizer, Item("Q: ", ("ab", "cd"), 0))
     assert text_of(tokenizer, row.shared) == ["Q", ":", "Ġ", "Ġ"]
     assert row.scored == 2
 
@@ -207,18 +207,18 @@ def test_a_space_at_the_end_of_a_context_goes_to_the_continuation():
 )
 def test_what_has_no_token_of_its_own_is_named(item, merges):
     with pytest.raises(ValueError, match="item 7: its context or a choice has no token"):
-        choices.pack(byte_tokenizer(*merges), item, 7)
+        loglikelihood.pack(byte_tokenizer(*merges), item, 7)
 
 
 def test_an_empty_choice_is_named():
     tokenizer = ByHeart()
     item = tokenizer.item([5, 6], [[5, 6, 7], [5, 6]])
     with pytest.raises(ValueError, match="item 3: its context or a choice has no token"):
-        choices.pack(tokenizer, item, 3)
+        loglikelihood.pack(tokenizer, item, 3)
 
 
 def test_an_empty_context_scores_after_the_start_token_where_there_is_one():
-    row = choices.pack(byte_tokenizer(start=True), Item("", ("a", "b"), 0))
+    row = loglikelihood.pack(byte_tokenizer(start=True), Item("", ("a", "b"), 0))
     assert (row.shared[0], row.scored) == (0, 1)
 
 
@@ -229,8 +229,8 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 @given(lengths, st.integers(1, 150))
 def test_a_batch_holds_at_most_its_tokens_or_one_row_and_every_row_is_in_one(lengths, budget):
-    rows = [choices.Packed(n, [1] * length, [], 1) for n, length in enumerate(lengths)]
-    batches = choices.batched(rows, budget)
+    rows = [loglikelihood.Packed(n, [1] * length, [], 1) for n, length in enumerate(lengths)]
+    batches = loglikelihood.batched(rows, budget)
     assert sorted(row.number for batch in batches for row in batch) == list(range(len(rows)))
     for batch in batches:
         assert max(map(len, batch)) * len(batch) <= budget or len(batch) == 1
@@ -267,22 +267,22 @@ def test_acc_and_acc_norm_are_those_of_the_harness(drawn):
     items = [Item("", tuple(choice for _, choice in found), label) for found, label in drawn]
     expected = [harness(np.array(row), item) for row, item in zip(scores, items, strict=True)]
     for normalized in (False, True):
-        right = choices.correct(scores, items, normalized)
+        right = loglikelihood.correct(scores, items, normalized)
         assert right.dtype == bool
         assert right.tolist() == [row[normalized] == 1 for row in expected]
 
 
 def test_of_equal_scores_the_first_choice_is_picked():
-    assert choices.picks([[-2.0, -2.0], [-3.0, -1.0], [-1.0, -1.0]]).tolist() == [0, 1, 0]
+    assert loglikelihood.picks([[-2.0, -2.0], [-3.0, -1.0], [-1.0, -1.0]]).tolist() == [0, 1, 0]
     item = Item("", ("ab", "abcd", "a"), 0)
-    assert choices.picks([[-2.0, -4.0, -1.0]], [item]).tolist() == [0]
+    assert loglikelihood.picks([[-2.0, -4.0, -1.0]], [item]).tolist() == [0]
 
 
 def test_a_long_answer_may_win_by_the_character_and_lose_by_the_sum():
     item = Item("", ("no", "a long answer"), 1)
     scores = [[-4.0, -13.0]]
-    assert choices.correct(scores, [item], normalized=False).tolist() == [False]
-    assert choices.correct(scores, [item], normalized=True).tolist() == [True]
+    assert loglikelihood.correct(scores, [item], normalized=False).tolist() == [False]
+    assert loglikelihood.correct(scores, [item], normalized=True).tolist() == [True]
 
 
 # What cannot be scored
@@ -295,9 +295,9 @@ def test_an_overflow_is_reported_with_the_item():
     questions = [([5, n], [[5, n, 7], [5, n, 8, 9]]) for n in (6, 42, 7, 42)]
     for budget in (1, 1000):
         with pytest.raises(ValueError, match=r"the logits are NaN or infinite in item\(s\) \[[13]"):
-            choices.choice_scores(model, packed(questions), budget)
+            loglikelihood.choice_scores(model, packed(questions), budget)
     with pytest.raises(ValueError, match=r"item\(s\) \[1, 3\]"):
-        choices.score_batch(model, packed(questions))
+        loglikelihood.score_batch(model, packed(questions))
 
 
 def test_an_infinite_score_is_reported_with_the_item():
@@ -310,7 +310,7 @@ def test_an_infinite_score_is_reported_with_the_item():
 
     handle = head.register_forward_hook(overflow)
     with pytest.raises(ValueError, match=r"item\(s\) \[1\]"):
-        choices.score_batch(model, row)
+        loglikelihood.score_batch(model, row)
     handle.remove()
 
 
@@ -318,9 +318,9 @@ def test_an_item_longer_than_the_models_context_is_named():
     model = tiny_llama(max_position_embeddings=8)
     fits = ([5, 6], [[5, 6, choice, *range(5)] for choice in (7, 8, 9)])  # 20 tokens in its row
     too_long = ([5, 6], [[5, 6, 9], [5, 6, *range(7)]])
-    assert len(choices.choice_scores(model, packed([fits]))) == 1
+    assert len(loglikelihood.choice_scores(model, packed([fits]))) == 1
     with pytest.raises(ValueError, match="item 1 has 9 tokens, and the model takes 8"):
-        choices.choice_scores(model, packed([fits, too_long, fits]))
+        loglikelihood.choice_scores(model, packed([fits, too_long, fits]))
 
 
 def test_choices_that_fit_one_by_one_fit_together():
@@ -328,7 +328,7 @@ def test_choices_that_fit_one_by_one_fit_together():
     model = tiny_llama(initializer_range=0.5, max_position_embeddings=8)
     questions = [([5, 6], [[5, 6, c, 1, 2, 3, 4, 5] for c in (7, 8, 9)])]
     assert_equal_scores(
-        choices.choice_scores(model, packed(questions)), all_alone(model, questions)
+        loglikelihood.choice_scores(model, packed(questions)), all_alone(model, questions)
     )
 
 
@@ -355,7 +355,7 @@ def shown(tokenizer, row):
 
 def test_the_right_rule_scores_the_words_of_each_choice():
     tokenizer = byte_tokenizer()
-    found = [shown(tokenizer, row) for row in choices.pack_all(tokenizer, ITEMS)]
+    found = [shown(tokenizer, row) for row in loglikelihood.pack_all(tokenizer, ITEMS)]
     assert found == [
         ("Question: Why?\nAnswer:", [" Because.", "  Never mind. "]),
         ("No question", [" So.", " So not"]),
@@ -385,7 +385,7 @@ def test_the_first_token_alone_forgets_the_rest_of_each_choice():
 def test_choices_that_begin_alike_tie_by_their_first_token(model):
     tokenizer = ByHeart()
     item = tokenizer.item([5, 6], [[5, 6, 7, 8, 9], [5, 6, 7, 8, 3]])
-    scores = choices.choice_scores(model, wrong_rules.first_token_alone(tokenizer, [item]))
+    scores = loglikelihood.choice_scores(model, wrong_rules.first_token_alone(tokenizer, [item]))
     expected = alone(model, [5, 6, 7], 2)
     assert scores[0] == pytest.approx([expected, expected], abs=1e-5)
     assert scores[0][0] == scores[0][1]
@@ -397,7 +397,7 @@ def test_the_first_token_alone_is_the_first_of_the_score(model, odd):
     tokenizer = ByHeart()
     short = wrong_rules.first_token_alone(tokenizer, [tokenizer.item(context, rows)])
     expected = [[alone(model, row[: len(context) + 1], len(context)) for row in rows]]
-    assert_equal_scores(choices.choice_scores(model, short), expected)
+    assert_equal_scores(loglikelihood.choice_scores(model, short), expected)
 
 
 def test_a_scored_question_is_as_likely_before_either_choice(model):
@@ -405,9 +405,11 @@ def test_a_scored_question_is_as_likely_before_either_choice(model):
     context = [5, 6, 3, 2]
     unlike = tokenizer.item(context, [[*context, 7, 8, 9], [*context, 4]])
     alike = tokenizer.item(context, [[*context, 7, 8, 9], [*context, 7, 8, 1]])
-    scores = choices.choice_scores(model, wrong_rules.question_scored(tokenizer, [unlike, alike]))
+    scores = loglikelihood.choice_scores(
+        model, wrong_rules.question_scored(tokenizer, [unlike, alike])
+    )
     assert_equal_scores(scores, [[alone(model, context, 1)] * 2] * 2)
-    assert choices.picks(scores).tolist() == [0, 0], "all tie, and the first is taken"
+    assert loglikelihood.picks(scores).tolist() == [0, 0], "all tie, and the first is taken"
 
 
 @pytest.mark.parametrize("rule", wrong_rules.WRONG_RULES)
@@ -429,7 +431,7 @@ def sized(*sizes: int) -> Task:
 def test_items_beyond_the_context_are_left_out_and_said(capsys):
     tokenizer = byte_tokenizer()  # a token for each byte
     task = sized(50, 101, 100, 300)
-    found = choices.fitting(tokenizer, task, 100)
+    found = loglikelihood.fitting(tokenizer, task, 100)
     assert [len(item.context) + 4 for item in found.items] == [50, 100]
     assert (found.name, found.source) == (task.name, task.source)
     assert capsys.readouterr().out == (
@@ -440,18 +442,18 @@ def test_items_beyond_the_context_are_left_out_and_said(capsys):
 
 def test_where_all_items_fit_nothing_changes_and_nothing_is_said(capsys):
     task = sized(50, 101, 100, 300)
-    assert choices.fitting(byte_tokenizer(), task, 300) == task
+    assert loglikelihood.fitting(byte_tokenizer(), task, 300) == task
     assert capsys.readouterr().out == ""
 
 
 def test_a_start_token_counts():
-    assert len(choices.fitting(byte_tokenizer(start=True), sized(99, 100), 100).items) == 1
+    assert len(loglikelihood.fitting(byte_tokenizer(start=True), sized(99, 100), 100).items) == 1
 
 
 def test_items_must_fit_in_every_way_in_which_they_are_asked():
     tokenizer, task = byte_tokenizer(), sized(90, 60)  # letters add two lines to the question
     rules = wrong_rules.WRONG_RULES.values()
-    kept = choices.fitting(tokenizer, task, 100, rules).items
+    kept = loglikelihood.fitting(tokenizer, task, 100, rules).items
     assert kept == task.items[1:]
     asked = [row for pack in rules for row in pack(tokenizer, kept)]
     assert max(row.longest for row in asked) <= 100
@@ -459,7 +461,7 @@ def test_items_must_fit_in_every_way_in_which_they_are_asked():
 
 def test_where_no_item_fits_the_message_says_what_to_do():
     with pytest.raises(ValueError, match="all 2 items of letters are longer than the 64 tokens"):
-        choices.fitting(byte_tokenizer(), sized(70, 80), 64)
+        loglikelihood.fitting(byte_tokenizer(), sized(70, 80), 64)
 
 
 @pytest.mark.parametrize("kind", ["default", "dynamic", "longrope"])
@@ -476,9 +478,9 @@ def test_a_short_items_scores_do_not_follow_its_neighbours(kind):
 
     def row(number, tails):
         ids = generator.integers(0, 97, (1 + tails, 4)).tolist()
-        return choices.Packed(number, ids[0], ids[1:], 4)
+        return loglikelihood.Packed(number, ids[0], ids[1:], 4)
 
     short, long = row(0, 2), row(1, 12)  # which fills the short one up with 40 tokens
-    alone = choices.choice_scores(model, [short])
-    beside = choices.choice_scores(model, [short, long])
+    alone = loglikelihood.choice_scores(model, [short])
+    beside = loglikelihood.choice_scores(model, [short, long])
     np.testing.assert_allclose(beside[0], alone[0], rtol=1e-4)

@@ -16,17 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ipywidgets.widgets.widget import _instances as widgets_by_id
 
-from llama_int8.classroom import claims as claims_module
-from llama_int8.classroom import exercises as exercises_module
-from llama_int8.classroom.evaluation_exercises import mean_difference_interval
-from llama_int8.classroom.exercise_book import EXERCISES, int8_bytes
-from llama_int8.classroom.exercises import check, confirms, find, hint, judge, solution
-from llama_int8.classroom.explore import WIDGET_VIEW, explore
-from llama_int8.classroom.plots import COLOURS, HATCHES, bars, figure, png, save_figure
-from llama_int8.measurement.cost import weight_bytes
-from llama_int8.measurement.results import Results
+from llama_int8.course import claims as claims_module
+from llama_int8.course import exercises as exercises_module
+from llama_int8.course.exercises import check, confirms, find, hint, judge, solution
+from llama_int8.course.explore import WIDGET_VIEW, explore
+from llama_int8.course.plots import COLOURS, HATCHES, bars, figure, png, save_figure
+from llama_int8.lessons import exercises
+from llama_int8.lessons.n08.exercises import mean_difference_interval
+from llama_int8.measure.results import Results
 from llama_int8.models import config_of
+from llama_int8.models.cost import weight_bytes
 from llama_int8.profiles import read_profile, resolve
+
+EXERCISES = exercises()
 
 NOTEBOOK = "00_start_here"
 ALT = "A line that rises from left to right"
@@ -436,7 +438,7 @@ def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch
     file = tmp_path / "verdicts.jsonl"
     monkeypatch.setattr(exercises_module, "VERDICTS", str(file))
     check("00.int8_bytes", lambda rows, columns: rows * columns)
-    check("00.int8_bytes", int8_bytes)
+    check("00.int8_bytes", EXERCISES["00.int8_bytes"].reference)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [(line["status"], line.get("points")) for line in lines] == [
         ("begun", None),
@@ -588,6 +590,7 @@ def test_ctrl_c_still_stops_a_check():
 def test_int8_bytes_add_up_to_the_cost_of_the_models_linear_layers():
     config = config_of("llama-3.1-8b")
     cost = weight_bytes(config, "int8")
+    int8_bytes = EXERCISES["00.int8_bytes"].reference
     layers = sum(int8_bytes(*shape) for shape in config.linear_shapes().values())
     assert layers * config.num_hidden_layers == cost.linear + cost.scales
 

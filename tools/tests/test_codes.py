@@ -11,15 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llama_int8.models import MODELS
-from llama_int8.quantization import products
-from llama_int8.quantization.codes import (
+from llama_int8.quantization import matmul
+from llama_int8.quantization.matmul import LARGEST_INNER, in_exact_pieces, int8_matmul
+from llama_int8.quantization.quantize import (
     absmax_quantize,
     dequantize,
     quantized_matmul,
     signal_to_noise,
     zeropoint_quantize,
 )
-from llama_int8.quantization.products import LARGEST_INNER, in_exact_pieces, int8_matmul
 
 INF, NAN = float("inf"), float("nan")
 INNER_OF_THE_MODELS = max(K for m in MODELS.values() for _, K in m.config.linear_shapes().values())
@@ -343,7 +343,7 @@ def test_cuda_gets_the_shapes_it_wants(monkeypatch, M, K, N):
 
     monkeypatch.setattr(torch, "_int_mm", int_mm_of_cuda)
     a, b = some_codes(M, K), some_codes(N, K, seed=1)
-    assert torch.equal(products._on_cuda(a, b), exact_product(a, b))
+    assert torch.equal(matmul._on_cuda(a, b), exact_product(a, b))
 
 
 # --- signal to noise --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama_int8.measurement.comparison import (
+from llama_int8.evaluation.compare import (
     flips,
     in_blocks,
     record_choices,
@@ -18,18 +18,18 @@ from llama_int8.measurement.comparison import (
     record_speed,
     record_text,
 )
-from llama_int8.measurement.cost import peak_bytes, weight_bytes
-from llama_int8.measurement.quality import StridedText
-from llama_int8.measurement.results import Results
-from llama_int8.measurement.statistics import (
+from llama_int8.evaluation.perplexity import StridedText
+from llama_int8.evaluation.tasks import Item
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import (
     mcnemar_exact,
     paired_bootstrap,
     proportion_interval,
     smallest_detectable_change,
     spread,
 )
-from llama_int8.measurement.tasks import Item
 from llama_int8.models import config_of
+from llama_int8.models.cost import peak_bytes, weight_bytes
 from llama_int8.profiles import Settings
 
 

@@ -8,11 +8,11 @@ import torch
 from tiny_llama import tiny_llama
 
 from llama_int8 import models
-from llama_int8.measurement import cpu_paths
-from llama_int8.measurement.cost import forward_bytes, forward_flops
-from llama_int8.measurement.cpu_paths import BASELINE, FAST, ONE_CALL, PATHS, STORED, Case
-from llama_int8.measurement.operations import kind_of
-from llama_int8.measurement.results import Results
+from llama_int8.lessons.n10 import backends
+from llama_int8.lessons.n10.backends import BASELINE, FAST, ONE_CALL, PATHS, STORED, Case
+from llama_int8.measure.profiler import kind_of
+from llama_int8.measure.results import Results
+from llama_int8.models.cost import forward_bytes, forward_flops
 from llama_int8.profiles import Settings
 from llama_int8.quantization.cpu import kernels
 
@@ -30,12 +30,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runners(folder):
-    return cpu_paths.load_paths(folder)
+    return backends.load_paths(folder)
 
 
 def logits_of(runner):
     with torch.inference_mode():
-        if isinstance(runner, cpu_paths.FastRunner):
+        if isinstance(runner, backends.FastRunner):
             runner.model.reserve(64)
             return runner.model(PROMPT, logits_to_keep=0)[0].float()
         return runner.model(PROMPT).logits[0].float()
@@ -51,7 +51,7 @@ def test_every_path_is_the_same_model_up_to_its_rounding(runners, path):
 def test_all_paths_are_there_and_an_unknown_one_is_named(runners, folder):
     assert tuple(runners) == PATHS and set(STORED) == set(PATHS)
     with pytest.raises(ValueError, match="'int4'"):
-        cpu_paths.load_paths(folder, ["int4"])
+        backends.load_paths(folder, ["int4"])
 
 
 def test_the_two_thresholds_share_a_model_and_differ_in_the_threshold(runners):
@@ -69,11 +69,11 @@ def test_the_two_thresholds_share_a_model_and_differ_in_the_threshold(runners):
 def test_a_decode_step_attends_to_the_whole_context(runners, path):
     """The cache is as long as the case says, whatever was run before."""
     seconds = [
-        cpu_paths.decode(runners[path], batch, context, 2)
+        backends.decode(runners[path], batch, context, 2)
         for batch, context in ((2, 9), (1, 33), (3, 4))
     ]
     assert all(s > 0 for s in seconds)
-    if path in (*FAST[1:], cpu_paths.BF16_CALL):
+    if path in (*FAST[1:], backends.BF16_CALL):
         assert runners[path].model.position == 6  # 4 tokens of context and 2 steps
 
 
@@ -81,7 +81,7 @@ def test_a_race_has_every_case_path_and_round(runners):
     few = {path: runners[path] for path in (BASELINE, ONE_CALL)}
     cases = [Case("prefill", 1, 8, 1), Case("decode", 2, 4, 1)]
     before = torch.get_num_threads()
-    raced = cpu_paths.race(few, cases, steps=2, rounds=3, vocabulary=320)
+    raced = backends.race(few, cases, steps=2, rounds=3, vocabulary=320)
     assert torch.get_num_threads() == before
     assert set(raced) == {"prefill.1x8.one", "decode.2x4.one"}
     assert set(raced["prefill.1x8.one"]) == {BASELINE}  # one call is no other way to read a prompt
@@ -103,26 +103,26 @@ def test_a_path_that_takes_too_long_is_left_out():
             return lambda: None
 
     runners = {"slow": Slow(), "quick": Quick(), BASELINE: Slow()}
-    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=0.3)
+    raced = backends.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=0.3)
     assert set(raced["decode.1x4.one"]) == {"quick", BASELINE}  # ratios need the baseline
 
 
 def test_a_quick_step_is_timed_over_many_steps(runners):
     timed = []
 
-    class Counted(cpu_paths.FastRunner):
+    class Counted(backends.FastRunner):
         def stepper(self, batch, context, steps):
             timed.append(steps)
             return super().stepper(batch, context, steps)
 
     few = {BASELINE: Counted(runners[ONE_CALL].model, True)}
-    raced = cpu_paths.race(few, [Case("decode", 1, 4, 1)], steps=2, rounds=1, vocabulary=320)
+    raced = backends.race(few, [Case("decode", 1, 4, 1)], steps=2, rounds=1, vocabulary=320)
     assert set(timed) == {2} and len(timed) > 20 and raced["decode.1x4.one"][BASELINE][0] < 0.01
 
 
 def test_paths_that_differ_in_decode_alone_are_not_raced_in_prefill(runners):
-    raced = cpu_paths.race(runners, [Case("prefill", 1, 4, 1)], 1, 1, 320)
-    assert set(raced["prefill.1x4.one"]) == set(PATHS) - {ONE_CALL, cpu_paths.BF16_CALL}
+    raced = backends.race(runners, [Case("prefill", 1, 4, 1)], 1, 1, 320)
+    assert set(raced["prefill.1x4.one"]) == set(PATHS) - {ONE_CALL, backends.BF16_CALL}
 
 
 def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
@@ -130,17 +130,17 @@ def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
     step, prompt = Case("decode", 1, 50, 1), Case("prefill", 2, 64, 1)
     read = forward_bytes(config, "int8-fast", 1, 50, 1)
     rates = {"fp32": 1e8, "bf16": 1e9, "int8": 1e15}  # each path by the rate of its own products
-    assert cpu_paths.ceiling(config, ONE_CALL, step, 1e9, rates) == pytest.approx(read / 1e9)
+    assert backends.ceiling(config, ONE_CALL, step, 1e9, rates) == pytest.approx(read / 1e9)
     work = forward_flops(config, 64, 0, 2)
-    assert cpu_paths.ceiling(config, BASELINE, prompt, 1e15, rates) == pytest.approx(work / 1e9)
-    control = cpu_paths.ceiling(config, cpu_paths.BF16_CALL, prompt, 1e15, rates)
+    assert backends.ceiling(config, BASELINE, prompt, 1e15, rates) == pytest.approx(work / 1e9)
+    control = backends.ceiling(config, backends.BF16_CALL, prompt, 1e15, rates)
     assert control == pytest.approx(work / 1e8)
-    assert set(cpu_paths.ARITHMETIC) == set(STORED)
+    assert set(backends.ARITHMETIC) == set(STORED)
 
 
 def test_speed_counts_the_tokens_of_the_whole_batch():
-    assert cpu_paths.tokens_per_second(Case("prefill", 3, 100, 1), [2.0])[0] == 150
-    assert cpu_paths.tokens_per_second(Case("decode", 8, 100, 1), [2.0])[0] == 4
+    assert backends.tokens_per_second(Case("prefill", 3, 100, 1), [2.0])[0] == 150
+    assert backends.tokens_per_second(Case("decode", 8, 100, 1), [2.0])[0] == 4
 
 
 def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
@@ -150,7 +150,7 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
     times = {"bf16": [2.0, 4.0, 8.0], ONE_CALL: [1.0, 1.0, 1.0], "llama.cpp-Q8_0": [1.0, 2.0, 4.0]}
     roof = {count: (1e12, {"int8": 1e15, "bf16": 1e15}) for count in (1, 2)}
     seconds = {case.key: times for case in cases}
-    race = cpu_paths.record_race(results, seconds, cases, models.config_of(folder), roof)
+    race = backends.record_race(results, seconds, cases, models.config_of(folder), roof)
     ratio = race.over_bf16[cases[0]]
     assert ratio["llama.cpp-Q8_0"].median == 2 and ratio["llama.cpp-Q8_0"].high == 2
     assert ratio[ONE_CALL].median == 4 and race.speeds[cases[1]]["bf16"].median == 0.25
@@ -162,7 +162,7 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
 
 
 def test_a_profile_sees_the_kernels_calls(runners):
-    found = cpu_paths.profile_steps({p: runners[p] for p in (BASELINE, *FAST)}, 8)
+    found = backends.profile_steps({p: runners[p] for p in (BASELINE, *FAST)}, 8)
     assert found[BASELINE]["16-bit products"] > 0 == found[BASELINE]["int8 products"]
     if kernels.chosen().library is None:
         pytest.skip("no kernel on this machine")
@@ -173,17 +173,17 @@ def test_a_profile_sees_the_kernels_calls(runners):
 
 
 def test_single_layers_are_raced_at_their_shapes():
-    raced = cpu_paths.race_layers({"small": (64, 128)}, 3, 2, held=2 * 64 * 128)
+    raced = backends.race_layers({"small": (64, 128)}, 3, 2, held=2 * 64 * 128)
     assert set(raced["small"]) >= {"bf16", "fp16", "LLM.int8()", "int8-fast"}
     assert all(len(times) == 2 for times in raced["small"].values())
 
 
 @pytest.mark.slow
 def test_a_process_takes_about_the_bytes_of_its_weights(tmp_path):
-    from llama_int8.measurement.cost import weight_bytes
+    from llama_int8.models.cost import weight_bytes
 
     config = models.config_of(models.DEFAULT_MODEL)
-    found = cpu_paths.resident_bytes(models.DEFAULT_MODEL, "int8-fast: swapped")
+    found = backends.resident_bytes(models.DEFAULT_MODEL, "int8-fast: swapped")
     wanted = weight_bytes(config, "int8-fast").total
     assert 0.8 * wanted < found < 1.5 * wanted
 

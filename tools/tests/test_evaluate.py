@@ -19,12 +19,12 @@ from conftest import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import course as command
+from llama_int8.evaluation import loglikelihood, perplexity
+from llama_int8.evaluation.evaluate import STRIDE, WINDOW, Evaluation
+from llama_int8.evaluation.resume import Journal, Processes, run_batches
+from llama_int8.evaluation.tasks import load_task
+from llama_int8.evaluation.wrong_rules import WRONG_RULES
 from llama_int8.files import content_hash
-from llama_int8.measurement import choices, quality
-from llama_int8.measurement.batches import Journal, Processes, run_batches
-from llama_int8.measurement.evaluation import STRIDE, WINDOW, Evaluation
-from llama_int8.measurement.tasks import load_task
-from llama_int8.measurement.wrong_rules import WRONG_RULES
 from llama_int8.models import load_model, load_tokenizer
 
 TINY = {
@@ -273,9 +273,9 @@ def test_accuracy_is_that_of_every_choice_in_a_pass_of_its_own(evaluate, folder,
         "acc": np.argmax(scores, 1) == labels,
         "acc_norm": np.argmax(scores / lengths, 1) == labels,
     }
-    rows = choices.pack_all(tokenizer, task.items)
-    scores = choices.choice_scores(load_model(folder, "int8", "cpu"), rows)
-    int8 = {rule: choices.correct(scores, task.items, rule == "acc_norm") for rule in full}
+    rows = loglikelihood.pack_all(tokenizer, task.items)
+    scores = loglikelihood.choice_scores(load_model(folder, "int8", "cpu"), rows)
+    int8 = {rule: loglikelihood.correct(scores, task.items, rule == "acc_norm") for rule in full}
     for rule, right in full.items():
         assert found[f"{rule}.fp32"] == pytest.approx(100 * right.mean())
         assert found[f"{rule}.int8"] == pytest.approx(100 * int8[rule].mean())
@@ -331,7 +331,9 @@ def test_wrong_rules_are_recorded_on_demand_in_one_precision(evaluate, folder, t
     items = load_task("everyday-physics").items
     for rule, pack in WRONG_RULES.items():
         entry = content["measurements"][f"wrong_rule.{rule}"]
-        right = choices.correct(choices.choice_scores(model, pack(tokenizer, items)), items, False)
+        right = loglikelihood.correct(
+            loglikelihood.choice_scores(model, pack(tokenizer, items)), items, False
+        )
         assert entry["value"] == pytest.approx(100 * right.mean())
         assert entry["n"] == 40
         assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 100
@@ -459,13 +461,13 @@ def test_a_model_that_changes_while_it_is_evaluated_is_an_error_and_leaves_nothi
     evaluate, tmp_path, capsys, monkeypatch
 ):
     mine = weights(tmp_path / "mine", 0)
-    right = choices.score_batch
+    right = loglikelihood.score_batch
 
     def score_while_training_goes_on(*arguments):
         weights(mine, 1)
         return right(*arguments)
 
-    monkeypatch.setattr(choices, "score_batch", score_while_training_goes_on)
+    monkeypatch.setattr(loglikelihood, "score_batch", score_while_training_goes_on)
     assert evaluate(*FEW, model=mine) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: the files of mine (folder ")
@@ -537,8 +539,8 @@ def test_a_broken_evaluation_leaves_an_earlier_file_as_it_was(evaluate, tmp_path
     def breaks(*_):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(quality, "_window_score", breaks)
-    monkeypatch.setattr(choices, "score_batch", breaks)
+    monkeypatch.setattr(perplexity, "_window_score", breaks)
+    monkeypatch.setattr(loglikelihood, "score_batch", breaks)
     assert evaluate("--task", "everyday-physics", "--precision", "fp32,bf16") == 1
     assert path.read_bytes() == before
 
@@ -610,8 +612,8 @@ def test_what_an_earlier_run_has_kept_is_not_computed_again(
     def never(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(choices, "score_batch", never)
-    monkeypatch.setattr(quality, "_window_score", never)
+    monkeypatch.setattr(loglikelihood, "score_batch", never)
+    monkeypatch.setattr(perplexity, "_window_score", never)
     assert evaluate(*BOTH) == 0
     assert lasting(tmp_path) == lasting(finished)
 

@@ -16,13 +16,14 @@ from tiny_llama import tiny_llama
 from transformers import GenerationConfig, LlamaForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from llama_int8.classroom.tables import markdown_table
+from llama_int8.course.tables import markdown_table
 from llama_int8.errors import ModelFilesError
+from llama_int8.evaluation import answers, experiment, loglikelihood, perplexity
+from llama_int8.evaluation.tasks import Item
 from llama_int8.files import content_hash
-from llama_int8.measurement import answers, choices, cost, experiment, latency, quality
-from llama_int8.measurement.cost import weight_bytes
-from llama_int8.measurement.tasks import Item
-from llama_int8.models import config_of, load_model, load_tokenizer
+from llama_int8.measure import latency
+from llama_int8.models import config_of, cost, load_model, load_tokenizer
+from llama_int8.models.cost import weight_bytes
 from llama_int8.profiles import resolve
 
 TINY = {
@@ -302,10 +303,10 @@ def test_probability_at_a_step_is_that_of_the_token_or_none():
 
 # --- the measurement ----------------------------------------------------------------------------
 
-WINDOWS = quality.StridedText(torch.arange(48).view(3, 16), 8, np.array([8, 9, 10]))
+WINDOWS = perplexity.StridedText(torch.arange(48).view(3, 16), 8, np.array([8, 9, 10]))
 ROWS = [
-    choices.Packed(0, [1, 2, 3], [[4, 5], [6, 7, 8]], 3),
-    choices.Packed(1, [9, 10], [[11], [12]], 2),
+    loglikelihood.Packed(0, [1, 2, 3], [[4, 5], [6, 7, 8]], 3),
+    loglikelihood.Packed(1, [9, 10], [[11], [12]], 2),
 ]
 WORK = experiment.Workload(
     text=WINDOWS,
@@ -351,9 +352,9 @@ def test_one_stage_measures_bytes_quality_and_text_and_is_plain_json(folder, pre
     assert run["weight bytes"] == weight_bytes(config_of(folder), precision).total
     assert set(run["before"]) == set(run["loaded"]) == {"process"}
     alone = load_model(folder, precision, "cpu")
-    assert run["windows"] == quality.window_scores(alone, WINDOWS, 2)
-    assert run["choices"] == choices.choice_scores(alone, ROWS)
-    assert run["slips"] == {"a wrong rule": choices.choice_scores(alone, ROWS[:1])}
+    assert run["windows"] == perplexity.window_scores(alone, WINDOWS, 2)
+    assert run["choices"] == loglikelihood.choice_scores(alone, ROWS)
+    assert run["slips"] == {"a wrong rule": loglikelihood.choice_scores(alone, ROWS[:1])}
     greedy, sampled = (
         answers.answer_with_candidates(alone, PROMPT, 6, seed=seed) for seed in (None, 1)
     )

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from llama_int8.models.synthetic import restore_rotary
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
-from llama_int8.quantization.cpu.layers import Int8FastLinear, fast_linear, replace_linears
+from llama_int8.quantization.cpu.linear import Int8FastLinear, fast_linear, replace_layers
 from llama_int8.quantization.cpu.llama import FastLlama, causal_attention
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
@@ -87,7 +87,7 @@ def swapped(make=fast_linear, **changes):
         elif "embed_tokens" not in name:
             random *= 1.5 / weight.shape[1] ** 0.5
         weight.requires_grad_(False).copy_(random.bfloat16())
-    return replace_linears(model, make=make)
+    return replace_layers(model, make=make)
 
 
 def in_bf16(model):
@@ -255,7 +255,7 @@ def test_any_number_of_threads_gives_the_same_steps(compiled, threads):
 def test_the_course_s_own_model_gives_the_same(compiled):
     model, tokens = swapped(attention_bias=True), some_tokens()
     config = LlamaConfig.from_hugging_face(tiny_config(attention_bias=True).to_dict())
-    own = replace_linears(Llama(config).requires_grad_(False))
+    own = replace_layers(Llama(config).requires_grad_(False))
     own.load_state_dict(model.state_dict())
     one, two = (FastLlama(m, CONTEXT, 3) for m in (model, own))
     assert torch.equal(one.forward(tokens[:, :9]), two.forward(tokens[:, :9]))
@@ -339,7 +339,7 @@ def test_generation_forgets_what_was_read_before():
 
 
 def test_a_model_in_another_precision_is_refused():
-    with refused(TypeError, "q_proj is Linear", "int8-fast", "replace_linears"):
+    with refused(TypeError, "q_proj is Linear", "int8-fast", "replace_layers"):
         FastLlama(tiny_llama())
 
 

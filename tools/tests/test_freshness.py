@@ -6,7 +6,7 @@ import pytest
 from tiny_llama import tiny_config
 
 import run_notebooks
-from course import CourseError
+from common import CourseError
 from llama_int8.files import content_hash
 from llama_int8.models import MODELS
 

@@ -21,8 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llama_int8.measurement.cost import kv_cache_bytes
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
+from llama_int8.models.cost import kv_cache_bytes
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import (
     KVCache,

@@ -10,10 +10,12 @@ from tiny_llama import in_int8, tiny_llama
 
 import benchmark_gpu
 from llama_int8 import models
-from llama_int8.measurement import experiment, gpu, latency
-from llama_int8.measurement.cost import weight_bytes
-from llama_int8.measurement.results import Results
+from llama_int8.evaluation import experiment
+from llama_int8.lessons.n10 import gpu
+from llama_int8.measure import latency
+from llama_int8.measure.results import Results
 from llama_int8.models import grouped_heads
+from llama_int8.models.cost import weight_bytes
 from llama_int8.models.synthetic import random_tensor
 from llama_int8.profiles import Settings
 

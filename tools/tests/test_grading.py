@@ -17,9 +17,11 @@ from conftest import ROOT
 from wrong_answers import RIGHT_ANSWERS, WRONG_ANSWERS
 
 import grade_notebooks
-from course import CourseError
-from llama_int8.classroom.exercise_book import EXERCISES
-from llama_int8.classroom.exercises import find, judge
+from common import CourseError
+from llama_int8.course.exercises import find, judge
+from llama_int8.lessons import exercises
+
+EXERCISES = exercises()
 
 # --- wrong answers, and right ones in another style ---------------------------------------------
 
@@ -91,7 +93,7 @@ MOVED, MERGE, SEES, TILES, CROSSING = (
     "08.tiles_visited",
     "08.crossing_length",
 )
-IMPORT = "from llama_int8.classroom import exercises"
+IMPORT = "from llama_int8.course import exercises"
 
 
 def graded(folder: Path, out: Path, seconds: int = 60, memory: float = 6.0) -> dict:
@@ -316,14 +318,13 @@ def test_of_several_answers_a_right_one_counts_else_the_last_that_is_no_blank():
 
 def test_a_check_that_says_correct_of_anything_earns_nothing(tmp_path):
     tricks = [
-        "import dataclasses, os\n"
-        "from llama_int8.classroom import exercise_book, exercises\nkept = exercises.judge",
+        "import dataclasses, os\nfrom llama_int8.course import exercises\nkept = exercises.judge",
         "exercises.judge = lambda *a: exercises.Verdict('correct', 'correct', 1)\n"
         + checked(MOVED, "return 1"),
         "exercises.judge, exercises._equal = kept, lambda *a: True\n"
         + checked(MERGE, "return 1.0, 1.0, 1.0"),
         f"exercises._hand_in(name={SEES!r}, status='correct', points=1, message='correct')",
-        f"own = exercise_book.EXERCISES\nown[{TILES!r}] = dataclasses.replace("
+        f"own = exercises.EXERCISES\nown[{TILES!r}] = dataclasses.replace("
         f"own[{TILES!r}], cases=((1, 1),), reference=lambda *a: 1)\n" + checked(TILES, "return 1"),
         checked(CROSSING, "..."),
         f"answer = exercises.check({CROSSING!r}, answer)  # what the check above gave back",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hand_ins
-from course import CourseError
+from common import CourseError
 
 START, SCRATCH, OUTLIERS, FLASH = (
     "00_start_here",

@@ -16,11 +16,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.models import MODELS
-from llama_int8.quantization.codes import absmax_quantize
-from llama_int8.quantization.cpu import blocks, kernels
+from llama_int8.quantization.cpu import kernels, packing
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
-from llama_int8.quantization.cpu.blocks import (
+from llama_int8.quantization.cpu.layout import (
+    GROUP,
+    ROWS,
+    packed_bytes,
+    packed_shape,
+    scale_bytes,
+    scale_shape,
+)
+from llama_int8.quantization.cpu.linear import Int8FastLinear, fast_linear, replace_layers
+from llama_int8.quantization.cpu.packing import (
     TINY,
     lost_bits,
     pack,
@@ -31,16 +40,7 @@ from llama_int8.quantization.cpu.blocks import (
     unpack,
     unpack_rows,
 )
-from llama_int8.quantization.cpu.layers import Int8FastLinear, fast_linear, replace_linears
-from llama_int8.quantization.cpu.layout import (
-    GROUP,
-    ROWS,
-    packed_bytes,
-    packed_shape,
-    scale_bytes,
-    scale_shape,
-)
-from llama_int8.quantization.cpu.vectorwise import VectorwiseLinear
+from llama_int8.quantization.quantize import absmax_quantize
 from llama_int8.quantization.simulate import Scheme, simulated
 
 INF, NAN = math.inf, math.nan
@@ -561,7 +561,7 @@ def test_weights_that_the_plain_path_restores_in_slices_give_the_same(monkeypatc
     layer, x = some_layer(130, 200), normal(5, 130)
     whole = product(kernels.PYTORCH, layer, x)
     for size in (1, 4 * ROWS * 192, 2 * 4 * ROWS * 192):  # one block of rows, one, two
-        monkeypatch.setattr(blocks, "_SLICE_BYTES", size)
+        monkeypatch.setattr(packing, "_SLICE_BYTES", size)
         same_bits(product(kernels.PYTORCH, layer, x), whole)
 
 
@@ -753,7 +753,7 @@ def test_replacing_takes_the_output_layer_too_and_leaves_the_embedding():
     model = Model()
     table, before = model.embed_tokens.weight, model.embed_tokens.weight.clone()
     origin = copy.deepcopy(model)
-    assert replace_linears(model) is model
+    assert replace_layers(model) is model
     kinds = [type(m) for m in (model.inner[0], model.inner[2], model.lm_head)]
     assert kinds == [Int8FastLinear] * 3
     assert model.embed_tokens.weight is table and torch.equal(table, before)
@@ -763,17 +763,17 @@ def test_replacing_takes_the_output_layer_too_and_leaves_the_embedding():
 
 
 def test_replacing_leaves_what_is_skipped_and_makes_what_is_asked_for():
-    model = replace_linears(Model(), skip=["lm_head"])
+    model = replace_layers(Model(), skip=["lm_head"])
     assert type(model.lm_head) is nn.Linear and type(model.inner[0]) is Int8FastLinear
     assert (
-        type(replace_linears(Model(), make=lambda _, x: VectorwiseLinear(x)).lm_head)
+        type(replace_layers(Model(), make=lambda _, x: VectorwiseLinear(x)).lm_head)
         is VectorwiseLinear
     )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_replacing_leaves_the_model_in_its_mode(training):
-    model = replace_linears(Model().train(training))
+    model = replace_layers(Model().train(training))
     assert {module.training for module in model.modules()} == {training}
 
 
@@ -784,9 +784,9 @@ def test_two_planes_are_for_the_output_layer_alone():
 
 def test_replacing_where_there_is_nothing_to_replace_is_refused():
     with refused(ValueError, "Int8FastLinear.from_linear"):
-        replace_linears(some_linear())
+        replace_layers(some_linear())
     with refused(ValueError, "no linear layer"):
-        replace_linears(nn.Sequential(nn.SiLU()))
+        replace_layers(nn.Sequential(nn.SiLU()))
 
 
 # --- which code runs --------------------------------------------------------------------------

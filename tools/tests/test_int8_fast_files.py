@@ -14,27 +14,27 @@ from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_llama
 
-from llama_int8.measurement.cost import forward_bytes, kv_cache_bytes, weight_bytes
-from llama_int8.measurement.memory import weight_memory
-from llama_int8.measurement.quality import StridedText, divergence, window_scores
-from llama_int8.measurement.side_by_side import side_by_side
+from generate_text import side_by_side
+from llama_int8.evaluation.perplexity import StridedText, divergence, window_scores
+from llama_int8.measure.memory import weight_memory
 from llama_int8.models import (
     MODELS,
     ModelFilesError,
     PrecisionError,
     end_tokens,
+    load,
     load_model,
     load_tokenizer,
-    loading,
     save_int8_fast,
     save_synthetic,
 )
+from llama_int8.models.cost import forward_bytes, kv_cache_bytes, weight_bytes
 from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.int8_fast import is_int8_fast
 from llama_int8.models.registry import ModelSpec
-from llama_int8.quantization.cpu.layers import Int8FastLinear, replace_linears
+from llama_int8.quantization.cpu.linear import Int8FastLinear, replace_layers
 from llama_int8.quantization.cpu.llama import FastLlama
-from llama_int8.quantization.layers import linear_layers
+from llama_int8.quantization.linear_layers import linear_layers
 from llama_int8.transformer.config import LlamaConfig
 
 TINY = LlamaConfig(96, 32, 72, 2, 4, 2, 8, 64)  # inner 72: filled up to 128
@@ -153,7 +153,7 @@ def test_a_step_reads_every_weight_but_the_embedding_and_the_cache():
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_predicted_bytes_of_every_registered_model_are_those_of_its_empty_layers(name):
     config = MODELS[name].config
-    model = replace_linears(empty_model(replace(config, num_hidden_layers=2)))
+    model = replace_layers(empty_model(replace(config, num_hidden_layers=2)))
     sizes = {torch.uint8: 1, torch.bfloat16: 2, torch.float32: 4}
     measured = 0
     for key, tensor in model.state_dict(keep_vars=True).items():
@@ -165,7 +165,7 @@ def test_predicted_bytes_of_every_registered_model_are_those_of_its_empty_layers
 
 
 def test_its_place_is_the_cpu_whatever_else_is_there(tiny, monkeypatch):
-    monkeypatch.setattr(loading, "default_device", lambda: "cuda")
+    monkeypatch.setattr(load, "default_device", lambda: "cuda")
     assert load_model("synthetic:tiny", "int8-fast").device.type == "cpu"
 
 
@@ -348,7 +348,7 @@ def test_divergence_from_the_baseline_is_that_of_both_models_own_logits(tied):
     for parameter in base.parameters():
         parameter.data = parameter.data + (torch.randn_like(parameter) / 4).bfloat16()
     base.tie_weights()
-    fast = replace_linears(copy.deepcopy(base), skip=() if tied else ("lm_head",))
+    fast = replace_layers(copy.deepcopy(base), skip=() if tied else ("lm_head",))
     windows = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(1))
     text = StridedText(windows, 8, np.array([20, 20]))
     found = window_scores(fast, text, reference=window_scores(base, text, keep=2))

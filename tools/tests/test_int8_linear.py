@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 from torch import Tensor, nn
 
-from llama_int8.measurement.texts import evaluation_text
+from llama_int8.data import evaluation_text
 from llama_int8.models import load_model, load_tokenizer
-from llama_int8.quantization.int8_linear import Int8Linear, replace_linears, vectorwise_quantize
-from llama_int8.quantization.layers import linear_layers, watching
+from llama_int8.quantization.linear_layers import linear_layers, watching
+from llama_int8.quantization.llm_int8 import Int8Linear, replace_linears, vectorwise_quantize
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
 

@@ -20,7 +20,7 @@ from test_grading import MERGE, SEES, right, write
 import grade_notebooks
 import isolation
 import sandbox
-from course import CourseError
+from common import CourseError
 
 needs_sandbox = pytest.mark.skipif(
     not sandbox.works(), reason="this system cannot keep a process in its folder"

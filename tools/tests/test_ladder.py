@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_llama import tiny_llama
 
-from llama_int8.classroom.papers import published
-from llama_int8.measurement import quality
-from llama_int8.measurement.ladder import CONTROLS, LLM_INT8, METHODS, RUNGS, THRESHOLDS, climb
-from llama_int8.quantization.int8_linear import replace_linears
-from llama_int8.quantization.layers import linear_layers
+from llama_int8.data import published
+from llama_int8.evaluation import perplexity
+from llama_int8.evaluation.ladder import CONTROLS, LLM_INT8, METHODS, RUNGS, THRESHOLDS, climb
+from llama_int8.quantization.linear_layers import linear_layers
+from llama_int8.quantization.llm_int8 import replace_linears
 from llama_int8.quantization.outliers import channel_absmax
 
 WINDOWS = (torch.arange(48).reshape(3, 16) * 5) % 97
@@ -30,7 +30,7 @@ def climbed(model):
 
 
 def test_the_lowest_rung_is_the_model_itself(model, climbed):
-    expected = quality.token_nll(model, WINDOWS).mean(1)
+    expected = perplexity.token_nll(model, WINDOWS).mean(1)
     np.testing.assert_array_equal(climbed["FP32"]["nll"], expected)
     assert climbed["FP32"]["kept"] is None  # nothing was rounded
 
@@ -38,7 +38,7 @@ def test_the_lowest_rung_is_the_model_itself(model, climbed):
 def test_every_rung_that_rounds_changes_the_loss_and_the_model_is_as_before(model, climbed):
     base = climbed["FP32"]["nll"]
     assert all(run["nll"] != base for name, run in climbed.items() if name != "FP32")
-    np.testing.assert_array_equal(quality.token_nll(model, WINDOWS).mean(1), base)
+    np.testing.assert_array_equal(perplexity.token_nll(model, WINDOWS).mean(1), base)
 
 
 def test_a_rung_is_plain_json_and_has_one_loss_for_each_window(climbed):
@@ -56,7 +56,7 @@ def test_llm_int8_without_outliers_is_vector_wise(climbed):
 
 
 def test_the_simulated_rung_is_close_to_the_real_layers(climbed):
-    real = quality.token_nll(replace_linears(tiny_llama()), WINDOWS).mean(1)
+    real = perplexity.token_nll(replace_linears(tiny_llama()), WINDOWS).mean(1)
     base, simulated = (np.array(climbed[name]["nll"]) for name in ("FP32", LLM_INT8))
     assert np.abs(simulated - real).mean() < 0.5 * np.abs(simulated - base).mean() + 1e-4
 

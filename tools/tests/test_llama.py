@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama as hugging_face
 
-from llama_int8.measurement.cost import count_parameters
-from llama_int8.measurement.texts import evaluation_text
+from llama_int8.data import evaluation_text
 from llama_int8.models import DEFAULT_MODEL, MODELS, load_model, load_tokenizer, model_folder
+from llama_int8.models.cost import count_parameters
 from llama_int8.transformer.attention import (
     MultiHeadAttention,
     causal_mask,

@@ -15,9 +15,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, LlamaForCausalLM
 
-from llama_int8.classroom.papers import llama_papers
-from llama_int8.measurement import cost, latency, memory
-from llama_int8.measurement.cost import (
+from llama_int8.data import calibration_text, evaluation_text, load, probes
+from llama_int8.evaluation.perplexity import perplexity, token_nll, windows
+from llama_int8.measure import latency, memory
+from llama_int8.measure.latency import (
+    interleaved,
+    matrix_throughput,
+    prefill,
+    prefill_and_decode,
+    read_bandwidth,
+    repeated,
+)
+from llama_int8.measure.memory import count_new_bytes, weight_memory
+from llama_int8.models import MODELS, config_of, cost, load_model, load_tokenizer
+from llama_int8.models.cost import (
     GIB,
     count_parameters,
     decode_bound,
@@ -28,19 +39,6 @@ from llama_int8.measurement.cost import (
     training_flops,
     weight_bytes,
 )
-from llama_int8.measurement.latency import (
-    interleaved,
-    matrix_throughput,
-    prefill,
-    prefill_and_decode,
-    read_bandwidth,
-    repeated,
-)
-from llama_int8.measurement.memory import count_new_bytes, weight_memory
-from llama_int8.measurement.probes import probes
-from llama_int8.measurement.quality import perplexity, token_nll, windows
-from llama_int8.measurement.texts import calibration_text, evaluation_text
-from llama_int8.models import MODELS, config_of, load_model, load_tokenizer
 from llama_int8.transformer.config import LlamaConfig
 
 T4_BANDWIDTH = 320e9
@@ -680,14 +678,16 @@ def test_the_inner_width_is_that_of_the_published_models(arguments, published):
     assert feed_forward_width(*arguments) == published
 
 
-@pytest.mark.parametrize("size", llama_papers()["sizes"])
+@pytest.mark.parametrize("size", load("llama_papers")["sizes"])
 def test_the_papers_sizes_hours_and_speed_agree_with_each_other(size):
-    printed = llama_papers()["sizes"][size]
+    printed = load("llama_papers")["sizes"][size]
     config = llama1_config(printed["width"], printed["heads"], printed["layers"])
     assert count_parameters(config) / 1e9 == pytest.approx(printed["parameters"], rel=0.006)
-    if size == llama_papers()["speed"]["size"]:
+    if size == load("llama_papers")["speed"]["size"]:
         rate = printed["tokens"] * 1e12 / (printed["gpu_hours"] * 3600)
-        assert rate == pytest.approx(llama_papers()["speed"]["tokens_per_second_per_gpu"], rel=0.01)
+        assert rate == pytest.approx(
+            load("llama_papers")["speed"]["tokens_per_second_per_gpu"], rel=0.01
+        )
 
 
 def test_llama_7b_has_the_shapes_of_the_registered_one():
@@ -695,7 +695,9 @@ def test_llama_7b_has_the_shapes_of_the_registered_one():
 
 
 def test_the_papers_mixture_adds_up():
-    assert sum(share for share, _, _ in llama_papers()["mixture"].values()) == pytest.approx(100)
+    assert sum(share for share, _, _ in load("llama_papers")["mixture"].values()) == pytest.approx(
+        100
+    )
 
 
 def test_training_takes_6_operations_and_16_bytes_a_parameter():

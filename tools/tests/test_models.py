@@ -23,8 +23,7 @@ from transformers import LlamaForCausalLM
 
 import llama_int8
 from llama_int8.files import build_once, cache_folder
-from llama_int8.measurement.cost import GIB, count_parameters, weight_bytes
-from llama_int8.measurement.memory import weight_memory
+from llama_int8.measure.memory import weight_memory
 from llama_int8.models import (
     DEFAULT_MODEL,
     MODELS,
@@ -38,16 +37,17 @@ from llama_int8.models import (
     config_of,
     embedded,
     end_tokens,
+    load,
     load_model,
     load_tokenizer,
-    loading,
     save_synthetic,
 )
+from llama_int8.models.check import check_layers
+from llama_int8.models.cost import GIB, count_parameters, weight_bytes
 from llama_int8.models.hugging_face import empty_model
-from llama_int8.models.layers import check_layers
 from llama_int8.models.registry import HubSource, ModelSpec
 from llama_int8.models.synthetic import random_tensor
-from llama_int8.quantization.cpu.layers import Int8FastLinear
+from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
 
@@ -98,7 +98,7 @@ EITHER_MODEL = pytest.mark.parametrize(
 @pytest.fixture
 def free_bytes(monkeypatch):
     """Pretend that so many bytes are free."""
-    return lambda free: monkeypatch.setattr(loading, "free_memory", lambda device: free)
+    return lambda free: monkeypatch.setattr(load, "free_memory", lambda device: free)
 
 
 def pretend_gpu(monkeypatch, name, capability):
@@ -260,8 +260,8 @@ def test_the_embedded_model_knows_the_capital_of_france(loaded, precision):
 
 
 def test_the_baseline_of_a_cpu_is_bf16_and_that_of_a_gpu_fp16():
-    assert loading.baseline_precision("cpu") == "bf16"
-    assert loading.baseline_precision("cuda") == "fp16"
+    assert load.baseline_precision("cpu") == "bf16"
+    assert load.baseline_precision("cuda") == "fp16"
 
 
 @pytest.mark.parametrize("name", ["tiny folder", "synthetic:tiny"])
@@ -566,9 +566,9 @@ def test_a_truth_value_in_quotes_is_refused(folder):
 def assert_refused_everywhere(folder, *words):
     """In every precision and by the course's own model, before anything is measured."""
     ways = [functools.partial(load_model, folder, p) for p in (*PRECISIONS, "int8-fast")]
-    for load in (*ways, functools.partial(Llama.from_pretrained, folder)):
+    for way in (*ways, functools.partial(Llama.from_pretrained, folder)):
         with pytest.raises(ModelFilesError) as error:
-            load()
+            way()
         for word in words:
             assert word in str(error.value)
 
@@ -716,9 +716,9 @@ def test_an_adapter_is_half_a_model_and_says_so(folder):
 
 def test_a_folder_in_metas_format_is_called_that(tmp_path):
     (tmp_path / "params.json").write_text("{}")
-    for load in (load_tokenizer, config_of, functools.partial(load_model, precision="fp32")):
+    for way in (load_tokenizer, config_of, functools.partial(load_model, precision="fp32")):
         with pytest.raises(ModelFilesError, match=r"in Meta's format.*`course.py generate` read"):
-            load(tmp_path)
+            way(tmp_path)
 
 
 def test_shapes_that_transformers_refuses_are_not_called_damage(tmp_path):
@@ -950,7 +950,7 @@ def test_where_nothing_fits_nothing_is_offered(free_bytes):
 
 
 def test_memory_is_checked_before_anything_is_fetched(free_bytes, monkeypatch):
-    monkeypatch.setattr(loading, "model_folder", lambda name: pytest.fail("it was fetched"))
+    monkeypatch.setattr(load, "model_folder", lambda name: pytest.fail("it was fetched"))
     free_bytes(10**6)
     for name in ("llama-2-7b-chat", "synthetic:llama-2-7b-chat"):
         with pytest.raises(NotEnoughMemoryError):
@@ -977,7 +977,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, saved):
     for device in ("cuda", "cuda:1", "auto"):
         with pytest.raises(PrecisionError, match=f"device is '{device}'.*use device='cpu'"):
             load_model(saved, "fp32", device)
-    assert loading.default_device() == "cpu"
+    assert load.default_device() == "cpu"
 
 
 def test_a_t4_computes_everything_but_bf16(monkeypatch):
@@ -985,22 +985,22 @@ def test_a_t4_computes_everything_but_bf16(monkeypatch):
     with pytest.raises(PrecisionError, match=r"Tesla T4 computes bf16 only by emulation.*'fp16'"):
         load_model("synthetic:smollm2-135m", "bf16", "cuda")
     for precision in ("fp32", "fp16", "int8"):
-        loading.check_precision(precision, "cuda")
+        load.check_precision(precision, "cuda")
 
 
 def test_a_v100_cannot_compute_llm_int8(monkeypatch):
     pretend_gpu(monkeypatch, "Tesla V100", (7, 0))
     with pytest.raises(PrecisionError, match=r"capability 7\.5; Tesla V100 has 7\.0.*'fp16'"):
         load_model("synthetic:smollm2-135m", "int8", "cuda")
-    loading.check_precision("fp16", "cuda")
+    load.check_precision("fp16", "cuda")
 
 
 def test_free_memory_of_all_gpus_is_the_sum(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: ((10 * GIB, 4 * GIB)[i or 0], None))
-    assert loading.free_memory("auto") == 14 * GIB
-    assert loading.free_memory("cuda:1") == 4 * GIB
-    assert loading.free_memory("cuda") == 10 * GIB
+    assert load.free_memory("auto") == 14 * GIB
+    assert load.free_memory("cuda:1") == 4 * GIB
+    assert load.free_memory("cuda") == 10 * GIB
 
 
 # The embedded model: from a wheel to a folder
@@ -1153,7 +1153,7 @@ def test_a_profile_s_model_gives_way_to_the_default_where_the_hub_fails(monkeypa
     def away(spec):
         raise HubError(f"{spec.name} cannot be had")
 
-    monkeypatch.setattr(loading, "hub_folder", away)
+    monkeypatch.setattr(load, "hub_folder", away)
     assert available_model("tinyllama-1.1b", "bf16", "cpu") == DEFAULT_MODEL
     assert "tinyllama-1.1b cannot be had" in capsys.readouterr().out
     with pytest.raises(HubError):
@@ -1161,14 +1161,14 @@ def test_a_profile_s_model_gives_way_to_the_default_where_the_hub_fails(monkeypa
 
 
 def test_a_profile_s_model_gives_way_to_the_default_where_memory_is_too_small(monkeypatch, capsys):
-    monkeypatch.setattr(loading, "free_memory", lambda device: 8 * GIB)
-    monkeypatch.setattr(loading, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
+    monkeypatch.setattr(load, "free_memory", lambda device: 8 * GIB)
+    monkeypatch.setattr(load, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
     assert available_model("llama-2-7b-chat", "bf16", "cpu") == DEFAULT_MODEL
     assert "8.0 GiB are free" in capsys.readouterr().out
 
 
 def test_a_synthetic_model_needs_no_hub(monkeypatch):
-    monkeypatch.setattr(loading, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
+    monkeypatch.setattr(load, "hub_folder", lambda spec: pytest.fail("it asked the hub"))
     assert available_model("synthetic:tinyllama-1.1b", "bf16", "cpu") == "synthetic:tinyllama-1.1b"
 
 

@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import ROOT
 
-from llama_int8.quantization import codes, formats, int8_linear
-from llama_int8.quantization.cpu import vectorwise
+from llama_int8.lessons.n06 import formats
+from llama_int8.lessons.n10 import vectorwise
+from llama_int8.quantization import llm_int8, quantize
 from llama_int8.transformer import attention, flash, generation, llama
 
 HOMES = {
@@ -29,12 +30,12 @@ HOMES = {
         Llama""".split(),
     ),
     "04_quantization_math": (
-        [codes, formats],
+        [quantize, formats],
         """Quantized in_blocks absmax_quantize zeropoint_quantize dequantize quantized_matmul
         signal_to_noise bit_fields value_of_bits""".split(),
     ),
     "05_outliers_and_llm_int8": (
-        [int8_linear],
+        [llm_int8],
         "vectorwise_quantize Int8Linear replace_linears".split(),
     ),
     "07_int8_on_cpu": ([vectorwise], ["VectorwiseLinear"]),

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 import offline
-from course import CourseError
+from common import CourseError
 from offline import Target
 
 LINUX, WINDOWS = Target("linux", "3.11"), Target("windows", "3.12")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_llama import in_int8, tiny_llama
 
-from llama_int8.measurement.operations import KINDS, kind_of, profile
+from llama_int8.measure.profiler import KINDS, kind_of, profile
 
 PRODUCTS, INT8, AROUND, ATTENTION, REST, BETWEEN = KINDS
 LINEAR_LAYERS = 3 * 7

@@ -14,9 +14,9 @@ from conftest import ROOT
 import course as command
 import offline
 import run_notebooks
-from course import CourseError
-from llama_int8.measurement.tasks import TASKS
-from llama_int8.models.loading import PRECISIONS
+from common import CourseError
+from llama_int8.evaluation.tasks import TASKS
+from llama_int8.models.load import PRECISIONS
 from llama_int8.profiles import resolve
 
 

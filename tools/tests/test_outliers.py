@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 from torch import nn
 
-from llama_int8.quantization.codes import (
-    absmax_quantize,
-    dequantize,
-    quantized_matmul,
-    zeropoint_quantize,
-)
-from llama_int8.quantization.int8_linear import Int8Linear
-from llama_int8.quantization.layers import linear_layers, watching
+from llama_int8.quantization.linear_layers import linear_layers, watching
+from llama_int8.quantization.llm_int8 import Int8Linear
 from llama_int8.quantization.outliers import (
     ENTRANCES,
     PAPERS_ENTRANCES,
@@ -27,6 +21,12 @@ from llama_int8.quantization.outliers import (
     outlier_features,
     papers_inputs,
     record_inputs,
+)
+from llama_int8.quantization.quantize import (
+    absmax_quantize,
+    dequantize,
+    quantized_matmul,
+    zeropoint_quantize,
 )
 from llama_int8.quantization.simulate import Scheme, simulated, smoothing_factors
 from llama_int8.transformer.config import LlamaConfig

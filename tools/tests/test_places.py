@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_int8.measurement.places import places_named
+from llama_int8.lessons.n08.places import places_named
 
 LISTS = yaml.safe_load((files("llama_int8") / "data" / "paris.yaml").read_text(encoding="utf-8"))
 SPELLINGS = [

@@ -13,7 +13,7 @@ from tiny_llama import tiny_llama
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from llama_int8.measurement.quality import (
+from llama_int8.evaluation.perplexity import (
     StridedText,
     bits_per_byte,
     divergence,

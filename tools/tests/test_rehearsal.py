@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, Course
 
-from llama_int8.measurement.cost import weight_bytes
 from llama_int8.models import load_tokenizer, save_synthetic
+from llama_int8.models.cost import weight_bytes
 from llama_int8.transformer.config import LlamaConfig
 
 CONFIG = LlamaConfig(49152, 1792, 4864, 18, 28, 7, 64, 2048)

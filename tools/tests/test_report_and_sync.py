@@ -11,9 +11,9 @@ from conftest import ROOT, TEMPLATE, Course
 
 import make_report
 import sync_notebooks
-from course import CourseError
-from llama_int8.classroom.claims import VERDICTS, claims
-from llama_int8.measurement.reference import machine_of, read_reference, set_machine
+from common import CourseError
+from llama_int8.course.claims import VERDICTS, claims
+from llama_int8.measure.reference import machine_of, read_reference, set_machine
 from llama_int8.profiles import PROFILES, read_profile
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def test_what_nobody_measured_reads_so_and_is_told_by_name(course):
 
 def as_machine(course, name):
     """Let the course's copy believe that it runs on another machine."""
-    path = course.root / "tools/llama_int8/measurement/results.py"
+    path = course.root / "tools/llama_int8/measure/results.py"
     with path.open("a") as file:
         file.write(f"\n\ndef _processor() -> str:\n    return {name!r}\n")
 

@@ -20,8 +20,8 @@ import llama_int8
 from llama_int8 import files
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import content_hash, package_hash
-from llama_int8.measurement import results as results_module
-from llama_int8.measurement.results import KIND_OF_UNIT, KINDS, Results, write_json
+from llama_int8.measure import results as results_module
+from llama_int8.measure.results import KIND_OF_UNIT, KINDS, Results, write_json
 from llama_int8.models import MODELS
 from llama_int8.profiles import Settings, resolve
 
@@ -626,7 +626,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 
 RUN = """
 import os, sys
-from llama_int8.measurement import results
+from llama_int8.measure import results
 from llama_int8.profiles import Settings, resolve
 results.environment = lambda device: {"machine": "a-cpu"}
 run = results.Results("00_start_here", resolve("00_start_here", "cpu"), sys.argv[1])

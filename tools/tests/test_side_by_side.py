@@ -17,15 +17,16 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 import course as command
+import generate_text
+from generate_text import Answer, report
 from llama_int8 import models
 from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError
-from llama_int8.measurement import answers, side_by_side
-from llama_int8.measurement.cost import weight_bytes
-from llama_int8.measurement.side_by_side import Answer, report
+from llama_int8.evaluation import answers
 from llama_int8.models import load_model, load_tokenizer
+from llama_int8.models.cost import weight_bytes
 from llama_int8.transformer.checkpoints import read_checkpoint
 from llama_int8.transformer.llama import Llama
-from llama_int8.transformer.meta_tokenizer import load_meta_tokenizer
+from llama_int8.transformer.tokenizer import load_meta_tokenizer
 
 TINY = {
     "vocab_size": 258,
@@ -72,7 +73,7 @@ def folder(request):
 
 
 def answer(folder, *precisions, prompt=PROMPT, new_tokens=NEW, **more):
-    found = side_by_side.side_by_side(
+    found = generate_text.side_by_side(
         folder, prompt, precisions or ("fp32",), "cpu", new_tokens, **more
     )
     return found if len(precisions) > 1 else found[0]
@@ -281,13 +282,13 @@ def test_a_model_is_freed_before_the_next_is_loaded(folder, monkeypatch):
 
 def test_a_precision_named_twice_answers_once_and_the_default_is_16_bit_and_int8(saved):
     assert [one.precision for one in answer(saved, "bf16", "bf16", new_tokens=1)] == ["bf16"]
-    found = side_by_side.side_by_side(saved, PROMPT, device="cpu", new_tokens=1)
+    found = generate_text.side_by_side(saved, PROMPT, device="cpu", new_tokens=1)
     assert [one.precision for one in found] == ["bf16", "int8"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_peak_holds_the_weights_and_is_each_precisions_own(folder):
-    found = side_by_side.side_by_side(folder, PROMPT, ("fp32", "fp16"), "cuda", NEW)
+    found = generate_text.side_by_side(folder, PROMPT, ("fp32", "fp16"), "cuda", NEW)
     assert all(one.memory_bytes >= one.weight_bytes for one in found)
     assert found[0].memory_bytes > found[1].memory_bytes
 
@@ -402,7 +403,7 @@ def test_the_command_prints_the_texts_and_nothing_else(folder, course):
 
 
 def test_progress_goes_to_a_terminals_error_stream(saved, course, monkeypatch):
-    monkeypatch.setattr(side_by_side.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(generate_text.sys.stderr, "isatty", lambda: True)
     asked = ("--model", saved, "--precision", "fp32", "--prompt", PROMPT, "--new-tokens", 2)
     code, out, err = course(*asked)
     assert code == 0
@@ -439,14 +440,14 @@ def test_an_error_gives_the_value_and_the_way_out(saved, course, arguments, word
 def test_a_gpu_that_is_not_there_is_named(saved, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with refused(ModelError, "'cuda'", "device='cpu'"):
-        side_by_side.side_by_side(saved, PROMPT, ("fp16",), "cuda")
+        generate_text.side_by_side(saved, PROMPT, ("fp16",), "cuda")
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
     monkeypatch.setattr(models.loading, "free_memory", lambda device: 1000)
     monkeypatch.setattr(models, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(side_by_side.models, "load_tokenizer", None)
-    monkeypatch.setattr(side_by_side, "load_meta_tokenizer", None)
+    monkeypatch.setattr(generate_text.models, "load_tokenizer", None)
+    monkeypatch.setattr(generate_text, "load_meta_tokenizer", None)
     with refused(NotEnoughMemoryError, str(folder), "fp32", "are free on cpu"):
         answer(folder)
 
@@ -455,7 +456,7 @@ def test_memory_that_runs_out_on_the_way_is_said_with_what_would_need_less(saved
     def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 
-    monkeypatch.setattr(side_by_side, "generate", run_out)
+    monkeypatch.setattr(generate_text, "generate", run_out)
     with refused(NotEnoughMemoryError, "fp32 ran out", "Tried to allocate 2 GiB", "12 new tokens"):
         answer(saved)
 

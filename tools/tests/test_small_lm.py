@@ -9,8 +9,8 @@ from tiny_llama import tiny_config
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from llama_int8.classroom import small_lm
-from llama_int8.classroom.small_lm import (
+from llama_int8.course import small_lm
+from llama_int8.course.small_lm import (
     CHANGES,
     CONTEXT,
     LLAMA,
@@ -27,7 +27,7 @@ from llama_int8.classroom.small_lm import (
     train_all,
     training_losses,
 )
-from llama_int8.measurement.texts import calibration_text, evaluation_text
+from llama_int8.data import calibration_text, evaluation_text
 from llama_int8.transformer.attention import causal_mask, sinusoidal_positions
 from llama_int8.transformer.llama import RMSNorm, SwiGLU
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llama_int8.measurement.statistics import (
+from llama_int8.measure.statistics import (
     mcnemar_exact,
     mean_interval,
     paired_bootstrap,

@@ -14,10 +14,10 @@ import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from llama_int8.data import evaluation_text
 from llama_int8.errors import DataError
-from llama_int8.measurement import tasks
-from llama_int8.measurement.tasks import Item, Task, available_task, load_task
-from llama_int8.measurement.texts import evaluation_text
+from llama_int8.evaluation import tasks
+from llama_int8.evaluation.tasks import Item, Task, available_task, load_task
 
 PIQA = [
     {"goal": "How to boil?", "sol1": "With heat.", "sol2": "With ice.", "label": 0},
@@ -576,7 +576,7 @@ def test_offline_the_real_library_is_not_waited_for(tmp_path):
     """A fresh process, because the library reads its environment when it is imported."""
     code = (
         "from llama_int8.errors import DataError\n"
-        "from llama_int8.measurement.tasks import available_task, load_task\n"
+        "from llama_int8.evaluation.tasks import available_task, load_task\n"
         "for name in ('piqa', 'hellaswag', 'wikitext2'):\n"
         "    try:\n"
         "        load_task(name)\n"

@@ -7,7 +7,9 @@ from conftest import ROOT
 
 import course
 import sync_notebooks
-from llama_int8.classroom.exercise_book import EXERCISES
+from llama_int8.lessons import exercises
+
+EXERCISES = exercises()
 
 GUIDE = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
 

@@ -11,8 +11,8 @@ from test_checkpoints import RANKS, write_ranks
 from tokenizers import processors
 
 from llama_int8.errors import ModelError, ModelFilesError
-from llama_int8.measurement import choices, quality
-from llama_int8.measurement.tasks import Item
+from llama_int8.evaluation import loglikelihood, perplexity
+from llama_int8.evaluation.tasks import Item
 from llama_int8.models import check_ids, load_tokenizer, tokenizer
 
 TEXT = "Salt melts ice , in the  end ."
@@ -56,8 +56,8 @@ def test_an_end_token_after_every_text_is_no_part_of_a_score_or_a_prompt(kind, p
     ending = load_tokenizer(saved(tmp_path / "ending", ENDING[kind]()))
     assert ending(TEXT)["input_ids"] == plain(TEXT)["input_ids"]
     assert ending("")["input_ids"] == plain("")["input_ids"] == [0]
-    assert choices.pack(ending, ITEM) == choices.pack(plain, ITEM)
-    ours, theirs = (quality.strided(t, TEXT * 3, 16, 8) for t in (ending, plain))
+    assert loglikelihood.pack(ending, ITEM) == loglikelihood.pack(plain, ITEM)
+    ours, theirs = (perplexity.strided(t, TEXT * 3, 16, 8) for t in (ending, plain))
     assert ours.windows.tolist() == theirs.windows.tolist()
     assert ours.bytes.tolist() == theirs.bytes.tolist()
 
@@ -84,7 +84,7 @@ def test_a_habit_in_the_config_file_changes_no_text(habits, plain, tmp_path):
         ids = other(text)["input_ids"]
         assert ids == plain(text)["input_ids"]
         assert other.decode(ids) == plain.decode(ids)
-    assert choices.pack(other, ITEM) == choices.pack(plain, ITEM)
+    assert loglikelihood.pack(other, ITEM) == loglikelihood.pack(plain, ITEM)
 
 
 def test_cutting_and_filling_that_the_file_holds_are_undone(plain, tmp_path):

@@ -13,7 +13,7 @@ from llama_int8.models.context import within_context
 from llama_int8.models.hub import revision_of
 from llama_int8.models.hugging_face import end_tokens
 from llama_int8.models.int8_fast import save_int8_fast
-from llama_int8.models.loading import (
+from llama_int8.models.load import (
     HEADROOM,
     available_model,
     baseline_precision,

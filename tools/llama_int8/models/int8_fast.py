@@ -43,7 +43,7 @@ def save_int8_fast(model: "torch.nn.Module", folder: str | Path, tokenizer: Any 
     """
     from safetensors.torch import save_file
 
-    from llama_int8.quantization.cpu.layers import Int8FastLinear
+    from llama_int8.quantization.cpu.linear import Int8FastLinear
 
     folder = Path(folder)
     if not isinstance(model.lm_head, Int8FastLinear):
@@ -81,7 +81,7 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
     """
     from safetensors.torch import load_file
 
-    from llama_int8.quantization.cpu.layers import replace_linears
+    from llama_int8.quantization.cpu.linear import replace_layers
 
     version = read_json_object(folder / "config.json")["quantization_config"].get("version")
     if version != FORMAT_VERSION:
@@ -90,7 +90,7 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
             f"{FORMAT_VERSION}; quantize the original model again"
         )
     check_weights(folder)
-    model = replace_linears(empty_model(config, token_ids(folder, config.vocab_size)))
+    model = replace_layers(empty_model(config, token_ids(folder, config.vocab_size)))
     tensors = load_file(folder / "model.safetensors")
     wanted = model.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or [

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from llama_int8.errors import ModelError, ModelFilesError
 from llama_int8.files import read_json_object
-from llama_int8.models.loading import model_folder, quiet_libraries
+from llama_int8.models.load import model_folder, quiet_libraries
 from llama_int8.models.registry import SYNTHETIC, as_name, is_synthetic
-from llama_int8.transformer.meta_tokenizer import holds_ranks
+from llama_int8.transformer.tokenizer import holds_ranks
 
 FILES = ("tokenizer.json", "tokenizer.model")
 

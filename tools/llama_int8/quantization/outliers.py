@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from llama_int8.quantization.layers import watching
+from llama_int8.quantization.linear_layers import watching
 
 # One layer for each tensor that enters linear layers: q, k and v share one, gate and up share one.
 ENTRANCES = ("q_proj", "o_proj", "gate_proj", "down_proj")

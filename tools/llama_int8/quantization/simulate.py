@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
 from torch.nn.functional import pad
 
-from llama_int8.quantization.codes import absmax_quantize, dequantize, zeropoint_quantize
 from llama_int8.quantization.cpu.layout import GROUP
+from llama_int8.quantization.quantize import absmax_quantize, dequantize, zeropoint_quantize
 
 Blocks = Literal["tensor", "row", "group"]  # group: GROUP neighbours of a row
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
 from torch.nn.functional import pad
 
-from llama_int8.quantization.codes import absmax_quantize
-from llama_int8.quantization.cpu import blocks, kernels
+from llama_int8.quantization.cpu import kernels, packing
 from llama_int8.quantization.cpu.layout import GROUP
+from llama_int8.quantization.quantize import absmax_quantize
 
 
 class WeightOnlyLinear(nn.Module):
@@ -79,11 +79,11 @@ class KernelBf16Linear(nn.Module):
     @classmethod
     def _from_rows(cls, rows: Tensor, bias: Tensor | None) -> Self:
         full = pad(rows, (0, -rows.shape[1] % GROUP))
-        return cls(blocks.pack_rows(full), bias, (rows.shape[0], rows.shape[1]))
+        return cls(packing.pack_rows(full), bias, (rows.shape[0], rows.shape[1]))
 
     def rows(self) -> Tensor:
         """The weights as a layer has them, bf16 (M, K)."""
-        return blocks.unpack_rows(self.weight, self.out_features)[:, : self.in_features]
+        return packing.unpack_rows(self.weight, self.out_features)[:, : self.in_features]
 
     def struct(self) -> kernels.LinearStruct:
         """Pointers to the tensors for the kernel; they must live as long as it does."""

@@ -13,7 +13,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
-from llama_int8.quantization.cpu.layers import Int8FastLinear
+from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
@@ -52,7 +52,7 @@ class FastLlama(nn.Module):
             if name.endswith(("_proj", "lm_head")) and not known:
                 raise TypeError(
                     f"{name} is {type(layer).__name__}: load the model with precision 'int8-fast', "
-                    "or call replace_linears first"
+                    "or call replace_layers first"
                 )
         self.config = _config(model)
         self.embedding = model.model.embed_tokens.weight.detach().to(torch.bfloat16)

@@ -1,0 +1,38 @@
+"""What the scripts share: where the course lies, where runs keep their state, the error of a user.
+
+Needs nothing but Python: `course.py` imports it before the environment exists.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parent
+
+
+class CourseError(Exception):
+    """Something that the user can put right; the message says how."""
+
+
+def _state_folder() -> Path:
+    """Where runs keep what is theirs: `.course`, or the user's cache if the checkout is read-only."""
+    state = ROOT / ".course"
+    if os.access(state if state.exists() else ROOT, os.W_OK):
+        return state
+    from llama_int8.files import cache_folder
+
+    return cache_folder() / f"course-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
+STATE = _state_folder()
+
+
+def require_writable(*folders: Path) -> None:
+    """Raise CourseError, before any work begins, for a folder that cannot be made or written to."""
+    for folder in folders:
+        there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+        if not os.access(there, os.W_OK):
+            raise CourseError(
+                f"{folder} cannot be written; --out FOLDER puts the results into a folder of yours"
+            )

@@ -1,1 +1,0 @@
-"""What a notebook shows: figures, interactive figures, exercises, claims on trial."""

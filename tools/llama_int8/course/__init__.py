@@ -1,0 +1,1 @@
+"""What every lesson is written with: figures, tables, controls, claims and exercises."""

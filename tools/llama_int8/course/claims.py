@@ -1,0 +1,37 @@
+"""Claims on trial: what papers and projects say, beside what a cell here measured."""
+
+from typing import TYPE_CHECKING, Any
+
+from llama_int8.data import load
+
+if TYPE_CHECKING:
+    from llama_int8.measure.results import Results
+
+VERDICTS = ("holds", "holds only if", "fails here", "not testable here")
+
+
+def claims() -> dict[str, dict[str, Any]]:
+    """All claims by name: `claim`, `source`, `notebook`."""
+    return load("claims")
+
+
+def put_on_trial(results: "Results", name: str, measured: str, verdict: str, because: str) -> None:
+    """Show the claim, the measurement and the verdict, and keep them for the report.
+
+    Raises ValueError for an unknown claim or verdict.
+    """
+    if name not in claims():
+        raise ValueError(f"no claim {name!r}; there are {', '.join(claims())}")
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict is {verdict!r}; known are {', '.join(VERDICTS)}")
+    results.add_claim(name, measured, verdict, because)
+
+    from IPython.display import Markdown, display
+
+    entry = claims()[name]
+    display(
+        Markdown(
+            f"> **Claim.** {entry['claim']} ({entry['source']})\n>\n"
+            f"> **Measured.** {measured}\n>\n> **Verdict: {verdict}.** {because}"
+        )
+    )

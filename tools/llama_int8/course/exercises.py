@@ -1,0 +1,183 @@
+"""Exercises without a second copy of the notebook: `check`, `hint`, `solution`.
+
+The learner fills in a function; `check` says whether it is right and returns a function that is,
+so that Run All goes on whatever stands in the cell. If the environment variable COURSE_VERDICTS
+names a file, `check` writes there, too, a line of JSON as it begins and one with its verdict; so the
+verdicts get out of a notebook that is run without anyone looking on.
+"""
+
+import copy
+import inspect
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+# Read once: a learner's cell may change the environment.
+VERDICTS = os.environ.get("COURSE_VERDICTS")
+Status = Literal["correct", "blank", "wrong", "error"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: what is right, on which inputs it is checked, and which mistakes are known."""
+
+    name: str
+    points: int
+    reference: Callable[..., Any]
+    cases: tuple[tuple[Any, ...], ...]
+    hints: tuple[str, ...]
+    mistakes: tuple[tuple[Callable[..., Any], str], ...] = field(default=())
+    rtol: float = 1e-5  # FP32 passes; whole numbers are compared exactly
+
+
+EXERCISES: dict[str, Exercise] = {}  # those of the lessons that have been imported
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` found, with the points earned."""
+
+    status: Status
+    message: str
+    points: int = 0
+    outcomes: tuple[Any, ...] = ()  # what a right answer gave in each case, as lists of numbers
+
+
+def register(*exercises: Exercise) -> dict[str, Exercise]:
+    """Make exercises known to `check`, `hint` and `solution`; return them by name."""
+    EXERCISES.update((exercise.name, exercise) for exercise in exercises)
+    return {exercise.name: exercise for exercise in exercises}
+
+
+def find(name: str) -> Exercise:
+    """The exercise called `name`, such as "00.int8_bytes". Raises KeyError with the known names."""
+    if name not in EXERCISES:
+        raise KeyError(f"no exercise {name!r}; there are {', '.join(sorted(EXERCISES))}")
+    return EXERCISES[name]
+
+
+def judge(name: str, answer: Callable[..., Any]) -> Verdict:
+    """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
+    exercise = find(name)
+    if not callable(answer):
+        return Verdict("wrong", f"a function is wanted; this is {_shown(answer)}")
+    outcomes = []
+    for case in exercise.cases:
+        try:
+            outcomes.append(answer(*copy.deepcopy(case)))  # an answer may change its arguments
+        except NotImplementedError:
+            outcomes.append(...)
+        except (Exception, SystemExit) as error:  # a learner's code may raise anything
+            shown = _call(answer, case)
+            return Verdict("error", f"{shown} raised {type(error).__name__}: {error}")
+    if all(outcome is None or outcome is ... for outcome in outcomes):
+        if outcomes[0] is None and _has_a_body(answer):
+            message = "gives None in every case: `return` the result; print() only shows it"
+            return Verdict("wrong", f"{answer.__name__} {message}")
+        return Verdict("blank", f"not filled in yet; hint({name!r}) helps")
+    wanted = [exercise.reference(*case) for case in exercise.cases]
+    if all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted))):
+        given = tuple(_numbers(outcome).tolist() for outcome in outcomes)
+        return Verdict("correct", f"correct, {_points(exercise)}", exercise.points, given)
+    for mistaken, message in exercise.mistakes:
+        theirs = [mistaken(*case) for case in exercise.cases]
+        if all(map(_equal, outcomes, theirs, [exercise.rtol] * len(theirs))):
+            return Verdict("wrong", message)
+    for case, outcome, want in zip(exercise.cases, outcomes, wanted, strict=True):
+        if not _equal(outcome, want, exercise.rtol):
+            gives = f"{_call(answer, case)} gives {_shown(outcome)}"
+            return Verdict("wrong", f"{gives}, expected {_shown(want)}")
+    raise AssertionError("unreachable: a wrong answer differs somewhere")
+
+
+def confirms(name: str, outcomes: Any) -> bool:
+    """Whether these, one for each case, are what the exercise asks for.
+
+    So a program that reads the file of COURSE_VERDICTS judges "correct" once more, where a notebook
+    has changed nothing.
+    """
+    exercise = find(name)
+    if not isinstance(outcomes, list) or len(outcomes) != len(exercise.cases):
+        return False
+    wanted = [exercise.reference(*copy.deepcopy(case)) for case in exercise.cases]
+    return all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted)))
+
+
+def check(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Print the verdict on `answer`; return it if it is correct, else the reference solution."""
+    _hand_in(name=name, status="begun")
+    verdict = judge(name, answer)
+    # It is the reference where only the line of the check runs again: an earlier one gave it back.
+    _hand_in(name=name, **asdict(verdict), own=answer is not find(name).reference)
+    sign = {"correct": "✓", "blank": "…"}.get(verdict.status, "✗")
+    goes_on = "" if verdict.status == "correct" else " (the notebook goes on with the reference)"
+    print(f"{sign} {name}: {verdict.message}{goes_on}")
+    return answer if verdict.status == "correct" else find(name).reference
+
+
+def hint(name: str, number: int = 1) -> None:
+    """Print the hint with this number, counted from 1."""
+    hints = find(name).hints
+    if not 1 <= number <= len(hints):
+        raise ValueError(f"{name} has hints 1 to {len(hints)}, not {number}")
+    more = f" (hint({name!r}, {number + 1}) says more)" if number < len(hints) else ""
+    print(hints[number - 1] + more)
+
+
+def solution(name: str) -> None:
+    """Print the source of the reference solution."""
+    print(inspect.getsource(find(name).reference))
+
+
+def _hand_in(**verdict: Any) -> None:
+    if VERDICTS:
+        with open(VERDICTS, "a", encoding="utf-8") as verdicts:
+            verdicts.write(json.dumps(verdict) + "\n")
+
+
+def _has_a_body(answer: Callable[..., Any]) -> bool:
+    """Whether a function does anything, as `...`, `pass` and a docstring alone do not."""
+    code = getattr(answer, "__code__", None)
+    return code is not None and len(code.co_code) > len((lambda: None).__code__.co_code)
+
+
+def _call(answer: Callable[..., Any], case: tuple[Any, ...]) -> str:
+    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(_shown, case))})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # a learner's class, or an int of more digits than Python prints
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _points(exercise: Exercise) -> str:
+    return f"{exercise.points} point{'s' if exercise.points != 1 else ''}"
+
+
+def _equal(found: Any, wanted: Any, rtol: float) -> bool:
+    try:
+        first, second = _numbers(found), np.asarray(wanted, np.float64)
+    except Exception:  # whatever NumPy cannot turn into numbers is not the answer
+        return False
+    rtol = rtol if np.asarray(wanted).dtype.kind == "f" else 0.0
+    if first.shape != second.shape:
+        return False
+    return np.allclose(
+        first, second, rtol, atol=1e-7, equal_nan=True
+    )  # cos(pi / 2) in FP32 is 4e-8
+
+
+def _numbers(found: Any) -> np.ndarray:
+    """An outcome as an array of float64. Raises whatever NumPy does for what is none."""
+    if hasattr(found, "detach"):  # a tensor, on a GPU perhaps
+        found = found.detach().cpu()
+    if np.asarray(found).dtype.kind not in "biufO":  # NumPy would read the text "3" as 3
+        raise TypeError(f"{type(found).__name__} is no number")
+    return np.asarray(found, np.float64)

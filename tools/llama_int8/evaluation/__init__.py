@@ -1,0 +1,1 @@
+"""Scoring models: tasks, log-likelihoods, perplexity, and comparisons of precisions."""

@@ -1,0 +1,226 @@
+"""What paired scores of several precisions say: computed and recorded in one place.
+
+Notebook 06 and `course.py evaluate` record the same names through these functions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_int8.evaluation.loglikelihood import correct
+from llama_int8.evaluation.perplexity import StridedText, bits_per_byte
+from llama_int8.evaluation.tasks import Item
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import (
+    PairedDifference,
+    Spread,
+    mcnemar_exact,
+    paired_bootstrap,
+    proportion_interval,
+    smallest_detectable_change,
+    spread,
+)
+from llama_int8.models.cost import forward_bytes, peak_bytes, weight_bytes
+from llama_int8.transformer.config import LlamaConfig
+
+
+def record_text(
+    results: Results,
+    windows: Mapping[str, Sequence[Mapping[str, Any]]],
+    text: StridedText,
+    baseline: str,
+) -> dict[str, PairedDifference]:
+    """Record perplexity, bits for each byte, and each precision's difference from the baseline.
+
+    `windows`: `quality.window_scores` by precision. Returns the differences in nats a token, over
+    windows.
+    """
+    nll = {p: np.array([w["nll"] for w in scores]) for p, scores in windows.items()}
+    tokens = nll[baseline].size * text.stride
+    differences = {}
+    for p, values in nll.items():
+        results.record(f"perplexity.{p}", np.exp(values.mean()), "perplexity", n=tokens)
+        results.record(f"bits_per_byte.{p}", bits_per_byte(values, text), "bits", n=tokens)
+        if p == baseline:
+            continue
+        found = differences[p] = paired_bootstrap(nll[baseline], values)
+        ends = {"low": found.low, "high": found.high, "n": found.n}
+        results.record(f"nll_difference.{p}", found.mean, "nats", **ends)
+        results.record(f"smallest_detectable.{p}", found.smallest_detectable, "nats", n=found.n)
+        compared = [w for w in windows[p] if "kl" in w]
+        if compared:
+            n = len(compared) * text.stride
+            results.record(f"kl.{p}", np.mean([w["kl"] for w in compared]), "nats", n=n)
+            agreement = 100 * np.mean([w["agreement"] for w in compared])
+            results.record(f"agreement.{p}", agreement, "%", n=n)
+    return differences
+
+
+def record_memory(
+    results: Results, runs: Mapping[str, Mapping[str, Any]], config: LlamaConfig
+) -> dict[str, list[tuple[str, int, int]]]:
+    """Record bytes of weights and the peaks beyond them, predicted and measured.
+
+    `runs`: `experiment.memory_quality_and_text` by precision. Returns (point, predicted, measured)
+    of the peaks by precision.
+    """
+    device = "cpu" if "GPU" not in results.environment else "cuda"
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for p, run in runs.items():
+        predicted = weight_bytes(config, p).total
+        results.record(f"weights.{p}.predicted", predicted, "bytes", kind="exact")
+        results.record(f"weights.{p}.measured", run["weight bytes"], "bytes")
+        meters = run.get("loaded", {})
+        if meters:
+            # What libraries keep and give back late is in it: not for comparing two runs.
+            grown = meters["process"] - run["before"]["process"]
+            results.record(f"process.{p}.loaded", grown, "bytes", kind="timing")
+        for name in sorted(meters.keys() - {"process"}):
+            results.record(f"{name}.{p}.loaded", meters[name], "bytes")
+        for key, peak in run["peaks"].items():
+            batch, context = map(int, key.split(" x "))
+            parts = peak_bytes(config, p, context, batch, device)
+            beyond = sum(parts.values()) - parts["weights"]
+            results.record(f"peak.{p}.{key}.predicted", beyond, "bytes", kind="exact")
+            results.record(f"peak.{p}.{key}.measured", peak["peak"], "bytes")
+            found.setdefault(p, []).append((key, beyond, peak["peak"]))
+    return found
+
+
+Speeds = dict[str, dict[str, dict[tuple[int, int], Spread]]]
+
+
+def record_speed(
+    results: Results, timed: Mapping[str, Any], decode_tokens: int, baseline: str
+) -> tuple[Speeds, Speeds]:
+    """Record tokens/s and the ratio to the baseline of every point; the first point is the headline.
+
+    `timed`: what `experiment.speed` returns. Returns speeds and ratios, {phase: {precision:
+    {(batch, context): Spread}}}; a ratio is taken within each round where the precisions took turns,
+    else it is one of medians, without a spread.
+    """
+    paired = timed["interleaved"]
+    results.record("interleaved", "yes" if paired else "no", "text")
+    found: Speeds = {"prefill": {}, "decode": {}}
+    ratios: Speeds = {"prefill": {}, "decode": {}}
+    for number, (key, by_precision) in enumerate(timed["seconds"].items()):
+        batch, context = point = tuple(map(int, key.split(" x ")))
+        for phase, tokens in (("prefill", batch * context), ("decode", batch * decode_tokens)):
+            for p, phases in by_precision.items():
+                seconds = np.array(phases[phase])
+                one = found[phase].setdefault(p, {})[point] = spread(tokens / seconds)
+                names = [f"{phase}.{p}.{key}", *([f"{phase}.{p}"] if number == 0 else [])]
+                for name in names:
+                    results.record(name, one.median, "tokens/s", **_ends(one))
+                if baseline in by_precision:
+                    other = np.array(by_precision[baseline][phase])
+                    # Rounds are pairs only where the precisions took turns.
+                    quotient = (
+                        other / seconds if paired else [np.median(other) / np.median(seconds)]
+                    )
+                    ratio = spread(np.array(quotient))
+                    ratios[phase].setdefault(p, {})[point] = ratio
+                    for name in names:
+                        results.record(f"{name}.ratio", ratio.median, "x", **_ends(ratio))
+    for p, taken in timed["items"].items():
+        one = spread(np.array(taken))
+        note = "over items, which differ in length; each the faster of two passes"
+        results.record(f"item_seconds.{p}", one.median, "s", **_ends(one), note=note)
+    return found, ratios
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One model's results file with its speeds and ratios by phase, precision and point."""
+
+    results: Results
+    speeds: Speeds
+    ratios: Speeds
+
+
+def _ends(one: Spread) -> dict[str, float]:
+    return {"low": one.low, "high": one.high, "n": one.n}
+
+
+def in_blocks(values: np.ndarray, size: int) -> np.ndarray:
+    """Means of `size` windows in a row, (N,) -> (N // size,); a rest that fills none is left out."""
+    count = len(values) // size
+    return values[: count * size].reshape(count, size).mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Two precisions on the same items: those that changed, and what that says."""
+
+    lost: int  # right only in the first
+    won: int  # right only in the second
+    difference: PairedDifference  # of the share of right answers, second minus first
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact two-sided p-value."""
+        return mcnemar_exact(self.lost, self.won)
+
+    @property
+    def smallest_detectable(self) -> float:
+        """Difference of the shares that these items would have shown four times out of five."""
+        return smallest_detectable_change(self.difference.n, self.lost + self.won)
+
+
+def flips(first: np.ndarray, second: np.ndarray) -> Flips:
+    """Compare right (True) and wrong answers to the same items, both of shape (N,)."""
+    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
+    return Flips(lost, won, paired_bootstrap(first, second))
+
+
+def record_choices(
+    results: Results,
+    scores: Mapping[str, Sequence[Sequence[float]]],
+    items: Sequence[Item],
+    baseline: str,
+) -> dict[str, Flips]:
+    """Record accuracy by both rules with Wilson's interval, and flips against the baseline.
+
+    `scores`: log-likelihoods of each item's choices by precision. Returns the flips by `acc_norm`.
+    """
+    changed = {}
+    for rule in ("acc", "acc_norm"):
+        right = {p: correct(rows, items, rule == "acc_norm") for p, rows in scores.items()}
+        for p, values in right.items():
+            low, high = proportion_interval(int(values.sum()), values.size)
+            ends = {"low": 100 * low, "high": 100 * high, "n": values.size}
+            results.record(f"{rule}.{p}", 100 * values.mean(), "%", **ends)
+            if p == baseline:
+                continue
+            found = flips(right[baseline], values)
+            d = found.difference
+            ends = {"low": 100 * d.low, "high": 100 * d.high, "n": d.n}
+            results.record(f"{rule}_difference.{p}", 100 * d.mean, "%", **ends)
+            smallest = 100 * found.smallest_detectable
+            results.record(f"{rule}_smallest_detectable.{p}", smallest, "%", n=d.n)
+            results.record(f"{rule}_lost.{p}", found.lost, "count", n=d.n)
+            results.record(f"{rule}_won.{p}", found.won, "count", n=d.n)
+            results.record(f"{rule}_mcnemar.{p}", found.p_value, "p", kind="quality", n=d.n)
+            if rule == "acc_norm":
+                changed[p] = found
+    return changed
+
+
+def decode_against_bytes(
+    speeds: Speeds, ratios: Speeds, config: LlamaConfig, baseline: str, bandwidth: float
+) -> dict[str, float]:
+    """At the smallest batch: the speed-up that bytes allow int8, the measured one, bandwidth used.
+
+    The parts of `bandwidth`, in bytes/s, are {baseline: .., "int8": ..}.
+    """
+    point = batch, context = min(ratios["decode"]["int8"])
+    pair = (baseline, "int8")
+    needed = {p: forward_bytes(config, p, 1, context, batch) for p in pair}
+    steps = {p: speeds["decode"][p][point].median / batch for p in pair}  # passes a second
+    return {
+        "allowed": needed[baseline] / needed["int8"],
+        "measured": ratios["decode"]["int8"][point].median,
+        **{p: steps[p] * needed[p] / bandwidth for p in pair},
+    }

@@ -1,0 +1,22 @@
+"""What only one lesson uses: a folder for each, with its figures, its exercises and its workflow.
+
+What two lessons use lies a layer below. A folder `nNN` with an `exercises.py` is a lesson; nothing
+else needs to name it.
+"""
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from llama_int8.course.exercises import Exercise
+
+LESSONS = tuple(sorted(p.parent.name for p in Path(__file__).parent.glob("n[0-9]*/exercises.py")))
+
+
+@cache
+def exercises() -> dict[str, Exercise]:
+    """The exercises of all lessons by name, such as "06.spacing"."""
+    found: dict[str, Exercise] = {}
+    for lesson in LESSONS:
+        found |= import_module(f"{__name__}.{lesson}.exercises").EXERCISES
+    return found

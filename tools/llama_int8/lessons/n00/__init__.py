@@ -1,0 +1,1 @@
+"""Lesson 00: one model in two precisions."""

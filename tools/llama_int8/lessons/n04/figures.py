@@ -1,0 +1,320 @@
+"""The figures of lesson 04: LLaMA from scratch."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from torch import Tensor
+
+from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
+from llama_int8.measure.statistics import Spread
+from llama_int8.transformer.llama import rotate
+
+
+def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: int) -> Figure:
+    """Time of each norm; size of the residual stream and the share of its mean, norm by norm.
+
+    `times`: seconds. `rms`, `mean_share`: (norms, tokens), of what goes into each norm of the model.
+    """
+    drawn, axes = figure(3, figsize=(12, 3.6))
+    names = list(times)
+    middle = np.array([1e6 * spread.median for spread in times.values()])
+    low = middle - [1e6 * spread.low for spread in times.values()]
+    high = [1e6 * spread.high for spread in times.values()] - middle
+    layer, root = COLOURS["int8"], COLOURS["bf16"]
+    colours = [layer if "Layer" in name else root for name in names]
+    hatches = ["///" if "Layer" in name else "" for name in names]
+    axes[0].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
+    axes[0].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("µs")
+    axes[0].grid(axis="y", visible=False)
+    formula, function = middle[1] / middle[0], middle[3] / middle[2]
+    axes[0].set_title(
+        f"RMSNorm takes {formula:.2f} of LayerNorm's time\nas formula, {function:.2f} as function"
+    )
+    places = range(len(rms))
+    axes[1].plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
+    axes[1].plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
+    axes[1].set_yscale("log")
+    axes[1].set_xlabel("norm, from the input to the output")
+    axes[1].set_ylabel("root mean square (log)")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title("The residual stream grows")
+    axes[2].plot(places, 100 * mean_share.median(1).values, **AFTER, markersize=3, label="median")
+    axes[2].plot(places, 100 * mean_share.max(1).values, "-", color=GREY, label="largest")
+    for share, line, name in ((1, ":", "mean"), (0.455, "--", "median")):  # of chi-square, 1 degree
+        axes[2].axhline(
+            100 * share / width,
+            color="black",
+            linestyle=line,
+            linewidth=1,
+            label=f"random vectors, {name}",
+        )
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("norm, from the input to the output")
+    axes[2].set_ylabel("% of the squared length (log)")
+    axes[2].set_ylim(top=30)
+    axes[2].legend(fontsize=8, loc="upper left")
+    axes[2].set_title("There is hardly a mean to take off")
+    return drawn
+
+
+def norm_places(
+    by_layer: Mapping[str, Tensor],
+    by_depth: Mapping[str, Mapping[int, Tensor]],
+    curves: Mapping[str, Tensor],
+    entropy: float,
+) -> Figure:
+    """What the place of the norm does: gradients at initialization, and a deep model's training.
+
+    `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
+    `curves`: training loss (seeds, steps); `entropy`: bits a byte of the byte frequencies alone.
+    """
+    drawn, axes = figure(3, figsize=(12, 3.8))
+    for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):
+        layers = np.arange(1, values.shape[1] + 1)
+        axes[0].plot(layers, values.mean(0), label=name, **style, markersize=4)
+        band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+        axes[0].fill_between(layers, values.amin(0), values.amax(0), **band)
+    axes[0].set_ylim(0)
+    axes[0].set_xlabel("layer, from the input to the output")
+    axes[0].set_ylabel("gradient norm at initialization")
+    axes[0].legend()
+    axes[0].set_title(f"{len(layers)} layers: norm before calms the last")
+    for (name, depths), style in zip(by_depth.items(), (BEFORE, AFTER), strict=True):
+        means = np.array([values.mean().item() for values in depths.values()])
+        low = means - [values.min().item() for values in depths.values()]
+        high = [values.max().item() for values in depths.values()] - means
+        axes[1].errorbar(list(depths), means, [low, high], label=name, capsize=3, **style)
+    reference = [means[0] * math.sqrt(min(depths) / depth) for depth in depths]
+    axes[1].plot(list(depths), reference, ":", color="black", label="1 / √layers")
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_yscale("log")
+    axes[1].set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
+    axes[1].set_xticks(list(depths), list(depths))
+    axes[1].set_xlabel("layers of the model (log)")
+    axes[1].set_ylabel("gradient norm, last layer (log)")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title("Norm after: no smaller with depth")
+    styles = (
+        (BEFORE["color"], "--", "s"),
+        (BEFORE["color"], "-", "s"),
+        (AFTER["color"], "--", "o"),
+        (AFTER["color"], "-", "o"),
+        (COLOURS["highlight"], "-.", "^"),
+    )
+    for (name, losses), (colour, line, marker) in zip(curves.items(), styles, strict=True):
+        smooth = _smooth(losses)
+        for run in smooth:
+            axes[2].plot(run, line, color=colour, linewidth=1)
+        end = [smooth.shape[1] - 1], [smooth[:, -1].mean()]
+        hollow = {"fillstyle": "none" if line == "--" else "full"}
+        axes[2].plot(*end, line, marker=marker, color=colour, label=name, **hollow)
+    axes[2].axhline(entropy, color="black", linestyle=":", label="byte frequencies alone")
+    axes[2].set_ylim(3.2, 6.2)
+    axes[2].set_xlabel("training step")
+    axes[2].set_ylabel("training loss (bits a byte)")
+    axes[2].legend(fontsize=7)
+    axes[2].set_title("16 layers: norm after needs care")
+    return drawn
+
+
+def feed_forward(gates: Tensor, times: Mapping[str, Spread]) -> Figure:
+    """ReLU and SiLU over the real model's gate values; time of three feed-forward networks."""
+    drawn, axes = figure(2, figsize=(10, 3.5))
+    x = torch.linspace(-6, 6, 241)
+    count = axes[0].twinx()
+    count.hist(gates.numpy(), bins=80, range=(-6, 6), color="#DDDDDD", density=True)
+    count.set_yticks([])
+    count.spines["right"].set_visible(False)
+    axes[0].set_zorder(count.get_zorder() + 1)
+    axes[0].patch.set_visible(False)
+    axes[0].plot(x, x.relu(), color=BEFORE["color"], linestyle="--", label="ReLU")
+    axes[0].plot(x, torch.nn.functional.silu(x), color=AFTER["color"], label="SiLU")
+    axes[0].set_ylim(-0.6, 4)
+    axes[0].set_xlabel("input of the activation; grey: how often, in the real model")
+    axes[0].set_ylabel("output")
+    axes[0].legend()
+    axes[0].set_title(f"{(gates < 0).float().mean():.0%} of the gates are negative")
+    names = list(times)
+    base = times[names[0]].median
+    ratio = [times[name].median / base for name in names]
+    spread = [
+        [(times[name].median - times[name].low) / base for name in names],
+        [(times[name].high - times[name].median) / base for name in names],
+    ]
+    colours = [BEFORE["color"], AFTER["color"], AFTER["color"]]
+    axes[1].barh(names, ratio, color=colours, hatch=["///", "", ".."], edgecolor="white")
+    axes[1].errorbar(ratio, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
+    for name, value in zip(names, ratio, strict=True):
+        end = times[name].high / base
+        beside = {"textcoords": "offset points", "va": "center"}
+        axes[1].annotate(f"{value:.2f}x", (end, name), (6, 0), **beside)
+    axes[1].set_xlim(0, 1.2 * max(ratio))
+    axes[1].invert_yaxis()
+    axes[1].set_xlabel("time, over ReLU's")
+    axes[1].grid(axis="y", visible=False)
+    axes[1].set_title("The third matrix costs; a smaller width pays")
+    return drawn
+
+
+def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
+    """The same vector at positions 0, 1, 2, ... in the planes of four pairs, fast to slow."""
+    pairs = [0, len(frequencies) // 6, len(frequencies) // 3, len(frequencies) - 1]
+    drawn, axes = figure(4, figsize=(11, 3.1))
+    shades = np.linspace(0.3, 1, positions)
+    for panel, pair in zip(axes, pairs, strict=True):
+        angle = frequencies[pair].item()
+        _plane(panel)
+        for position, shade in enumerate(shades):
+            end = math.cos(0.4 + position * angle), math.sin(0.4 + position * angle)
+            style = {"arrowstyle": "->", "color": COLOURS["bf16"], "alpha": shade, "lw": 1.6}
+            panel.annotate("", end, (0, 0), arrowprops=style)
+            if position in (0, positions - 1) and (position == 0 or pair != pairs[-1]):
+                panel.annotate(
+                    f"{position}", (1.13 * end[0], 1.13 * end[1]), ha="center", fontsize=8
+                )
+        turn = 2 * math.pi / angle
+        panel.set_title(f"pair {pair}: {math.degrees(angle):.3g}° a token", fontsize=9)
+        panel.set_xlabel(f"a full turn in {turn:,.0f} tokens", fontsize=9)
+    return drawn
+
+
+def rope_errors(starts: Sequence[int], errors: Mapping[str, Tensor]) -> Figure:
+    """Error of a score over the position of the key; `errors`: (positions, draws), relative."""
+    drawn, axes = figure(figsize=(8, 3.7))
+    styles = (
+        (COLOURS["fp32"], "D"),
+        (COLOURS["bf16"], "o"),
+        (COLOURS["good"], "^"),
+        (COLOURS["int8"], "s"),
+    )
+    for (name, values), (colour, marker) in zip(errors.items(), styles, strict=True):
+        low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
+        axes.plot(starts, middle, color=colour, marker=marker, label=name)
+        axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("position of the key (log); the query stands 16 after it")
+    axes.set_ylabel("error over the scores' RMS (log)")
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title("Rounded positions lose what is far; the other roundings do not")
+    return drawn
+
+
+def wavelengths(curves: Mapping[str, Tensor], contexts: Mapping[str, int]) -> Figure:
+    """Tokens for a full turn of each pair, (D / 2,) for each kind of rotary embedding."""
+    drawn, axes = figure(figsize=(8, 4))
+    styles = (
+        (COLOURS["int8"], "--"),
+        (COLOURS["good"], "-."),
+        (COLOURS["bf16"], ":"),
+        (COLOURS["fp32"], "-"),
+    )
+    for (name, frequencies), (colour, line) in zip(curves.items(), styles, strict=True):
+        share = np.arange(len(frequencies)) / len(frequencies)
+        axes.plot(share, 2 * math.pi / frequencies, line, color=colour, label=name, linewidth=2)
+    for name, length in contexts.items():
+        axes.axhline(length, color=GREY, linewidth=1)
+        axes.annotate(name, (0, length), xytext=(2, 2), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("pair of dimensions, as a share of all pairs")
+    axes.set_ylabel("tokens for a full turn (log)")
+    axes.legend(loc="lower right")
+    axes.set_title("A larger theta slows the slow pairs; Llama 3.1 slows only those")
+    return drawn
+
+
+def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, float]]) -> Figure:
+    """Our decode speed over Hugging Face's; `rates`: tokens/s of ours and theirs by precision."""
+    drawn, axes = figure(figsize=(7.5, 2.6))
+    for row, (name, ratio) in enumerate(ratios.items()):
+        colour = COLOURS[name]
+        error = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+        axes.errorbar(ratio.median, row, xerr=error, fmt="o", color=colour, capsize=4)
+        ours, theirs = rates[name]
+        text = f"{ratio.median:.2f}x (each by itself: {ours:.1f} and {theirs:.1f} tokens/s)"
+        axes.annotate(text, (ratio.high, row), (8, -3), textcoords="offset points", fontsize=9)
+    axes.axvline(1, color="black", linestyle=":")
+    axes.set_yticks(range(len(ratios)), [name.upper().replace("BF", "bf") for name in ratios])
+    axes.set_ylim(-0.6, len(ratios) - 0.4)
+    low = min(1.0, *(ratio.low for ratio in ratios.values()))
+    high = max(1.0, *(ratio.high for ratio in ratios.values()))
+    axes.set_xlim(low - 0.1 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.1)
+    axes.set_xlabel("decode speed of our LLaMA over Hugging Face's (dotted: the same)")
+    medians = " and ".join(f"{ratio.median:.2f}" for ratio in ratios.values())
+    same = all(ratio.low <= 1 <= ratio.high for ratio in ratios.values())
+    told = "no clear difference to" if same else f"{medians} times"
+    axes.set_title(f"Decoding with our LLaMA: {told} Hugging Face's speed")
+    return drawn
+
+
+def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figure:
+    """Two equal vectors turned to the query's and the key's position: one plane, and the score.
+
+    Each of the `pairs` has length 1, so the score is the sum of cos(distance x frequency).
+    """
+    frequencies = theta ** (-torch.arange(pairs) / pairs)
+    vector = torch.cat([torch.full((pairs,), math.cos(0.4)), torch.full((pairs,), math.sin(0.4))])
+    drawn, axes = figure(2, figsize=(11, 3.8), width_ratios=(1, 2))
+    _plane(axes[0], 1.5)
+    for name, position, kind in (("q", query, "bf16"), ("k", key, "int8")):
+        there = rotate(vector, *_cos_sin(frequencies, position))
+        end = there[pair].item(), there[pair + pairs].item()
+        style = {"arrowstyle": "->", "color": COLOURS[kind], "lw": 2}
+        axes[0].annotate("", end, (0, 0), arrowprops=style)
+        outside = (1.2 * end[0], 1.2 * end[1])
+        style = {"color": INKS[kind], "weight": "bold", "ha": "center"}
+        axes[0].annotate(f"{name} at {position}", outside, **style)
+    grey = {"arrowstyle": "->", "color": GREY, "lw": 1}
+    axes[0].annotate(
+        "", (vector[pair].item(), vector[pair + pairs].item()), (0, 0), arrowprops=grey
+    )
+    axes[0].set_xlabel("grey: both before the rotation")
+    axes[0].set_title(f"pair {pair}: {math.degrees(frequencies[pair].item()):.3g}° a token")
+    places = torch.arange(0, 129)
+    turned_query = rotate(vector, *_cos_sin(frequencies, query))
+    scores = [
+        (turned_query @ rotate(vector, *_cos_sin(frequencies, int(p)))).item() for p in places
+    ]
+    axes[1].plot(places, scores, color=GREY, label=f"key anywhere, query at {query}")
+    axes[1].plot(key, scores[key], "s", color=COLOURS["int8"], markersize=9, label="the key")
+    axes[1].axvline(query, color=COLOURS["bf16"], linestyle=":", label="the query's position")
+    axes[1].set_ylim(-pairs, pairs * 1.4)
+    axes[1].set_xlabel("position of the key")
+    axes[1].set_ylabel("score q·k")
+    axes[1].legend(fontsize=8, ncols=3, loc="upper left")
+    axes[1].set_title(f"distance {query - key}: score {scores[key]:.3f}")
+    return drawn
+
+
+def _smooth(losses: Tensor, window: int = 5) -> Tensor:
+    """Running mean over `window` steps, (seeds, steps) -> (seeds, steps - window + 1)."""
+    return losses.unfold(1, window, 1).mean(-1)
+
+
+def _cos_sin(frequencies: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    return (position * frequencies).cos(), (position * frequencies).sin()
+
+
+def _plane(axes: Axes, reach: float = 1.25) -> None:
+    """A square plane with a unit circle."""
+    axes.add_patch(_circle())
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _circle():
+    from matplotlib.patches import Circle
+
+    return Circle((0, 0), 1, fill=False, color="#BBBBBB", linewidth=0.8)

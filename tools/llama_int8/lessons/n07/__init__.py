@@ -1,0 +1,1 @@
+"""Lesson 07: outliers and LLM.int8()."""

@@ -1,0 +1,472 @@
+"""The figures of notebook 06."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
+from llama_int8.evaluation.compare import Flips
+from llama_int8.measure.profiler import KINDS
+from llama_int8.measure.statistics import PairedDifference, Spread
+from llama_int8.models.cost import (
+    GIB,
+    count_parameters,
+    decode_bound,
+    forward_bytes,
+    peak_bytes,
+    roofline,
+)
+from llama_int8.transformer.config import LlamaConfig
+
+# A card of so many "GB" shows a little less: of the T4's 16, CUDA shows 14.75 GiB.
+CARDS = (8, 12, 16, 24, 40, 80)
+T4_GIB = 14.75
+VISIBLE = T4_GIB / 16
+THRESHOLD_0 = "int8, threshold 0"
+NAMES = {"fp16": "16 bit", "bf16": "bf16", "int8": "LLM.int8()"}
+
+
+def _look(precision: str) -> dict[str, Any]:
+    """Colour, marker and line of a precision, the same in every figure."""
+    if precision == THRESHOLD_0:
+        return {"color": COLOURS["highlight"], "marker": "^", "linestyle": ":"}
+    return {
+        "color": COLOURS[precision],
+        "marker": MARKERS[precision],
+        "linestyle": "--" if precision == "fp32" else "-",
+    }
+
+
+def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figure:
+    """GiB of every model in 16 bit and int8 at two lengths of context, against the usual cards.
+
+    A length beyond what a model was made for is cut to that.
+    """
+    drawn, axes = figure(figsize=(8.5, 4.6))
+    configs = dict(sorted(configs.items(), key=lambda entry: count_parameters(entry[1])))
+    for row, config in enumerate(configs.values()):
+        for offset, precision in ((-0.17, "fp16"), (0.17, "int8")):
+            ends = [
+                sum(peak_bytes(config, precision, min(t, config.max_position_embeddings)).values())
+                / GIB
+                for t in contexts
+            ]
+            look = _look(precision)
+            axes.plot(ends, [row + offset] * 2, color=look["color"], linewidth=3, alpha=0.5)
+            label = f"{NAMES[precision]}, {contexts[0]:,} tokens of context" if row == 0 else None
+            axes.plot(ends[0], row + offset, look["marker"], color=look["color"], label=label)
+            axes.annotate(
+                f"{ends[0]:.1f}",
+                (ends[0], row + offset),
+                (-7, 0),
+                fontsize=8,
+                ha="right",
+                va="center",
+                textcoords="offset points",
+                bbox={"color": "white", "pad": 0.5, "alpha": 0.8},
+            )
+    for card in CARDS:
+        axes.axvline(card * VISIBLE, color="#777777", linestyle="--", linewidth=1, zorder=0)
+        axes.annotate(
+            card, (card * VISIBLE, -0.7), fontsize=9, ha="center", backgroundcolor="white"
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(0.12, 260)
+    axes.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128], minor=False)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.minorticks_off()
+    axes.set_yticks(range(len(configs)), list(configs))
+    axes.set_ylim(len(configs) - 0.5, -1)
+    axes.set_xlabel(
+        f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows; "
+        "dashed: cards of so many GB"
+    )
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower left")
+    needed = [
+        sum(peak_bytes(c, "fp16", min(contexts[0], c.max_position_embeddings)).values())
+        for c in configs.values()
+    ]
+    fitting = sum(bytes_ < T4_GIB * GIB for bytes_ in needed)
+    axes.set_title(
+        f"A T4 (16 GB) has room for {fitting} of {len(configs)} in 16 bit at {contexts[0]:,} tokens "
+        "or their own limit"
+    )
+    return drawn
+
+
+def peaks(points: Mapping[str, Sequence[tuple[str, int, int]]]) -> Figure:
+    """Bytes beyond the weights, measured over predicted; `points`: (label, predicted, measured)."""
+    drawn, axes = figure(figsize=(7.5, 3.8))
+    every = [value / 1e6 for rows in points.values() for row in rows for value in row[1:]]
+    ends = np.array([min(every) / 1.5, max(every) * 1.6])
+    axes.plot(ends, ends, color="#777777", linewidth=1, label="prediction met")
+    for precision, rows in points.items():
+        look = _look(precision)
+        x, y = (np.array([row[i] for row in rows]) / 1e6 for i in (1, 2))
+        axes.plot(x, y, look["marker"], color=look["color"], label=precision, fillstyle="none")
+        same: dict[int, list[str]] = {}  # points of as many tokens lie on each other
+        for label, _, _ in rows:
+            batch, context = map(int, label.split(" x "))
+            same.setdefault(batch * context, []).append(label)
+        for labels in same.values():
+            at = [row[0] for row in rows].index(labels[0])
+            below = precision != "int8"
+            axes.annotate(
+                ", ".join(labels),
+                (x[at], y[at]),
+                (6, -9) if below else (-6, 6),
+                fontsize=7,
+                ha="left" if below else "right",
+                textcoords="offset points",
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis)
+    axes.set_xlabel("predicted: KV cache, activations and logits, MB (log)")
+    axes.set_ylabel("measured peak, MB (log)")
+    axes.legend(loc="upper left")
+    worst = max(abs(m / p - 1) for rows in points.values() for _, p, m in rows)
+    axes.set_title(f"What a prompt needs beside the weights: off by {worst:.0%} at most")
+    return drawn
+
+
+def window_differences(
+    differences: np.ndarray, summary: PairedDifference, first: str, second: str
+) -> Figure:
+    """Each window's mean NLL difference, sorted, with the mean and its interval."""
+    drawn, axes = figure(figsize=(7.5, 3.4))
+    ordered = np.sort(differences)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.axhspan(summary.low, summary.high, color=COLOURS["int8"], alpha=0.25, linewidth=0)
+    axes.axhline(
+        summary.mean,
+        color=COLOURS["int8"],
+        linewidth=1.5,
+        label=f"mean and {summary.confidence:.0%} interval",
+    )
+    axes.plot(
+        ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"
+    )
+    axes.set_xlabel("windows, sorted")
+    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats a token)")
+    axes.legend(loc="upper left")
+    worse = int(np.sum(ordered > 0))
+    axes.set_title(
+        f"{second} changes NLL by {summary.mean:+.4f} nats a token; worse in {worse} of "
+        f"{ordered.size} windows"
+    )
+    return drawn
+
+
+def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[str, str]) -> Figure:
+    """By how much each item's right choice leads in two precisions, nats a character, (N,) each."""
+    drawn, axes = figure(figsize=(6.2, 4.4))
+    top = 1.08 * max(np.abs(first).max(), np.abs(second).max())
+    axes.fill_between([-top, 0], 0, top, color=COLOURS["good"], alpha=0.15, linewidth=0)
+    axes.fill_between([0, top], -top, 0, color=COLOURS["int8"], alpha=0.15, linewidth=0)
+    axes.plot([-top, top], [-top, top], color="#777777", linewidth=1)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.plot(first, second, "o", color=COLOURS["bf16"], markersize=4, alpha=0.7)
+    axes.annotate(f"won: {change.won}", (-0.95 * top, 0.85 * top), color=INKS["good"])
+    axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color=INKS["int8"])
+    axes.set_xlim(-top, top)
+    axes.set_ylim(-top, top)
+    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats a character")
+    axes.set_ylabel(f"the same in {names[1]}")
+    flipped = change.lost + change.won
+    near = ", with leads near zero" if _near_zero(first, second) else ""
+    verb = "flips" if flipped == 1 else "flip"
+    axes.set_title(f"{flipped} of {len(first)} answers {verb} by acc_norm{near}")
+    return drawn
+
+
+def _near_zero(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether every flipped item led by less than the median item did."""
+    flipped = (first > 0) != (second > 0)
+    return bool(flipped.any() and np.abs(first[flipped]).max() < np.median(np.abs(first)))
+
+
+def scoring_rules(shares: Mapping[str, tuple[float, float, float]], choices: int, n: int) -> Figure:
+    """Accuracy in percent with its interval, (value, low, high), by rule of scoring."""
+    drawn, axes = figure(figsize=(7.5, 2.9))
+    values, low, high = np.array(list(shares.values())).T
+    rows = range(len(shares))
+    right = [name.startswith("acc") for name in shares]
+    axes.barh(
+        rows,
+        values,
+        0.6,
+        xerr=np.stack([values - low, high - values]),
+        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in right],
+        hatch=["" if good else "..." for good in right],
+        edgecolor="white",
+        error_kw={"capsize": 3, "ecolor": "#333333"},
+    )
+    for row, value in zip(rows, values, strict=True):
+        axes.annotate(f"{value:.1f}", (1, row), va="center", fontsize=9)
+    axes.axvline(100 / choices, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(rows, list(shares))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"accuracy over {n} items, %; dashed: guessing")
+    guess = sum(lo <= 100 / choices <= hi for (_, lo, hi), good in
+                zip(shares.values(), right, strict=True) if not good)  # fmt: skip
+    axes.set_title(
+        f"The same model: {guess} of {right.count(False)} slips cannot be told from guessing"
+    )
+    return drawn
+
+
+def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: str) -> Figure:
+    """Probability of each token that two precisions chose, up to the step at which they part."""
+    drawn, axes = figure(figsize=(8.5, 3.2))
+    for precision, values in probabilities.items():
+        look = _look(precision) | {"linewidth": 1, "markersize": 3.5}
+        axes.plot(np.arange(1, len(values) + 1), values, label=precision, **look)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("step")
+    axes.set_ylabel("probability of the chosen token")
+    if step is None:
+        axes.set_title("The two texts are the same to the last token")
+    else:
+        axes.axvline(step + 1, color=COLOURS["highlight"], linestyle="--")
+        axes.annotate(
+            f" {words}", (step + 1, 0.03), color=INKS["highlight"], fontsize=9, ha="right"
+        )
+        at = [f"{values[step]:.2f}" for values in probabilities.values()]
+        axes.set_title(f"They part at token {step + 1}, at probabilities of {' and '.join(at)}")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    return drawn
+
+
+def speeds(
+    prefill: Mapping[str, Mapping[int, Spread]],
+    decode: Mapping[str, Mapping[int, Spread]],
+    bounds: Mapping[str, Mapping[int, float]],
+) -> Figure:
+    """Tokens/s by precision: prefill over context at batch 1, decode over batch with its bound."""
+    drawn, axes = figure(2, figsize=(9.5, 3.8))
+    for panel, lines in zip(axes, (prefill, decode), strict=True):
+        for precision, points in lines.items():
+            x = list(points)
+            middle, low, high = (
+                np.array([getattr(points[k], end) for k in x]) for end in ("median", "low", "high")
+            )
+            panel.errorbar(
+                x, middle, np.stack([middle - low, high - middle]), capsize=3, label=precision,
+                **_look(precision),
+            )  # fmt: skip
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(x, [f"{k:,}" for k in x])
+        panel.minorticks_off()
+        _plain_ticks(panel.yaxis)
+    for precision, points in bounds.items():
+        axes[1].plot(
+            list(points), list(points.values()), MARKERS["predicted"], markersize=18,
+            color=_look(precision)["color"], markeredgewidth=2,
+        )  # fmt: skip
+    axes[0].set_xlabel("tokens in the prompt, batch 1")
+    axes[0].set_ylabel("prefill, tokens/s (log)")
+    axes[1].set_xlabel("batch; short lines: bound by bandwidth")
+    axes[1].set_ylabel("decode, tokens/s of the whole batch (log)")
+    axes[0].legend(loc="best", fontsize=8)
+    half = next(n for n in decode if n in ("bf16", "fp16"))
+    for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
+        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in one of them alone
+        ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
+        panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
+    return drawn
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 3, 5, 7, 10, ... written out, on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def _range(ratios: Sequence[float]) -> str:
+    low, high = f"{min(ratios):.0%}", f"{max(ratios):.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def when_it_pays(
+    ours: Mapping[str, Mapping[str, Mapping[int, Spread]]],
+    widths: Mapping[str, int],
+    paper: Mapping[int, float],
+) -> Figure:
+    """Speed of int8 over 16 bit: by batch for each model and phase, and by width with the paper's.
+
+    `ours`: {model: {phase: {batch: ratio}}}; `paper`: {width: ratio of one matrix product}.
+    """
+    drawn, axes = figure(2, figsize=(9.5, 3.8), sharey=True)
+    for colour, (model, phases) in zip(CURVES, ours.items(), strict=False):
+        for phase, style in (("decode", "-"), ("prefill", "--")):
+            points = phases[phase]
+            middle = [s.median for s in points.values()]
+            low = [s.median - s.low for s in points.values()]
+            high = [s.high - s.median for s in points.values()]
+            axes[0].errorbar(
+                list(points), middle, [low, high], color=colour, linestyle=style, capsize=3,
+                marker="o" if phase == "decode" else "v", label=f"{model}, {phase}",
+            )  # fmt: skip
+            at = points[min(points)]
+            axes[1].plot(
+                widths[model],
+                at.median,
+                "o" if phase == "decode" else "v",
+                color=colour,
+                markersize=9,
+            )
+    axes[1].plot(list(paper), list(paper.values()), "D-", color="#777777", label="paper, table 5")
+    batches = sorted({b for phases in ours.values() for p in phases.values() for b in p})
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(batches, batches)
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_xticks([512, 1024, 2048, 4096, 8192], ["512", "1,024", "2,048", "4,096", "8,192"])
+    for panel in axes:
+        panel.minorticks_off()
+        panel.axhline(1, color="black", linewidth=1)
+    axes[0].set_xlabel("batch")
+    axes[1].set_xlabel("width of the model")
+    axes[0].set_ylabel("speed of int8 over 16 bit")
+    axes[0].legend(fontsize=8)
+    axes[1].legend(loc="upper left", fontsize=8)
+    faster = sum(s.low > 1 for m in ours.values() for p in m.values() for s in p.values())
+    total = sum(len(p) for m in ours.values() for p in m.values())
+    axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
+    axes[1].set_title("Smallest batch, with the paper's one product")
+    return drawn
+
+
+def roofline_figure(
+    points: Sequence[tuple[str, str, float, float]],
+    bandwidth: float,
+    throughputs: Mapping[str, float],
+) -> Figure:
+    """Every run as (label, precision, operations a byte, operations/s) under the machine's roof."""
+    drawn, axes = figure(figsize=(8.5, 4.4))
+    x = np.geomspace(min(p[2] for p in points) / 2, max(p[2] for p in points) * 2, 200)
+    for precision, throughput in throughputs.items():
+        roof = [roofline(i, bandwidth, throughput) / 1e9 for i in x]
+        axes.plot(x, roof, color=_look(precision)["color"], linewidth=1.5)
+        axes.annotate(
+            f"matrix product in {precision}: {throughput / 1e9:,.0f} GOP/s", (x[-1], roof[-1]),
+            (0, 4), textcoords="offset points", ha="right", fontsize=8,
+        )  # fmt: skip
+    axes.annotate(
+        f"reading {bandwidth / 1e9:.0f} GB/s", (x[20], x[20] * bandwidth / 1e9), (0, 10),
+        textcoords="offset points", ha="right", fontsize=8,
+    )  # fmt: skip
+    seen = set()
+    for label, precision, intensity, speed in points:
+        look = _look(precision)
+        axes.plot(
+            intensity, speed / 1e9, look["marker"], color=look["color"],
+            fillstyle="full" if "decode" in label else "none",
+            label=None if precision in seen else precision,
+        )  # fmt: skip
+        seen.add(precision)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations for each byte that must be read (log)")
+    axes.set_ylabel("achieved, GOP/s (log)")
+    axes.legend(loc="lower right", title="filled: decode, open: prefill", fontsize=8)
+    shares = [speed / roofline(i, bandwidth, throughputs.get(p, max(throughputs.values())))
+              for _, p, i, speed in points]  # fmt: skip
+    axes.set_title(f"The runs reach {min(shares):.0%} to {max(shares):.0%} of their roof")
+    return drawn
+
+
+def where_time_goes(
+    profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
+) -> Figure:
+    """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
+    drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
+    hatches = ("", "///", "xx", "..", "", "--")
+    colours = (
+        COLOURS["bf16"],
+        COLOURS["int8"],
+        COLOURS["highlight"],
+        COLOURS["good"],
+        "#595959",
+        "#949494",
+    )
+    rows = list(profiles)
+    left = np.zeros(len(rows))
+    for kind, colour, hatch in zip(KINDS, colours, hatches, strict=True):
+        values = np.array([1e3 * profiles[p][kind]["seconds"] for p in rows])
+        axes.barh(
+            rows, values, 0.6, left=left, color=colour, hatch=hatch, edgecolor="white", label=kind
+        )
+        left += values
+    for row, (p, total) in enumerate(zip(rows, left, strict=True)):
+        count = sum(e["launches"] or e["operations"] for e in profiles[p].values())
+        unit = "kernels" if any(e["launches"] for e in profiles[p].values()) else "operations"
+        axes.annotate(
+            f" {total:.0f} ms, {count:,.0f} {unit}", (total, row), va="center", fontsize=8
+        )
+    axes.set_xlim(0, 1.3 * left.max())
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"ms in operations, one {phase}, under the profiler")
+    drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
+    share = (
+        1e3
+        * profiles["int8"]["quantizing, outliers, scaling"]["seconds"]
+        / left[rows.index("int8")]
+    )
+    axes.set_title(
+        f"{phase.capitalize()}: {share:.0%} of int8's profiled time is around its products"
+    )
+    return drawn
+
+
+def calculator(
+    config: LlamaConfig, precision: str, context: int, batch: int, card: int, name: str
+) -> Figure:
+    """What one model needs, part by part, beside what a card shows; for sliders."""
+    drawn, axes = figure(figsize=(8.5, 2.1))
+    parts = peak_bytes(config, precision, context, batch)
+    left = 0.0
+    colours = (COLOURS["int8"], COLOURS["bf16"], COLOURS["good"], COLOURS["highlight"])
+    for (part, size), colour in zip(parts.items(), colours, strict=True):
+        axes.barh(
+            [0],
+            size / GIB,
+            0.5,
+            left=left,
+            color=colour,
+            edgecolor="white",
+            hatch=HATCHES.get(precision, "") if part == "weights" else "",
+            label=f"{part} {size / GIB:.2f}",
+        )
+        left += size / GIB
+    room = card * VISIBLE
+    axes.axvline(room, color="black", linestyle="--")
+    axes.set_yticks([])
+    axes.set_xlim(0, max(1.1 * room, 1.05 * left))
+    axes.set_xlabel(f"GiB; dashed: what a card of {card} GB shows, {room:.2f} GiB")
+    drawn.legend(ncols=4, fontsize=8, loc="outside lower center")
+    fits = "fits" if left <= room else "does not fit"
+    axes.set_title(f"{name}, {precision}, {batch} x {context:,} tokens: {left:.2f} GiB, {fits}")
+    return drawn
+
+
+def decode_bounds(
+    config: LlamaConfig, precision: str, batches: Sequence[int], context: int, bandwidth: float
+) -> dict[int, float]:
+    """Tokens/s of the whole batch that reading weights and cache allows, by batch."""
+    return {
+        batch: batch * decode_bound(forward_bytes(config, precision, 1, context, batch), bandwidth)
+        for batch in batches
+    }

@@ -1,0 +1,526 @@
+"""One model on a CPU by every path that the machine has, raced: prefill and decode, side by side."""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+import llama_int8.models as models
+from llama_int8.evaluation.experiment import NO_DECOMPOSITION, set_threshold
+from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
+from llama_int8.measure import latency, memory, profiler
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import Spread, spread
+from llama_int8.models.cost import forward_bytes, forward_flops
+from llama_int8.models.synthetic import bitsandbytes_linear
+from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
+from llama_int8.quantization.cpu.linear import Int8FastLinear, replace_layers
+from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.transformer.config import LlamaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+BASELINE = "bf16"
+SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
+FAST = (SWAPPED, OWN, ONE_CALL)
+BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
+IN_DECODE = (ONE_CALL, BF16_CALL)  # not raced in prefill: the rungs before them do the same there
+THRESHOLD_0 = "LLM.int8(), threshold 0"
+# Of each path: the format whose bytes it reads, and the precision it multiplies in.
+STORED = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    BF16_CALL: "bf16",
+    "LLM.int8()": "int8",
+    THRESHOLD_0: "int8",
+    **dict.fromkeys(("weights only", "W8A8 by token", *FAST), "int8-fast"),
+}
+ARITHMETIC = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "weights only": "bf16"}
+ARITHMETIC |= {BF16_CALL: "fp32"} | {path: "int8" for path in STORED if "8" in path}
+PATHS = tuple(STORED)
+LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a prompt of `tokens` read by `batch` sequences, or one step after so many."""
+
+    phase: str  # "prefill" or "decode"
+    batch: int
+    tokens: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """The case's name in results: "decode.4x32.all" (or ".one") of the threads."""
+        return f"{self.phase}.{self.batch}x{self.tokens}.{thread_word(self.threads)}"
+
+
+class Runner(Protocol):
+    """A model by one path."""
+
+    def prefill(self, tokens: "torch.Tensor") -> Any:
+        """Read (B, T) tokens into an empty cache."""
+
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        """A greedy step of `batch` sequences with `context` tokens in the cache, for `steps` calls."""
+
+
+def decode(runner: Runner, batch: int, context: int, steps: int) -> float:
+    """Seconds of so many steps; what prepares the cache is not among them."""
+    step = runner.stepper(batch, context, steps)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return time.perf_counter() - start
+
+
+class HuggingFaceRunner:
+    """Any of Hugging Face's models, with its own cache."""
+
+    def __init__(self, model: "torch.nn.Module", precision: str = "") -> None:
+        self.model, self.precision = model, precision
+
+    def prefill(self, tokens: "torch.Tensor") -> Any:
+        self._set_threshold()
+        return latency.prefill(self.model, tokens)
+
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        import torch
+
+        self._set_threshold()
+        cache = _filled_cache(self.model, batch, context)
+        tokens = torch.ones(batch, 1, dtype=torch.long)
+
+        @torch.inference_mode()
+        def step() -> None:
+            nonlocal tokens
+            out = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            tokens = out.logits[:, -1:].argmax(-1)  # (B, 1)
+
+        return step
+
+    def _set_threshold(self) -> None:
+        if STORED.get(self.precision) == "int8":
+            set_threshold(self.model, NO_DECOMPOSITION if self.precision == THRESHOLD_0 else "int8")
+
+
+class FastRunner:
+    """Our own model, step by step in PyTorch's operations or in one compiled call."""
+
+    def __init__(self, model: FastLlama, compiled: bool) -> None:
+        self.model, self.compiled = model, compiled
+
+    def prefill(self, tokens: "torch.Tensor") -> Any:
+        self._make_room(len(tokens), tokens.shape[1])
+        return self.model(tokens)
+
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        import torch
+
+        self._make_room(batch, context + steps)
+        self.model.position = context  # what the cache holds there does not change the time
+        tokens = torch.ones(batch, dtype=torch.long)
+
+        def step() -> None:
+            nonlocal tokens
+            logits = (
+                self.model.step(tokens) if self.compiled else self.model(tokens[:, None])[:, -1]
+            )
+            tokens = logits.argmax(-1)  # (B,)
+
+        return step
+
+    def _make_room(self, batch: int, length: int) -> None:
+        if self.model.batch != batch or self.model.context < length:
+            self.model.reserve(max(length, self.model.context), batch)
+        self.model.position = 0
+
+
+def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
+    """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model."""
+    unknown = [path for path in paths if path not in PATHS]
+    if unknown:
+        raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
+    room = min(64, models.config_of(name).max_position_embeddings)
+    loaded: dict[str, Any] = {}  # models that several paths share
+
+    def once(key: str, load: Callable[[], Any]) -> Any:
+        if key not in loaded:
+            loaded[key] = load()
+            memory.release()
+        return loaded[key]
+
+    runners: dict[str, Runner] = {}
+    for path in paths:
+        if path in FAST:
+            swapped = once("fast", partial(models.load_model, name, "int8-fast", "cpu"))
+            if path == SWAPPED:
+                runners[path] = HuggingFaceRunner(swapped)
+                continue
+            own = once("own", partial(FastLlama, swapped, context=room))
+            runners[path] = FastRunner(own, compiled=path == ONE_CALL)
+        elif path == BF16_CALL:
+            control = FastLlama(with_layers(name, KernelBf16Linear.from_linear), context=room)
+            runners[path] = FastRunner(control, compiled=True)
+        elif path == "weights only":
+            runners[path] = HuggingFaceRunner(with_layers(name, WeightOnlyLinear.from_linear))
+        elif path == "W8A8 by token":
+            runners[path] = HuggingFaceRunner(with_layers(name, VectorwiseLinear))
+        else:
+            stored = STORED[path]
+            model = once(stored, partial(models.load_model, name, stored, "cpu"))
+            runners[path] = HuggingFaceRunner(model, path)
+    return runners
+
+
+def with_layers(
+    name: str, make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
+) -> "torch.nn.Module":
+    """The bf16 model with every linear layer, the output layer too, replaced by `make(layer)`."""
+    import torch
+
+    if name.startswith(models.SYNTHETIC):
+        config = models.config_of(name)
+        return models.build_synthetic(config, torch.bfloat16, "cpu", lambda _, x: make(x), skip=())
+    return replace_layers(models.load_model(name, BASELINE, "cpu"), make=lambda _, x: make(x))
+
+
+def race(
+    runners: Mapping[str, Runner],
+    cases: Sequence[Case],
+    steps: int,
+    rounds: int,
+    vocabulary: int,
+    patience: float = float("inf"),
+) -> dict[str, dict[str, list[float]]]:
+    """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
+
+    One timing is `steps` steps or one prompt, repeated for at least `LEAST` seconds. A path whose
+    warm-up took more than `patience` seconds is left out of that case, but for the baseline.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for case in cases:
+        with threads(case.threads):
+            runs = {}
+            for path, runner in runners.items():
+                if case.phase == "prefill" and path in IN_DECODE:
+                    continue
+                run, units = _work(runner, case, steps, vocabulary)
+                warm = run()
+                if warm <= patience or path == BASELINE:
+                    runs[path] = _timing(run, max(1, math.ceil(LEAST / warm)), units)
+            times = latency.interleaved(runs, rounds, warmup=0) if runs else {}
+        found[case.key] = {path: one["call"].tolist() for path, one in times.items()}
+    return found
+
+
+def _work(
+    runner: Runner, case: Case, steps: int, vocabulary: int
+) -> tuple[Callable[[], float], int]:
+    """Seconds of one prompt, or of `steps` steps; and how many prompts or steps that is."""
+    if case.phase == "decode":
+        return partial(decode, runner, case.batch, case.tokens, steps), steps
+    tokens = _random_tokens(case.batch, case.tokens, vocabulary)
+    call = latency.repeated(partial(runner.prefill, tokens), 1)
+    return lambda: call()["call"], 1
+
+
+def _timing(run: Callable[[], float], repeats: int, units: int) -> Callable[[], dict[str, float]]:
+    return lambda: {"call": sum(run() for _ in range(repeats)) / (repeats * units)}
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within the block PyTorch, and the kernel with it, uses `count` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def thread_word(count: int) -> str:
+    """A name that means the same on every machine: "one" or "all"."""
+    return "one" if count == 1 else "all"
+
+
+def thread_counts() -> list[int]:
+    """One thread, and as many as PyTorch uses by itself."""
+    import torch
+
+    return sorted({1, torch.get_num_threads()})
+
+
+def tokens_per_second(case: Case, seconds: Sequence[float]) -> np.ndarray:
+    """Of the whole batch: tokens of the prompt, or one a sequence and step."""
+    tokens = case.batch * (case.tokens if case.phase == "prefill" else 1)
+    return tokens / np.asarray(seconds)
+
+
+def ceiling(
+    config: LlamaConfig, path: str, case: Case, bandwidth: float, rates: Mapping[str, float]
+) -> float:
+    """Fewest seconds that bytes (`bandwidth`, bytes/s) and operations allow.
+
+    `rates`: operations/s by precision; all of a path's operations are taken to run at the rate of its
+    own products, attention too, which no path has in int8.
+    """
+    new, past = (case.tokens, 0) if case.phase == "prefill" else (1, case.tokens)
+    read = forward_bytes(config, STORED[path], new, past, case.batch)
+    work = forward_flops(config, new, past, case.batch)
+    return max(read / bandwidth, work / rates[ARITHMETIC[path]])
+
+
+def resident_bytes(name: str, path: str) -> int:
+    """Memory of its own that a fresh process takes to load the model by one path and read a token.
+
+    Pages of a file that other processes could share are left out, and so is what libraries take:
+    the process has loaded the model once before, and let it go.
+    """
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_weigh, args=(name, path, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(
+            f"the process that was to weigh {path} ended without an answer"
+        ) from None
+    finally:
+        process.join()
+
+
+def _weigh(name: str, path: str, sender: Any) -> None:
+    import psutil
+
+    vocabulary = models.config_of(name).vocab_size
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        for _ in range(2):
+            memory.release()
+            before = psutil.Process().memory_full_info().uss
+            runner = load_paths(name, [path])[path]
+            runner.prefill(_random_tokens(1, 1, min(1000, vocabulary)))
+            memory.release()
+            after = psutil.Process().memory_full_info().uss
+            del runner
+        sender.send(after - before)
+
+
+def _random_tokens(batch: int, length: int, vocabulary: int) -> "torch.Tensor":
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (batch, length), generator=generator)
+
+
+def _filled_cache(model: "torch.nn.Module", batch: int, context: int) -> Any:
+    import torch
+    from transformers import DynamicCache
+
+    config, cache = model.config, DynamicCache()
+    shape = (batch, config.num_key_value_heads, context, config.head_dim)
+    dtype = model.get_input_embeddings().weight.dtype
+    for layer in range(config.num_hidden_layers):
+        cache.update(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), layer)
+    return cache
+
+
+# ---- one layer at a time
+
+
+def race_layers(
+    shapes: Mapping[str, tuple[int, int]], tokens: int, rounds: int, held: int = 2**27
+) -> dict[str, dict[str, list[float]]]:
+    """{layer: {kind of layer: seconds of one product with `tokens` rows, one a round}}.
+
+    `shapes`: (outputs, inputs). Weights are random. Each kind takes turns with so many copies of a
+    layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.
+    Inputs are normal, but for six channels with twenty times the spread: outliers for LLM.int8().
+    """
+    import torch
+
+    found = {}
+    for layer, (outputs, inputs) in shapes.items():
+        linear = torch.nn.Linear(inputs, outputs, bias=False)
+        copies = max(1, held // (outputs * inputs))
+        x = torch.randn(tokens, inputs, dtype=torch.bfloat16)
+        x[:, :: inputs // 6] *= 20
+        runs = {
+            kind: _layer_run([make(linear) for _ in range(copies)], x.to(dtype))
+            for kind, (make, dtype) in _layer_kinds().items()
+        }
+        times = latency.interleaved(runs, rounds)
+        found[layer] = {kind: one["call"].tolist() for kind, one in times.items()}
+        del runs
+        memory.release()
+    return found
+
+
+def _layer_kinds() -> dict[str, tuple[Callable[[Any], Any], "torch.dtype"]]:
+    import copy
+
+    import torch
+
+    def cast(dtype: "torch.dtype") -> Callable[[Any], Any]:
+        return lambda linear: copy.deepcopy(linear).to(dtype)
+
+    def bitsandbytes(linear: Any) -> Any:
+        layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=6.0)
+        return layer.to("cpu").eval()
+
+    return {
+        "fp16": (cast(torch.float16), torch.float16),
+        "bf16": (cast(torch.bfloat16), torch.bfloat16),
+        "LLM.int8()": (bitsandbytes, torch.bfloat16),
+        "weights only": (WeightOnlyLinear.from_linear, torch.bfloat16),
+        "W8A8 by token": (VectorwiseLinear, torch.bfloat16),
+        "int8-fast": (Int8FastLinear.from_linear, torch.bfloat16),
+    }
+
+
+def _layer_run(layers: Sequence[Any], x: "torch.Tensor") -> Callable[[], dict[str, float]]:
+    import torch
+
+    def work() -> None:
+        with torch.inference_mode():
+            for layer in layers:
+                layer(x)
+
+    run = latency.repeated(work, 1)
+    return lambda: {"call": run()["call"] / len(layers)}
+
+
+# ---- where the time of one decode step goes
+
+
+def profile_steps(runners: Mapping[str, Runner], context: int) -> dict[str, dict[str, float]]:
+    """{path: {"int8 products": s, "other operations": s, "between operations": s, ...}} of one step.
+
+    "one compiled call" is what `FastLlama.step` does in one; "count": PyTorch's operations.
+    """
+    found = {}
+    for path, runner in runners.items():
+        with _visible_kernel():
+            kinds = profiler.profile(runner.stepper(1, context, profiler.CALLS))
+        one_call = path in IN_DECODE
+        products = kinds["int8 products"]["seconds"]
+        between = kinds["between operations"]["seconds"]
+        rest = sum(entry["seconds"] for entry in kinds.values()) - products - between
+        sixteen = kinds["16-bit products"]["seconds"]
+        found[path] = {
+            "16-bit products": sixteen,
+            "int8 products": 0.0 if one_call else products,
+            "one compiled call": products if one_call else 0.0,
+            "other operations": rest - sixteen,
+            "between operations": between,
+            "count": sum(entry["operations"] for entry in kinds.values()),
+        }
+    return found
+
+
+@contextlib.contextmanager
+def _visible_kernel() -> Iterator[None]:
+    """Let PyTorch's profiler see the calls into the kernel, which go past PyTorch."""
+    from torch.profiler import record_function
+
+    linear, step = kernels.compiled_linear, FastLlama.step
+
+    def seen_linear(*arguments: Any) -> Any:
+        with record_function("int8_fast::linear"):
+            return linear(*arguments)
+
+    def seen_step(*arguments: Any) -> Any:
+        with record_function("int8_fast::step"):
+            return step(*arguments)
+
+    kernels.compiled_linear, FastLlama.step = seen_linear, seen_step
+    try:
+        yield
+    finally:
+        kernels.compiled_linear, FastLlama.step = linear, step
+
+
+# ---- what a race says
+
+
+@dataclass(frozen=True)
+class Race:
+    """For each case and path: tokens/s, ratio to bf16 within a round, share of the path's ceiling."""
+
+    speeds: dict[Case, dict[str, Spread]]
+    over_bf16: dict[Case, dict[str, Spread]]
+    shares: dict[Case, dict[str, float]]
+
+    def by_threads(
+        self, values: Mapping[Case, Mapping[str, Spread]], like: Case
+    ) -> dict[str, dict[int, Spread]]:
+        """{path: {threads: value}} of the cases that differ from `like` in the threads alone."""
+        found: dict[str, dict[int, Spread]] = {}
+        for case, row in values.items():
+            if replace(case, threads=like.threads) == like:
+                for path, value in row.items():
+                    found.setdefault(path, {})[case.threads] = value
+        return found
+
+
+def record_race(
+    results: Results,
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    config: LlamaConfig,
+    roof: Mapping[int, tuple[float, Mapping[str, float]]],
+) -> Race:
+    """Record speeds and ratios of a race. `roof`: {threads: (bytes/s, {precision: operations/s})}."""
+    found = Race({}, {}, {})
+    for case in cases:
+        bandwidth, rates = roof[case.threads]
+        taken = {path: np.array(times) for path, times in seconds[case.key].items()}
+        for path, times in taken.items():
+            speed = spread(tokens_per_second(case, times))
+            ratio = spread(taken[BASELINE] / times)
+            found.speeds.setdefault(case, {})[path] = speed
+            found.over_bf16.setdefault(case, {})[path] = ratio
+            if path in STORED:  # other people's formats read other bytes
+                limit = ceiling(config, path, case, bandwidth, rates)
+                found.shares.setdefault(case, {})[path] = limit / float(np.median(times))
+            for name, unit, value in ((f"{case.key}.{path}", "tokens/s", speed),
+                                      (f"ratio.{case.key}.{path}", "x", ratio)):  # fmt: skip
+                ends = {"low": value.low, "high": value.high, "n": times.size}
+                results.record(name, value.median, unit, **ends)
+    return found
+
+
+def measured_roof(
+    results: Results, precisions: Sequence[str] = ("fp32", "fp16", "bf16", "int8")
+) -> dict[int, tuple[float, dict[str, float]]]:
+    """{threads: (bytes/s read, {precision: operations/s})}, recorded."""
+    roof = {}
+    for count in thread_counts():
+        with threads(count):
+            bandwidth = latency.read_bandwidth("cpu")
+            rates = {}
+            for precision in precisions:
+                rates[precision] = latency.matrix_throughput("cpu", precision, 1024, 5)
+        word = thread_word(count)
+        results.record(f"bandwidth.{word}", bandwidth / 1e9, "GB/s")
+        for precision, rate in rates.items():
+            results.record(f"throughput.{precision}.{word}", rate / 1e9, "GOP/s")
+        roof[count] = (bandwidth, rates)
+    return roof

@@ -1,0 +1,472 @@
+"""FP16 against LLM.int8() on one GPU: memory, speed, the time between kernels, and int8 codes.
+
+`tools/benchmark_gpu.py` runs it. The most valuable measurement comes first and each result is
+written as it comes. Every function takes a device, so that the same code runs on a CPU in tests.
+
+Paths: the 16-bit baseline, LLM.int8() with outlier threshold 6, and with threshold 0 (no
+decomposition; the same model, switched over).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import llama_int8.models as models
+from llama_int8.evaluation import experiment
+from llama_int8.measure import latency, memory, profiler
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import spread
+from llama_int8.models.cost import GIB, decode_bound, weight_bytes
+from llama_int8.models.grouped_heads import expand_grouped_heads
+from llama_int8.models.synthetic import random_tensor
+from llama_int8.quantization.llm_int8 import vectorwise_quantize
+
+INT8 = "LLM.int8()"
+INT8_AT_0 = "LLM.int8(), threshold 0"
+THRESHOLD = experiment.THRESHOLD
+CHECKED_ROWS = 512  # of activations whose codes are compared
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured. Decode points are (batch, tokens in the cache), most valuable first."""
+
+    prompt: int = 512
+    points: tuple[tuple[int, int], ...] = ((1, 128), (1, 1024), (8, 128), (8, 1024))
+    steps: int = 16
+    rounds: int = 5
+    megabytes: int = 512  # read to find the bandwidth
+
+    def within(self, context: int) -> "Sizes":
+        """The same with every length cut to a model's context; equal points are measured once."""
+        longest = context - self.steps
+        points = dict.fromkeys((batch, min(length, longest)) for batch, length in self.points)
+        return replace(self, prompt=min(self.prompt, context), points=tuple(points))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement: the paths that take part, and a function that records it."""
+
+    name: str
+    paths: tuple[str, ...]
+    measure: Callable[[], None]
+
+
+class Race:
+    """One model's measurements. `results` may hold those of an earlier run, which are kept."""
+
+    def __init__(self, name: str, device: str, sizes: Sizes, results: Results) -> None:
+        self.name, self.device, self.results = name, device, results
+        self.config = models.config_of(name)
+        self.sizes = sizes.within(self.config.max_position_embeddings)
+        self.half = models.baseline_precision(device)
+        self.held: dict[str, nn.Module] = {}  # by path
+        needed = sum(weight_bytes(self.config, p).total for p in (self.half, "int8"))
+        self.together = needed * models.HEADROOM <= models.free_memory(device)
+        self.expanded = expand_grouped_heads(device)
+
+    def run(self, deadline: float, say: Callable[[str], None] = print) -> bool:
+        """Measure what is missing; False if `deadline` (of time.monotonic) came first."""
+        self.results.record("interleaved", "yes" if self.together else "no", "text")
+        self.results.record("grouped heads expanded", "yes" if self.expanded else "no", "text")
+        if self.expanded:
+            say(
+                f"{self.name}: this card's fast attention takes no grouped heads; they are expanded"
+            )
+        groups = [(self.half, INT8, INT8_AT_0)]
+        if not self.together:
+            say(f"{self.name}: {self.half} and int8 do not fit together: one after the other")
+            groups = [(self.half,), (INT8, INT8_AT_0)]
+        for paths in groups:
+            steps = [step for step in self.steps(paths) if not self._done(step)]
+            if not steps:
+                continue
+            try:
+                self._load(paths, say)
+                for number, step in enumerate(steps):
+                    if time.monotonic() > deadline:
+                        left = ", ".join(s.name for s in steps[number:])
+                        say(
+                            f"{self.name}: the time is used up before {left}; run it again for these"
+                        )
+                        return False
+                    self._measure(step, say)
+            except models.NotEnoughMemoryError as error:
+                say(f"{self.name}: {error}")
+                self.results.record(f"left out.{paths[0]}", str(error), "text")
+            finally:
+                self.held.clear()
+                memory.release()
+        self._record_ratios()
+        return True
+
+    def steps(self, paths: tuple[str, ...]) -> Iterator[Step]:
+        """The measurements of these paths, the most valuable first."""
+        first, *others = self.sizes.points
+        decode = lambda point: Step(  # noqa: E731 - three uses, one line each
+            f"decode {point[0]} x {point[1]}", paths, partial(self._decode, paths, point)
+        )
+        yield decode(first)
+        yield Step(f"prefill 1 x {self.sizes.prompt}", paths, partial(self._prefill, paths))
+        yield Step("profile of a decode step", paths, partial(self._profile, paths, first))
+        if INT8 in paths:
+            yield Step("codes", (INT8,), self._codes)
+        for point in others:
+            yield decode(point)
+        yield Step("peak of the prefill", paths, partial(self._peaks, paths))
+        yield Step("bandwidth", paths, partial(self._bandwidth, paths))
+
+    # --- loading and bookkeeping
+
+    def _load(self, paths: Sequence[str], say: Callable[[str], None]) -> None:
+        """Load what `paths` need, and record what each model takes of the card."""
+        for path, precision in ((self.half, self.half), (INT8, "int8")):
+            if path not in paths:
+                continue
+            say(f"{self.name}: loading {path}")
+            memory.release()
+            before, start = memory.snapshot(self.device), time.monotonic()
+            model = models.load_model(self.name, precision, self.device, threshold=THRESHOLD)
+            self.results.record(f"loading.{path}", time.monotonic() - start, "s")
+            memory.release()
+            after = memory.snapshot(self.device)
+            self.results.record(f"weights.{path}", memory.weight_memory(model), "bytes")
+            for kind in after.keys() - {"process"}:
+                note = "taken by loading this model; card: of all programs"
+                taken = after[kind] - before[kind]
+                self.results.record(f"memory.{kind}.{path}", taken, "bytes", note=note)
+            bound = weight_bytes(self.config, precision).read_per_token
+            self.results.record(f"read per token.{path}", bound, "bytes")
+            self.held |= {path: model} if path == self.half else {INT8: model, INT8_AT_0: model}
+
+    def _done(self, step: Step) -> bool:
+        return f"done.{step.name}.{step.paths[0]}" in self.results.measurements
+
+    def _measure(self, step: Step, say: Callable[[str], None]) -> None:
+        """Run one step; where memory ends, say so and go on with the next."""
+        start = time.monotonic()
+        try:
+            step.measure()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            free = models.free_memory(self.device) / GIB
+            reason = f"out of memory with {free:.1f} GiB free: {str(error).splitlines()[0]}"
+            say(f"{self.name}, {step.name}: left out, {reason}")
+            self.results.record(f"left out.{step.name}.{step.paths[0]}", reason, "text")
+            memory.release()
+            return
+        seconds = time.monotonic() - start
+        self.results.record(f"done.{step.name}.{step.paths[0]}", seconds, "s")
+        say(f"{self.name}, {step.name}: done in {seconds:.1f} s")
+
+    def _fitting(self, paths: Sequence[str], batch: int, tokens: int) -> list[str]:
+        """The paths whose cache and activations fit; else out of memory, with the point."""
+        precision = {self.half: self.half}
+        able = [
+            path
+            for path in paths
+            if experiment.fits(
+                self.held[path].config, precision.get(path, "int8"), self.device, (batch, tokens)
+            )
+        ]
+        if not able:
+            raise MemoryError(f"{batch} x {tokens} tokens do not fit beside the weights")
+        return able
+
+    # --- the measurements
+
+    def _decode(self, paths: Sequence[str], point: tuple[int, int]) -> None:
+        batch, context = point
+        runs = {
+            path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
+            for path in self._fitting(paths, batch, context + self.sizes.steps)
+        }
+        self._record(f"decode.{batch}x{context}", runs, batch * self.sizes.steps)
+
+    def _prefill(self, paths: Sequence[str]) -> None:
+        point = (1, self.sizes.prompt)
+        runs = {
+            path: self._switched(path, prefiller(self.held[path], point))
+            for path in self._fitting(paths, *point)
+        }
+        self._record(f"prefill.1x{self.sizes.prompt}", runs, self.sizes.prompt)
+
+    def _switched(self, path: str, work: Callable[[], float]) -> Callable[[], dict[str, float]]:
+        """The run with this path's threshold, which is set beside the clock."""
+
+        def run() -> dict[str, float]:
+            experiment.set_threshold(self.held[path], precision_of(path))
+            return {"call": work()}
+
+        return run
+
+    def _record(
+        self, case: str, runs: Mapping[str, Callable[[], dict[str, float]]], tokens: int
+    ) -> None:
+        """Record tokens/s of each path, and its ratio to 16 bit within the rounds."""
+        with torch.inference_mode():
+            times = latency.interleaved(runs, self.sizes.rounds)
+        for path, phases in times.items():
+            speed = spread(tokens / phases["call"])
+            ends = {"low": speed.low, "high": speed.high, "n": speed.n}
+            self.results.record(f"{case}.{path}", speed.median, "tokens/s", **ends)
+            if self.half in times and path != self.half:
+                ratio = spread(times[self.half]["call"] / phases["call"])
+                ends = {"low": ratio.low, "high": ratio.high, "n": ratio.n}
+                self.results.record(f"ratio.{case}.{path}", ratio.median, "x", **ends)
+
+    def _record_ratios(self) -> None:
+        """Where the paths did not take turns: the quotient of two medians, without an interval."""
+        found = self.results.measurements
+        for name, entry in list(found.items()):
+            case, _, path = name.partition(f".{INT8}")
+            half = found.get(f"{case}.{self.half}")
+            if case.partition(".")[0] in ("decode", "prefill") and half and name != case:
+                ratio = f"ratio.{case}.{INT8}{path}"
+                if ratio not in found:
+                    quotient = entry["value"] / half["value"]
+                    note = "unpaired: a quotient of two medians"
+                    self.results.record(ratio, quotient, "x", note=note)
+
+    def _profile(self, paths: Sequence[str], point: tuple[int, int]) -> None:
+        """Kernels started for one token, and the share of a step's time between kernels."""
+        for path in paths:
+            model = self.held[path]
+            experiment.set_threshold(model, precision_of(path))
+            step = one_step(model, point)
+            with torch.inference_mode():
+                kinds = profiler.profile(step, self.device)
+            total = sum(kind["seconds"] for kind in kinds.values())
+            for kind, entry in kinds.items():
+                share = 100 * entry["seconds"] / total
+                self.results.record(f"share.{kind}.{path}", share, "%")
+            for count in ("operations", "launches"):
+                number = sum(kind[count] for kind in kinds.values())
+                self.results.record(f"{count} per token.{path}", number, "count")
+
+    def _peaks(self, paths: Sequence[str]) -> None:
+        """The most bytes held beside the weights while the prompt is read."""
+        for path in self._fitting(paths, 1, self.sizes.prompt):
+            experiment.set_threshold(self.held[path], precision_of(path))
+            work = prefiller(self.held[path], (1, self.sizes.prompt))
+            peak = memory.peak_bytes(work, self.device)["peak"]
+            self.results.record(f"peak.1x{self.sizes.prompt}.{path}", peak, "bytes")
+
+    def _bandwidth(self, paths: Sequence[str]) -> None:
+        """Bytes/s that the device reads, and the tokens/s that this allows each path at batch 1."""
+        bandwidth = latency.read_bandwidth(self.device, megabytes=self.sizes.megabytes)
+        self.results.record("bandwidth", bandwidth / 1e9, "GB/s")
+        for path in paths:
+            stored = self.half if path == self.half else INT8
+            bytes_ = self.results.measurements[f"read per token.{stored}"]["value"]
+            self.results.record(f"bound.{path}", decode_bound(bytes_, bandwidth), "tokens/s")
+
+    def _codes(self) -> None:
+        """bitsandbytes' codes, scales and outlier columns on this device against our own."""
+        model = self.held[INT8]
+        experiment.set_threshold(model, "int8")
+        layers = checked_layers(model)
+        inputs = inputs_of(model, layers, min(CHECKED_ROWS, self.sizes.prompt))
+        counts = Counts()
+        for name, layer in layers.items():
+            weight = self._original(name)
+            counts.add_weight(layer, weight)
+            for rows in (inputs[name], with_outliers(weight.shape[1], self.device)):
+                counts.add_activations(rows)
+        counts.record(self.results)
+
+    def _original(self, name: str) -> Tensor:
+        """The layer's 16-bit weights: of the model beside it, else made once more."""
+        if self.half in self.held:
+            return self.held[self.half].get_submodule(name).weight.detach()
+        if not self.name.startswith(models.SYNTHETIC):
+            raise MemoryError("the 16-bit weights are not on the device beside the int8 ones")
+        layer = self.held[INT8].get_submodule(name)
+        shape = (layer.out_features, layer.in_features)
+        dtype = torch.float16 if self.half == "fp16" else torch.bfloat16
+        return random_tensor(f"{name}.weight", shape, dtype, self.device)
+
+
+def precision_of(path: str) -> str:
+    """The name that `experiment.set_threshold` knows the path by."""
+    return experiment.NO_DECOMPOSITION if path == INT8_AT_0 else "int8"
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of `work` by the device's own clock (CUDA events), waiting for it to end."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3
+
+
+def decoder(model: nn.Module, point: tuple[int, int], steps: int) -> Callable[[], float]:
+    """Seconds of `steps` greedy steps after a prompt of this (batch, length), each time anew.
+
+    The prompt is read once; its cache is cut back to its length before each call.
+    """
+    tokens = experiment.tokens_of((), model, point)
+    cache = latency.prefill(model, tokens)
+    step = stepper(model, cache, tokens[:, -1:])
+
+    def run() -> float:
+        new = cache.get_seq_length() - point[1]
+        if new:
+            cache.crop(-new)  # a length to cut back to is not accepted by every transformers 5
+        return timed(lambda: [step() for _ in range(steps)], tokens.device)
+
+    return run
+
+
+def stepper(model: nn.Module, cache: Any, token: Tensor) -> Callable[[], None]:
+    """A greedy step for each row of the batch; `token`: (B, 1), the first that is read."""
+
+    def step() -> None:
+        nonlocal token
+        out = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)  # (B, 1), stays on the device
+
+    return step
+
+
+def one_step(model: nn.Module, point: tuple[int, int]) -> Callable[[], None]:
+    tokens = experiment.tokens_of((), model, point)
+    return stepper(model, latency.prefill(model, tokens), tokens[:, -1:])
+
+
+def prefiller(model: nn.Module, point: tuple[int, int]) -> Callable[[], float]:
+    """Seconds of one pass over a prompt of this (batch, length) that fills a cache."""
+    tokens = experiment.tokens_of((), model, point)
+    return lambda: timed(lambda: latency.prefill(model, tokens), tokens.device)
+
+
+# --- codes
+
+
+def checked_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The int8 layers of the first, the middle and the last block, by name."""
+    count = model.config.num_hidden_layers
+    blocks = {f"model.layers.{n}." for n in (0, count // 2, count - 1)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "weight")
+        and module.weight.dtype == torch.int8
+        and any(name.startswith(block) for block in blocks)
+    }
+
+
+def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], length: int) -> dict[str, Tensor]:
+    """What enters each layer while a prompt of `length` tokens is read: (length, K)."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor]) -> None:
+            found[name] = arguments[0].detach().flatten(0, -2)  # (1, T, K) -> (T, K)
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        latency.prefill(model, experiment.tokens_of((), model, (1, length)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def with_outliers(width: int, device: str, rows: int = 64) -> Tensor:
+    """Normal values (rows, width), six channels with twenty times the spread: outliers."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, width, generator=generator)
+    channels = torch.linspace(0, width - 1, 6).long().unique()
+    x[:, channels] *= 20
+    return x.to(device)
+
+
+@dataclass
+class Counts:
+    """How many codes, scales and outlier columns of bitsandbytes are not ours."""
+
+    weights: int = 0
+    other_weights: int = 0
+    activations: int = 0
+    other_activations: int = 0
+    furthest: int = 0  # of any code, in steps of the grid
+    scale: float = 0.0  # largest relative difference of a row's absmax
+    columns: int = 0
+    other_columns: int = 0
+
+    def add_weight(self, layer: nn.Module, weight: Tensor) -> None:
+        """The layer's codes and row scales against those of its 16-bit weights (M, K)."""
+        codes, absmax, _ = vectorwise_quantize(weight)
+        weights = getattr(layer.weight, "CB", None)
+        weights = layer.weight.data if weights is None else weights
+        scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+        self.weights += codes.numel()
+        self.other_weights += self._differing(codes, weights)
+        self._scale(absmax, scales)
+
+    def add_activations(self, x: Tensor) -> None:
+        """bitsandbytes' codes for rows (N, K) against ours, at the threshold."""
+        import bitsandbytes.functional as bnb
+
+        codes, absmax, columns = vectorwise_quantize(x, THRESHOLD)
+        theirs, their_absmax, their_columns = bnb.int8_vectorwise_quant(x.half(), THRESHOLD)
+        theirs = theirs.clone()
+        their_columns = columns[:0] if their_columns is None else their_columns
+        # Some of its kernels leave codes in outlier columns; the product does not read them there.
+        theirs[:, their_columns] = 0
+        self.activations += codes.numel()
+        self.other_activations += self._differing(codes, theirs)
+        self._scale(absmax, their_absmax)
+        ours, others = set(columns.tolist()), set(their_columns.tolist())
+        self.columns += len(ours)
+        self.other_columns += len(ours ^ others)
+
+    def _differing(self, codes: Tensor, theirs: Tensor) -> int:
+        distance = (codes.int() - theirs.to(codes.device).int()).abs()
+        self.furthest = max(self.furthest, int(distance.max()))
+        return int(distance.count_nonzero())
+
+    def _scale(self, absmax: Tensor, theirs: Tensor) -> None:
+        difference = (absmax - theirs.flatten().to(absmax.device)).abs()
+        relative = difference / absmax.clamp_min(torch.finfo(torch.float32).tiny)
+        self.scale = max(self.scale, float(relative.max()))
+
+    def record(self, results: Results) -> None:
+        """All of it, each count with the number that was compared."""
+        results.record("codes.weights.differing", self.other_weights, "count", n=self.weights)
+        results.record(
+            "codes.activations.differing", self.other_activations, "count", n=self.activations
+        )
+        results.record("codes.furthest", self.furthest, "count", note="in steps of the grid")
+        results.record("codes.scales", 100 * self.scale, "%", note="largest relative difference")
+        results.record("codes.columns.differing", self.other_columns, "count", n=self.columns)
+
+
+def lines(results: Results, half: str) -> list[str]:
+    """The measured numbers as a short table: a row for each case, a column for each path."""
+    found, paths = results.measurements, (half, INT8, INT8_AT_0)
+    shown = [f"{'tokens/s':22}" + "".join(f"{path:>26}" for path in paths)]
+    cases = dict.fromkeys(
+        name.rpartition(f".{half}")[0] for name, m in found.items() if m["unit"] == "tokens/s"
+    )
+    for case in filter(None, cases):
+        cells = [found.get(f"{case}.{path}") for path in paths]
+        values = [f"{np.round(c['value'], 1):,.1f}" if c else "not measured" for c in cells]
+        shown.append(f"{case:22}" + "".join(f"{value:>26}" for value in values))
+    return shown

@@ -1,0 +1,1 @@
+"""Speed, memory, profiles, statistics, and the files that keep what was measured."""

@@ -1,0 +1,137 @@
+"""Seconds of prefill and of decode, measured apart, and fairly: interleaved, after a warm-up."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int, warmup: int = 1
+) -> dict[str, dict[str, np.ndarray]]:
+    """Call every run once a round, so that all of them meet the same moments of a noisy machine.
+
+    A run returns seconds by phase. Returns {run: {phase: seconds of shape (rounds,)}}; round r of
+    one run is paired with round r of another, so that a ratio can be taken within the round.
+    Raises ValueError for fewer than one round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; at least 1 is needed")
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    taken: dict[str, list[Mapping[str, float]]] = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+        for name, run in runs.items():
+            taken[name].append(run())
+    return {
+        name: {phase: np.array([one[phase] for one in times]) for phase in times[0]}
+        for name, times in taken.items()
+    }
+
+
+def prefill_and_decode(
+    model: "torch.nn.Module", tokens: "torch.Tensor", new_tokens: int
+) -> dict[str, float]:
+    """Seconds of one pass over the prompt, and of `new_tokens` greedy steps after it.
+
+    `tokens`: prompt of shape (B, T). The first new token comes out of the prefill, so the decode
+    phase is `new_tokens` further passes over one token each.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # the same one for every model, ours and Hugging Face's
+
+    def now() -> float:
+        if tokens.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(new: "torch.Tensor") -> "torch.Tensor":
+        out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return getattr(out, "logits", out)[:, -1:].argmax(-1)  # (B, 1)
+
+    with torch.inference_mode():
+        start = now()
+        next_token = step(tokens)
+        middle = now()
+        for _ in range(new_tokens):
+            next_token = step(next_token)
+        end = now()
+    return {"prefill": middle - start, "decode": end - middle}
+
+
+def prefill(model: "torch.nn.Module", tokens: "torch.Tensor", cache: Any = None) -> Any:
+    """One pass over `tokens` (B, T) that fills a KV cache; returns the cache."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if cache is None else cache
+    with torch.inference_mode():
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
+    """Bytes/s that `device` reads from memory: the best of some sums over a large array.
+
+    A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
+    """
+    import torch
+
+    data = torch.ones(megabytes * 2**20 // 4, device=device)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        data.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return data.nbytes / best
+
+
+def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
+    """Operations/s of a (size, size) matrix product in this precision: the best of some."""
+    import torch
+
+    from llama_int8.quantization.matmul import int8_matmul
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        torch.randint(-127, 128, (size, size), generator=generator).to(device) for _ in range(2)
+    )
+    if precision == "int8":
+        codes = [m.to(torch.int8) for m in (first, second)]
+        work = partial(int8_matmul, *codes)
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        # As a layer multiplies: FP16 has a fast kernel for a transposed factor alone.
+        work = partial(torch.nn.functional.linear, first.to(dtype), second.to(dtype))
+    run = repeated(work, 1, device)
+    return 2 * size**3 / min(run()["call"] for _ in range(repeats + 1))
+
+
+def repeated(
+    work: Callable[[], object], calls: int, device: str = "cpu"
+) -> Callable[[], dict[str, float]]:
+    """A run for `interleaved` with one phase, "call": the mean of `calls` calls in a row."""
+    import torch
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    def run() -> dict[str, float]:
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        wait()
+        return {"call": (time.perf_counter() - start) / calls}
+
+    return run

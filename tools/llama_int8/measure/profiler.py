@@ -1,0 +1,92 @@
+"""Where the time of one forward pass goes, by kind of operation, from PyTorch's profiler."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llama_int8.measure.latency import repeated
+
+if TYPE_CHECKING:
+    from torch.autograd.profiler_util import FunctionEvent
+
+KINDS = (
+    "16-bit products",
+    "int8 products",
+    "quantizing, outliers, scaling",
+    "attention",
+    "everything else",
+    "between operations",
+)
+CALLS = 4  # of what is profiled
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+_INT8_PRODUCTS = (
+    "aten::_int_mm",
+    "aten::_weight_int8pack_mm",
+    "bitsandbytes::int8_linear_matmul",
+    "int8_fast::linear",
+    "int8_fast::step",
+)
+
+
+def kind_of(names: list[str]) -> str:
+    """Kind of an operation from its name and those of the operations that called it, inner first.
+
+    Work that bitsandbytes does around its product counts as quantizing, the product of the outlier
+    columns included. Without AVX-512 it multiplies the int8 codes in FP32: that is its int8 product.
+    """
+    if names[0] in _INT8_PRODUCTS:
+        return "int8 products"
+    if "int8_fast::linear" in names:  # what PyTorch does around the kernel's call
+        return "quantizing, outliers, scaling"
+    if names[0] in _PRODUCTS and any(name in _INT8_PRODUCTS for name in names):
+        return "int8 products"
+    if any(name.startswith(("bitsandbytes::", "MatMul8bitLt")) for name in names):
+        return "quantizing, outliers, scaling"
+    if any("scaled_dot_product" in name for name in names):
+        return "attention"
+    return "16-bit products" if names[0] in _PRODUCTS else "everything else"
+
+
+def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:
+    """Call `run` three times, then once profiled: {kind: {"seconds", "operations", "launches"}}.
+
+    On a CPU the seconds are those inside operations; on a GPU those of the kernels, and "launches"
+    counts the kernels. What the fastest call without the profiler took beyond these is "between
+    operations". Every operation is counted, the ones that it calls as well.
+    The profiler itself slows the many small operations: read shares, not sums.
+    """
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    on_gpu = device != "cpu"
+    timed = repeated(run, 1, device)
+    alone = min(
+        timed()["call"] for _ in range(CALLS - 1)
+    )  # warm, too: the profiler sees a usual step
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profiler(activities=activities) as recorded:
+        run()
+    found = {kind: {"seconds": 0.0, "operations": 0, "launches": 0} for kind in KINDS}
+    for event in recorded.events():
+        if event.device_type.name != "CPU":  # a kernel: counted with the operation that started it
+            continue
+        entry = found[kind_of(_callers(event))]
+        spent = (
+            sum(kernel.duration for kernel in event.kernels)
+            if on_gpu
+            else event.self_cpu_time_total
+        )
+        entry["seconds"] += spent / 1e6
+        entry["launches"] += len(event.kernels)
+        entry["operations"] += event.name.startswith(("aten::", "bitsandbytes::"))
+    # On a GPU mostly waiting for the next kernel, on a CPU Python; the profiler's cost may hide it.
+    seen = sum(entry["seconds"] for entry in found.values())
+    found["between operations"]["seconds"] = max(0.0, alone - seen)
+    return found
+
+
+def _callers(event: "FunctionEvent") -> list[str]:
+    names = []
+    while event is not None:
+        names.append(event.name)
+        event = event.cpu_parent
+    return names

@@ -1,0 +1,394 @@
+"""Every number that the report shows: recorded by a notebook, kept in one JSON file.
+
+A file is `results/<machine>/<notebook>.json`, with `@<model>` before the ending where the model is
+not the profile's own. It holds the environment, the settings, a hash of the model's files, and for
+each number its value, unit, kind, sample size and spread.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llama_int8.errors import ModelFilesError
+from llama_int8.files import file_hash, package_hash, write_atomic
+from llama_int8.models.content import is_folder, model_hash
+from llama_int8.profiles import PROFILES, Settings, read_profile
+
+# What a difference between two runs means depends on the kind of number; `course.py compare`
+# holds a tolerance for each.
+KIND_OF_UNIT = {
+    "s": "timing",
+    "ms": "timing",
+    "tokens/s": "timing",
+    "GB/s": "timing",
+    "GOP/s": "timing",
+    "x": "timing",  # a ratio of two timings
+    "nats": "quality",
+    "bits": "quality",
+    "perplexity": "quality",
+    "%": "quality",
+    "bytes": "memory",
+    "count": "exact",
+    "text": "text",
+}
+KINDS = ("exact", "memory", "quality", "timing", "text")
+NAME_BYTES = 80  # of a folder's name in a file's: most systems take 255 for all of it
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy")
+
+
+def machine_name(device: str) -> str:
+    """A file name for the machine: the GPU's name, or the processor's with its cores."""
+    if device != "cpu":
+        import torch
+
+        return _slug(torch.cuda.get_device_name())
+    return _slug(f"{_processor()}-{os.cpu_count()}-cores")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a number depends on: hardware, versions, threads."""
+    import torch
+
+    found = {
+        "machine": machine_name(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "memory GiB": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.system(),
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+    if device != "cpu":
+        properties = torch.cuda.get_device_properties(0)
+        found["GPU"] = properties.name
+        found["GPU memory GiB"] = round(properties.total_memory / 2**30, 2)
+        found["compute capability"] = f"{properties.major}.{properties.minor}"
+        found["CUDA"] = torch.version.cuda
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under a temporary name, then rename: a reader never meets half a file."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+class Results:
+    """The results of one notebook's run; written to disk after every addition."""
+
+    def __init__(self, notebook: str, settings: Settings, folder: str | None = None) -> None:
+        """`folder`: where to keep results and figures; None is `course_output` beside the notebook.
+
+        With a folder named (a mounted Drive, say), stages that are finished there are not run again.
+        """
+        self.root = Path(folder or "course_output").expanduser()
+        self.keeps_stages = bool(folder)
+        self.notebook, self.settings = notebook, settings
+        self._model, self._revision = settings.model, None
+        self._sha256 = model_hash(settings.model)
+        self._at_once = False
+        self.environment = environment(settings.device)
+        self._content: dict[str, Any] = {
+            "notebook": notebook,
+            "profile": settings.profile,
+            "model": model_title(settings.model, self._sha256),
+            "settings": _public(settings),
+            "environment": self.environment,
+            "measurements": {},
+            "figures": {},
+            "claims": {},
+        }
+
+    @property
+    def path(self) -> Path:
+        usual = None  # of a task of `course.py evaluate`
+        if self.settings.profile in PROFILES:
+            usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
+        known = self._model == usual
+        suffix = "" if known else f"@{model_file_name(self._model, self._sha256)}"
+        return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
+
+    @property
+    def identity(self) -> list[Any]:
+        """What a kept stage follows from: notebook, model, settings, environment, package.
+
+        Models and files count by their content, not by their place.
+        """
+        others = {k: v for k, v in self.settings.items() if k not in ("model", "more_models")}
+        model = self.model_sha256 or _full(self._model)
+        about = [self.notebook, [model, self._revision], by_content(others)]
+        return [*about, self.environment, package_hash()]
+
+    @property
+    def model(self) -> str:
+        """The model's public name; of a folder its last part and the beginning of its hash."""
+        return self._content["model"]
+
+    @property
+    def model_sha256(self) -> str | None:
+        """`files.content_hash` of the model's files; None as long as they are not here."""
+        if self._sha256 is None:
+            self._sha256 = model_hash(self._model)
+        return self._sha256
+
+    def use_model(self, name: str, revision: str | None = None) -> None:
+        """State the model that was really used, and the revision that its name resolved to."""
+        self._model, self._revision = name, revision
+        self._sha256 = model_hash(name)
+        self._content["model"] = model_title(name, self._sha256)
+        self._content["revision"] = revision
+
+    def check_model(self) -> None:
+        """Raise ModelFilesError where the model's files are not those that the run began with."""
+        if self._sha256 and model_hash(self._model) != self._sha256:
+            raise ModelFilesError(
+                f"the files of {self.model} changed while they were measured, so the numbers belong "
+                "to no model. They are not kept; run it again"
+            )
+
+    @property
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """Every number so far by name: value, unit, kind, spread."""
+        return self._content["measurements"]
+
+    def resume(self) -> int:
+        """Keep the numbers of an earlier, interrupted run of the same thing; return how many.
+
+        Only where model, settings and environment are the same: else the file is begun anew.
+        """
+        try:
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+        same = "notebook profile model model_sha256 package_sha256 revision settings environment"
+        plain = json.loads(json.dumps({**self._content, **self._hashes()}))
+        if any(earlier.get(key) != plain.get(key) for key in same.split()):
+            return 0
+        self._content["measurements"] = earlier["measurements"]
+        return len(self.measurements)
+
+    def use_data(self, **facts: str) -> None:
+        """State what data were really used; kept stages follow from it as from the settings."""
+        self.settings = Settings(self.settings, **facts)
+        self._content["settings"].update(_public(facts))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Write the file once, when the block has ended; after an error it is as it was."""
+        before, self._at_once = self._content, True
+        try:
+            yield
+        finally:
+            self._at_once = False
+        if self._content is not before:
+            self._write(self._content)
+
+    def record(
+        self,
+        name: str,
+        value: float | str,
+        unit: str,
+        *,
+        kind: str | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Keep one number (or text, unit "text"), with its spread `low` to `high` over `n` samples.
+
+        `kind` defaults to the unit's; a unit that the course does not know needs one. Raises
+        ValueError for an unknown unit or kind, or a value that is no text or no finite number.
+        """
+        kind = kind or KIND_OF_UNIT.get(unit)
+        if kind not in KINDS:
+            raise ValueError(
+                f"{name}: unit {unit!r}, kind {kind!r}; known units are "
+                f"{', '.join(KIND_OF_UNIT)}, known kinds {', '.join(KINDS)}"
+            )
+        value, low, high, n = map(_plain, (value, low, high, n))
+        if kind == "text" and not isinstance(value, str):
+            raise ValueError(f"{name}: value is {value!r}; with kind 'text' it must be a string")
+        numbers = {k: v for k, v in {"low": low, "high": high, "n": n}.items() if v is not None}
+        for key, number in (numbers if kind == "text" else {"value": value, **numbers}).items():
+            if not isinstance(number, int | float) or not abs(number) < math.inf:
+                raise ValueError(f"{name}: {key} is {number!r}; only finite numbers are results")
+        entry = {"value": value, "unit": unit, "kind": kind, "low": low, "high": high}
+        entry |= {"n": n, "note": note}
+        self._add("measurements", name, {k: _rounded(v) for k, v in entry.items() if v is not None})
+
+    def keep(
+        self, measurements: Mapping[str, Any] | None = None, precisions: Sequence[str] = ()
+    ) -> None:
+        """Add numbers of an earlier file, of these `precisions` in all, to those recorded so far."""
+        if measurements:
+            found = {**measurements, **self._content["measurements"]}
+            settings = {**self._content["settings"], "precisions": list(precisions)}
+            self._content = {**self._content, "settings": settings, "measurements": found}
+
+    def lines(self) -> list[str]:
+        """Every number so far as a line of text: name, value, ends, unit, sample size."""
+        shown = []
+        for name, m in self._content["measurements"].items():
+            ends = f" [{m['low']:.5g}, {m['high']:.5g}]" if "low" in m else ""
+            size = f", n = {m['n']:,}" if "n" in m else ""
+            value = m["value"] if isinstance(m["value"], str) else f"{m['value']:.6g}"
+            shown.append(f"{name:36} {value}{ends} {m['unit']}{size}")
+        return shown
+
+    def add_figure(self, name: str, alt: str, caption: str) -> Path:
+        """Keep a figure's texts; return the path that its picture goes to."""
+        self._add("figures", name, {"alt": alt, "caption": caption})
+        return self.root / "figures" / f"{name}.png"
+
+    def add_claim(self, name: str, measured: str, verdict: str, because: str) -> None:
+        """Keep the verdict on a claim (`course.claims` knows its wording and source)."""
+        self._add("claims", name, {"measured": measured, "verdict": verdict, "because": because})
+
+    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Run `compute` and keep what it returns, or return what an earlier run has kept.
+
+        What it returns must be plain JSON data. A kept stage counts only for the same settings,
+        files of the model, machine, versions and package. Without a folder of one's own nothing is
+        kept.
+        """
+        if not self.keeps_stages:
+            return json.loads(json.dumps(compute(), allow_nan=False))
+        same = json.dumps([name, *self.identity], sort_keys=True)
+        key = hashlib.sha256(same.encode()).hexdigest()[:12]
+        path = self.root / "stages" / self.notebook / f"{_slug(name)[:NAME_BYTES]}-{key}.json"
+        if path.exists():
+            print(f"{name}: kept from an earlier run", file=sys.stderr)
+        else:
+            found = compute()
+            self.check_model()
+            write_json(path, found)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _add(self, section: str, name: str, entry: dict[str, Any]) -> None:
+        content = {**self._content, section: {**self._content[section], name: entry}}
+        if not self._at_once:
+            self._write(content)
+        self._content = content  # only now: an entry that cannot be written spoils no later one
+
+    def _write(self, content: dict[str, Any]) -> None:
+        write_json(self.path, {**content, **self._hashes()})
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the model's files and of the code: what else the numbers follow from."""
+        model = {"model_sha256": self.model_sha256} if self.model_sha256 else {}
+        return {**model, "package_sha256": package_hash()}
+
+
+def model_title(name: str, sha256: str | None = None) -> str:
+    """A model's public name: its own if it is registered, for a folder its last part with a mark.
+
+    The path is nobody else's business. The mark is the beginning of the content's hash, so that
+    neither two folders nor a folder and a registered model have the same name.
+    """
+    if not is_folder(name):
+        return name
+    last = _last_part(name).encode("utf-8", "replace").decode()
+    return f"{last} (folder {_mark(name, sha256)})"
+
+
+def model_file_name(name: str, sha256: str | None = None) -> str:
+    """The same as a part of a file's name: in any alphabet, with nothing that a system refuses."""
+    if not is_folder(name):
+        return _slug(name)
+    text = unicodedata.normalize("NFC", _last_part(name)).lower()
+    text = re.sub(r"[^\w.]+", "-", text).encode()[:NAME_BYTES].decode("utf-8", "ignore")
+    return f"{text.strip('-._') or 'model'}-{_mark(name, sha256)}"
+
+
+def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the hash of each model's and file's content in place of its name or path."""
+    found = {}
+    for key, value in settings.items():
+        if key == "model":
+            value = model_hash(value) or value
+        elif key == "more_models":
+            value = [model_hash(name) or name for name in value]
+        elif key.endswith("_file") and value and Path(value).expanduser().is_file():
+            value = file_hash(Path(value).expanduser())
+        elif key == "data" and "sha256" in settings:
+            continue  # where a text came from does not change it
+        found[key] = value
+    return found
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without a path of this machine: of folders and files the last part only."""
+    found = dict(settings)
+    for key, value in settings.items():
+        if key == "model":
+            found[key] = _title(value)
+        elif key == "more_models":
+            found[key] = [_title(name) for name in value]
+        elif key.endswith("_file"):
+            found[key] = os.path.basename(value or "")
+    return found
+
+
+def _title(name: str) -> str:
+    return model_title(name, model_hash(name) if is_folder(name) else None)
+
+
+def _full(name: str) -> str:
+    """A registered model's name, or a folder's whole path."""
+    return os.path.abspath(os.path.expanduser(name)) if is_folder(name) else name
+
+
+def _last_part(name: str) -> str:
+    return os.path.basename(_full(name))
+
+
+def _mark(name: str, sha256: str | None) -> str:
+    """Eight digits that tell a folder from others; without files of a model, by its path."""
+    return (sha256 or hashlib.sha256(os.fsencode(_full(name))).hexdigest())[:8]
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for a scalar of NumPy or PyTorch."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip(
+        "-"
+    )
+
+
+def _processor() -> str:
+    try:
+        if platform.system() == "Linux":
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()
