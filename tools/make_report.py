@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from common import ROOT, TOOLS, CourseError
 from llama_int8.course.claims import VERDICTS, claims
 from llama_int8.course.tables import markdown_table
 from llama_int8.data import load
+from llama_int8.lessons import LESSONS
 from llama_int8.measure.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS, cost
 
@@ -28,17 +30,6 @@ NOT_MEASURED = "not measured"
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
-TOPICS = {
-    "00_start_here": "one model in two precisions: memory, speed, answers",
-    "01_attention_and_causal_masking": "attention, masks, three kinds of transformer",
-    "02_generation_and_decoding": "KV cache, sampling, chat templates, limits",
-    "03_llama_from_scratch": "RMSNorm, RoPE, SwiGLU, shared heads, training",
-    "04_quantization_math": "scales, rounding, signal-to-noise ratio",
-    "05_outliers_and_llm_int8": "outliers, decomposition, a ladder of schemes",
-    "06_fp16_vs_int8": "memory, quality with intervals, speed in turns, PIQA",
-    "07_int8_on_cpu": "int8 kernels against a 16-bit control",
-    "08_flash_attention": "online softmax, tiles, traffic, backends",
-}
 GPU_ROWS = (
     ("weights, GiB", "weights", cost.GIB, ".2f"),
     ("taken of the card, GiB", "memory.card", cost.GIB, ".2f"),
@@ -428,7 +419,7 @@ class Report:
             ]
             laptop, t4 = _minutes(self._run(path.stem)), _minutes(on_t4[0] if on_t4 else None)
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
-            rows.append([link, TOPICS.get(path.stem, ""), laptop, t4, badge])
+            rows.append([link, topic(path.stem), laptop, t4, badge])
         header = ["notebook", "topic", "minutes on a CPU", "on a T4", "Colab"]
         return markdown_table(header, rows).replace("---:", "---", 1)  # a topic is no number
 
@@ -520,6 +511,12 @@ def _listed(names: list[str]) -> str:
         else:
             shown.append(name)
     return ", ".join(shown)
+
+
+def topic(notebook: str) -> str:
+    """What the lesson of a notebook is about, in a few words, as its folder in `lessons/` says."""
+    lesson = f"n{notebook.partition('_')[0]}"
+    return import_module(f"llama_int8.lessons.{lesson}").TOPIC if lesson in LESSONS else ""
 
 
 def deciding_cell(claim: str, notebook: str) -> str:

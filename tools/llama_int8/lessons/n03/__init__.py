@@ -1,1 +1,3 @@
 """Lesson 03: generation and decoding."""
+
+TOPIC = "KV cache, sampling, chat templates, limits"

@@ -1,1 +1,3 @@
 """Lesson 06: quantization mathematics."""
+
+TOPIC = "scales, rounding, signal-to-noise ratio"

@@ -1,1 +1,3 @@
 """Lesson 09: FlashAttention."""
+
+TOPIC = "online softmax, tiles, traffic, backends"

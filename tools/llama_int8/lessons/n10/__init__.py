@@ -1,1 +1,3 @@
 """Lesson 10: fast int8."""
+
+TOPIC = "int8 kernels against a 16-bit control"
