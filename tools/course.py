@@ -19,7 +19,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 VENV = ROOT / ".venv"
-PROFILES = ("smoke", "cpu", "t4", "gpu")
+PROFILES = sorted(file.stem for file in (TOOLS / "llama_int8/profiles").glob("*.yaml"))
 NOTEBOOK_TESTS = "tools/tests/test_notebooks.py"
 OWN_MODELS = "with_a_model_of_ones_own"  # the test there that `test --models` runs, all of it
 

@@ -362,7 +362,7 @@ def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
     """
     parameters = next(source(cell) for cell in _own_cells(notebook) if _is_parameters(cell))
     forced = (
-        f'{parameters}\nPROFILE, RESULTS_DIR = "smoke", "output"\n'
+        f'{parameters}\nPROFILE = "smoke"\n'
         "from llama_int8.classroom import exercises\nget_ipython().ask_exit = lambda: None\n"
     )
     texts = [] if any(map(_is_parameters, cells)) else [forced]

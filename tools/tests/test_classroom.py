@@ -26,7 +26,7 @@ from llama_int8.classroom.plots import COLOURS, HATCHES, bars, figure, png, save
 from llama_int8.measurement.cost import weight_bytes
 from llama_int8.measurement.results import Results
 from llama_int8.models import config_of
-from llama_int8.profiles import read_profile, resolve
+from llama_int8.profiles import profile_names, read_profile, resolve
 
 NOTEBOOK = "00_start_here"
 ALT = "A line that rises from left to right"
@@ -608,7 +608,7 @@ def test_every_claim_has_its_words_its_source_and_a_notebook_that_tests_it(name)
     entry = claims_module.claims()[name]
     assert set(entry) == {"claim", "source", "notebook"}
     assert len(entry["claim"]) > 20 and len(entry["source"]) > 10
-    for profile in ("smoke", "cpu", "t4", "gpu"):
+    for profile in profile_names():
         assert entry["notebook"] in read_profile(profile).notebooks
 
 

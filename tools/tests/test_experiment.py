@@ -498,7 +498,7 @@ def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
 
 
 def smoke_settings(**changes):
-    return resolve("06_fp16_vs_int8", "smoke", **changes)
+    return resolve("06_fp16_vs_int8", "smoke", changes=changes)
 
 
 def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):

@@ -124,7 +124,7 @@ def test_a_parameter_is_read_with_blanks_and_capitals():
 
 def test_a_parameter_that_is_nearly_right_is_named_in_a_notebook_too():
     with pytest.raises(ValueError, match=r"'round' is unknown; .*\. Did you mean rounds\?"):
-        resolve("00_start_here", "cpu", round=3)
+        resolve("00_start_here", "cpu", changes={"round": 3})
 
 
 def test_platforms_and_versions_are_read_as_they_are_meant():
@@ -343,6 +343,8 @@ def test_the_courses_own_folder_is_no_place_for_a_run_apart(fails):
         (["run", "--model", ""], ["'' is no model"]),
         (["run", "--profile", "a100"], ["a100", "smoke", "cpu"]),
         (["run", "--param", "=3"], ["'' is unknown"]),
+        (["run", "--param", "model=tiny"], ["--param is 'model=tiny'; use --model NAME instead"]),
+        (["run", "--param", "Results_dir=x"], ["use --out FOLDER instead"]),
         (["compare", "README.md", "README.md"], ["README.md is no folder"]),
         (["compare", "figures", "figures"], ["figures holds no results file"]),
         (["grade", "README.md"], ["README.md is no folder"]),

@@ -144,7 +144,7 @@ class Evaluation:
             ("settings", results.settings),
             ("environment", results.environment),
         ):
-            before, now = old[section], json.loads(json.dumps(new))
+            before, now = old[section], json.loads(json.dumps(dict(new)))
             names = before.keys() | now.keys()
             names -= {"precisions", "data", "model"} if section == "settings" else set()
             found += sorted(name for name in names if before.get(name) != now.get(name))
