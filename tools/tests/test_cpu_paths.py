@@ -107,7 +107,8 @@ def test_a_path_that_takes_too_long_is_left_out():
             return lambda: None
 
     runners = {"slow": Slow(), "quick": Quick(), BASELINE: Slow()}
-    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=0.3)
+    how = {"steps": 2, "rounds": 1, "vocabulary": 10, "patience": 0.3}
+    raced = cpu_paths.race(runners, [Case("decode", 1, 4, 1)], **how)
     assert set(raced["decode.1x4.one"]) == {"quick", BASELINE}  # ratios need the baseline
 
 
@@ -125,7 +126,8 @@ def test_a_quick_step_is_timed_over_many_steps(runners):
 
 
 def test_paths_that_differ_in_decode_alone_are_not_raced_in_prefill(runners):
-    raced = cpu_paths.race(runners, [Case("prefill", 1, 4, 1)], 1, 1, 320)
+    case = Case("prefill", 1, 4, 1)
+    raced = cpu_paths.race(runners, [case], steps=1, rounds=1, vocabulary=320)
     assert set(raced["prefill.1x4.one"]) == set(PATHS) - {ONE_CALL, cpu_paths.BF16_CALL}
 
 
@@ -223,10 +225,11 @@ def test_a_single_layer_gets_six_outlier_channels_at_every_width(monkeypatch):
     monkeypatch.setattr(
         cpu_paths, "_layer_run", lambda layers, x: given.append(x) or (lambda: {"call": 1.0})
     )
-    for width in (576, 2048, 11008, 14336):
-        cpu_paths.race_layers({"one": (8, width)}, 64, 1, held=8 * width)
-        spread = given.pop().float().std(0)
-        assert (spread > 5).sum() == 6, width
+    shapes = {f"{width} inputs": (8, width) for width in (576, 2048, 11008)}
+    cpu_paths.race_layers(shapes, tokens=64, rounds=1, held=1)
+    assert {x.shape[1] for x in given} == {576, 2048, 11008}
+    for x in given:
+        assert (x.float().std(0) > 5).sum() == 6, x.shape
 
 
 @pytest.mark.slow

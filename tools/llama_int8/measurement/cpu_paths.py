@@ -364,6 +364,7 @@ def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
 def race(
     runners: Mapping[str, Runner],
     cases: Sequence[Case],
+    *,
     steps: int,
     rounds: int,
     vocabulary: int,
