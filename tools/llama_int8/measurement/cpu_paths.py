@@ -215,8 +215,8 @@ class Backend:
     load: Callable[[LoadedModels], Runner]
     look: Look
     layer: Layer | None = None
-    # A decode step is one compiled call. The prompt is read as by other backends, so that these
-    # are not raced in prefill.
+    # A decode step is one compiled call. It reads a prompt as another backend does, so it is not
+    # raced in prefill.
     one_call: bool = False
 
     @property
@@ -651,10 +651,9 @@ def record_race(
     return found
 
 
-def measured_roof(
-    results: Results, precisions: Sequence[str] = ("fp32", "fp16", "bf16", "int8")
-) -> dict[int, tuple[float, dict[str, float]]]:
-    """{threads: (bytes/s read, {precision: operations/s})}, recorded."""
+def measured_roof(results: Results) -> dict[int, tuple[float, dict[str, float]]]:
+    """{threads: (bytes/s read, {precision that a backend multiplies in: operations/s})}, recorded."""
+    precisions = dict.fromkeys(backend.arithmetic for backend in BACKENDS.values())
     roof = {}
     for count in thread_counts():
         with threads(count):
