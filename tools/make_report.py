@@ -25,6 +25,7 @@ from llama_int8.classroom.tables import markdown_table
 from llama_int8.measurement import cost
 from llama_int8.measurement.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS
+from llama_int8.quantization.precisions import LLM_INT8
 
 NOT_MEASURED = "not measured"
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
@@ -399,7 +400,7 @@ class Report:
         rows = self.published["t4-llama-2-7b-chat"]["rows"]
         memory, speed = rows["memory (GiB)"], rows["speed (tokens/s)"]
         table = [["published, T4: weights, GiB", *memory], ["published, T4: tokens/s", *speed]]
-        paths = ("fp16", "LLM.int8()")
+        paths = ("fp16", LLM_INT8)
         for run in self.runs:
             if run["notebook"] == "gpu" and run["model"] == "synthetic:llama-2-7b-chat":
                 machine = run["environment"]["machine"]
@@ -408,7 +409,7 @@ class Report:
                     table.append([f"{machine}: {label}", *cells])
         if len(table) == 2:
             table.append(["measured with `tools/benchmark_gpu.py`", *2 * [NOT_MEASURED]])
-        return markdown_table(["", "FP16", "LLM.int8()"], table)
+        return markdown_table(["", "FP16", LLM_INT8], table)
 
     def notebooks(self) -> str:
         """The table of notebooks: title, topic, minutes by kind of machine, Colab badge."""

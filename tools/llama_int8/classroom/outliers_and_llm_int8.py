@@ -16,12 +16,12 @@ from llama_int8.measurement.statistics import PairedDifference
 from llama_int8.quantization.codes import absmax_quantize, dequantize
 from llama_int8.quantization.int8_linear import vectorwise_quantize
 from llama_int8.quantization.outliers import (
-    THRESHOLD,
     layer_of,
     outlier_columns,
     outlier_shares,
     papers_inputs,
 )
+from llama_int8.quantization.precisions import THRESHOLD
 
 
 def _by_layer(inputs: Mapping[str, Tensor], entrance: str) -> dict[int, Tensor]:

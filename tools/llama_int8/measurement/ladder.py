@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from llama_int8.measurement import quality
 from llama_int8.quantization.layers import linear_layers
-from llama_int8.quantization.outliers import THRESHOLD
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.quantization.simulate import Scheme, simulated
 
 if TYPE_CHECKING:

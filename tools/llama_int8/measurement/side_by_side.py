@@ -20,6 +20,7 @@ from llama_int8.measurement.cost import GIB, QUANTIZED
 from llama_int8.models.loading import check_memory
 from llama_int8.quantization.cpu.layers import replace_linears as replace_by_fast
 from llama_int8.quantization.int8_linear import replace_linears
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import is_meta_folder
 from llama_int8.transformer.generation import (
     Choice,
@@ -254,7 +255,7 @@ def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
     model = Llama.from_pretrained(folder, DTYPES[stored], device)
     if precision == "int8-fast":
         return replace_by_fast(model)
-    return replace_linears(model, threshold=6.0) if precision == "int8" else model
+    return replace_linears(model, threshold=THRESHOLD) if precision == "int8" else model
 
 
 def _meta_ends(tokenizer: MetaTokenizer) -> set[int]:

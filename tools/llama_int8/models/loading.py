@@ -41,6 +41,7 @@ from llama_int8.models.registry import (
     is_synthetic,
 )
 from llama_int8.models.synthetic import bitsandbytes_linear, build_synthetic
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import LlamaConfig, read_config
 from llama_int8.transformer.stored import OUTPUT, check_floating, stored_tensors, without_computed
 
@@ -57,7 +58,7 @@ def load_model(
     name_or_folder: str | Path,
     precision: str,
     device: str | None = None,
-    threshold: float = 6.0,
+    threshold: float = THRESHOLD,
 ) -> "PreTrainedModel":
     """Load a model in evaluation mode on one device ("auto": over all GPUs, through accelerate).
 
