@@ -71,8 +71,14 @@ def measure(options: argparse.Namespace) -> int:
         for number, case in enumerate(cases, 1):
             print(f"{case.key} ({number} of {len(cases)})", flush=True)
             able = {p: r for p, r in runners.items() if case.batch == 1 or not p.startswith(PEER)}
-            timing = (options.steps, options.rounds, config.vocab_size, options.patience)
-            seconds = cpu_paths.race(able, [case], *timing)
+            seconds = cpu_paths.race(
+                able,
+                [case],
+                steps=options.steps,
+                rounds=options.rounds,
+                vocabulary=config.vocab_size,
+                patience=options.patience,
+            )
             race = cpu_paths.record_race(results, seconds, [case], config, roof)
             show(race, case)
     print(f"results: {results.path}")

@@ -382,8 +382,15 @@ def evaluate(options: argparse.Namespace) -> int:
     if place == ROOT:
         require_writable(ROOT / "results")
     try:
-        how = (options.limit, options.wrong_rules, out or own)
-        work = Evaluation(options.model, precisions, device, place, *how)
+        work = Evaluation(
+            options.model,
+            precisions,
+            device,
+            out=place,
+            limit=options.limit,
+            wrong_rules=options.wrong_rules,
+            kept=out or own,
+        )
         for task in tasks:
             results = work.run(task, files.get(task))
             if results:
@@ -504,9 +511,16 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
-    how = (options.new_tokens, options.seed, options.temperature)
     try:
-        found = side_by_side(options.model, options.prompt, precisions, device, *how)
+        found = side_by_side(
+            options.model,
+            options.prompt,
+            precisions,
+            device,
+            new_tokens=options.new_tokens,
+            seed=options.seed,
+            temperature=options.temperature,
+        )
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
     print("\n".join(report(found, shutil.get_terminal_size().columns)))

@@ -397,7 +397,16 @@ def test_the_written_multiplier_gives_the_inner_size_by_metas_rule(heads, half, 
 
 def meta_params(width, heads, inner):
     """What write_meta says of these shapes."""
-    config = LlamaConfig(2, width, inner, 1, heads, heads, width // heads, 64)
+    config = LlamaConfig(
+        vocab_size=2,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=64,
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_meta(config, {}, Path(folder))
         return read_params(Path(folder))

@@ -37,7 +37,16 @@ from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.layers import linear_layers
 from llama_int8.transformer.config import LlamaConfig
 
-TINY = LlamaConfig(96, 32, 72, 2, 4, 2, 8, 64)  # inner 72: filled up to 128
+TINY = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=72,  # filled up to 128
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
 CONFIGS = {
     "untied": TINY,
     "tied": replace(TINY, tie_word_embeddings=True),

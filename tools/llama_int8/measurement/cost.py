@@ -178,8 +178,17 @@ def feed_forward_width(width: int, multiple_of: int = 256, multiplier: float = 1
 
 def llama1_config(width: int, heads: int, layers: int) -> LlamaConfig:
     """A LLaMA of the first generation (arXiv:2302.13971, table 2), with its 32,000 tokens."""
-    inner = feed_forward_width(width)
-    return LlamaConfig(32000, width, inner, layers, heads, heads, width // heads, 2048, 1e-6)
+    return LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=feed_forward_width(width),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+    )
 
 
 def training_flops(parameters: float, tokens: float) -> float:

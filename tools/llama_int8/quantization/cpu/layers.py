@@ -86,8 +86,9 @@ class Int8FastLinear(nn.Module):
 
     @classmethod
     def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:
-        packed = blocks.pack(codes), blocks.pack_rows(scale)
-        return cls(*packed, bias, (codes.shape[0], codes.shape[1]), planes)
+        outputs, inputs = codes.shape
+        packed, packed_scale = blocks.pack(codes), blocks.pack_rows(scale)
+        return cls(packed, packed_scale, bias, (outputs, inputs), planes)
 
     def codes(self) -> Tensor:
         """The int8 codes, (M, K)."""
@@ -100,9 +101,14 @@ class Int8FastLinear(nn.Module):
 
     def struct(self) -> kernels.LinearStruct:
         """Pointers to the tensors for the kernel; they must live as long as it does."""
-        bias = None if self.bias is None else self.bias.data_ptr()
-        pointers = (self.weight.data_ptr(), self.scale.data_ptr(), bias)
-        return kernels.LinearStruct(*pointers, self.out_features, self.in_features, self.planes)
+        return kernels.LinearStruct(
+            weights=self.weight.data_ptr(),
+            scale=self.scale.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            outputs=self.out_features,
+            inputs=self.in_features,
+            planes=self.planes,
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -125,8 +131,14 @@ class Int8FastLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)  # (..., K) -> (N, K)
         library = kernels.chosen().library
         if library is None:
-            own = (self.weight, self.scale, self.bias, self.out_features, self.planes)
-            y = blocks.plain_linear(rows, *own)
+            y = blocks.plain_linear(
+                rows,
+                self.weight,
+                self.scale,
+                self.bias,
+                outputs=self.out_features,
+                planes=self.planes,
+            )
         else:
             y = kernels.compiled_linear(library, rows, self.struct())
         return y.view(*x.shape[:-1], self.out_features)
