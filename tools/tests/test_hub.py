@@ -21,12 +21,12 @@ from hub_stand_in import (
     MISSING_OR_PRIVATE,
     HubStandIn,
 )
+from saved_models import save_synthetic
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llama_int8
 from llama_int8.files import content_hash
-from llama_int8.models import save_synthetic
 from llama_int8.transformer.config import LlamaConfig
 
 CONFIG = LlamaConfig(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
+from saved_models import save_synthetic
 from tiny_llama import tiny_llama
 
 from llama_int8.measurement.cost import forward_bytes, kv_cache_bytes, weight_bytes
@@ -27,7 +28,6 @@ from llama_int8.models import (
     load_tokenizer,
     loading,
     save_int8_fast,
-    save_synthetic,
 )
 from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.int8_fast import is_int8_fast

@@ -18,6 +18,7 @@ from byte_tokenizer import byte_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from saved_models import save_synthetic
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
@@ -41,7 +42,6 @@ from llama_int8.models import (
     load_model,
     load_tokenizer,
     loading,
-    save_synthetic,
 )
 from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.layers import check_layers

@@ -12,9 +12,10 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, Course
+from saved_models import save_synthetic
 
 from llama_int8.measurement.cost import weight_bytes
-from llama_int8.models import load_tokenizer, save_synthetic
+from llama_int8.models import load_tokenizer
 from llama_int8.transformer.config import LlamaConfig
 
 CONFIG = LlamaConfig(

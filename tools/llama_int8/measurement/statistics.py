@@ -19,10 +19,6 @@ class PairedDifference:
     smallest_detectable: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(
     first: np.ndarray,
