@@ -369,7 +369,6 @@ def models(_options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from llama_int8.errors import DataError, ModelError
-    from llama_int8.measurement.evaluation import Evaluation
 
     tasks = tasks_of(options.task)
     precisions = precisions_of(options.precision)
@@ -381,6 +380,9 @@ def evaluate(options: argparse.Namespace) -> int:
     place = out or (own if options.limit else ROOT)
     if place == ROOT:
         require_writable(ROOT / "results")
+    # Takes seconds to import: only once the options are known to be right.
+    from llama_int8.measurement.evaluation import Evaluation
+
     try:
         work = Evaluation(
             options.model,

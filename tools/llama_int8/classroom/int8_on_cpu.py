@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from llama_int8.classroom.plots import figure
@@ -20,9 +20,6 @@ from llama_int8.measurement.cpu_paths import (
 )
 from llama_int8.measurement.statistics import PairedDifference, Spread
 from llama_int8.quantization.cpu.layout import GROUP
-
-if TYPE_CHECKING:
-    import torch
 
 # Colour, hatch and marker of each path: 16 bit and more in blues and black, int8 in the rest.
 LOOKS = {
@@ -268,7 +265,7 @@ def machine_roof(
     return drawn
 
 
-def group_absmax(x: "torch.Tensor", size: int) -> np.ndarray:
+def group_absmax(x: torch.Tensor, size: int) -> np.ndarray:
     """Largest magnitude of each group of a token's activations, (K,) -> (groups,)."""
     return np.array([group.abs().max().item() for group in x.float().split(size)])
 

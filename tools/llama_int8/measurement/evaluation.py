@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from llama_int8 import models
 from llama_int8.errors import ModelError, ModelFilesError
@@ -18,9 +20,6 @@ from llama_int8.measurement.tasks import Task, load_task, other_name
 from llama_int8.measurement.wrong_rules import WRONG_RULES
 from llama_int8.profiles import Settings
 from llama_int8.transformer.config import is_meta_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # The strided windows of Hugging Face's page on perplexity; shorter ones where a model takes less.
 WINDOW, STRIDE = 1024, 512
@@ -202,7 +201,7 @@ class Evaluation:
         self,
         results: Results,
         precision: str,
-        score: Callable[["PreTrainedModel"], Any],
+        score: Callable[[PreTrainedModel], Any],
         journal: Journal,
     ) -> Any:
         """Load the model, score with it, free it before anything else is loaded."""
