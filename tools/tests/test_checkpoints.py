@@ -101,12 +101,12 @@ def meta_scores(x, weights, heads, frequencies):
     """Meta's scores: neighbouring pairs are complex numbers, turned by a complex factor."""
     angles = torch.outer(torch.arange(len(x)), frequencies)  # (T, D / 2)
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-    q, k = (
+    q, k = (  # (T, H, D)
         torch.view_as_real(
             torch.view_as_complex((x @ weight.T).view(len(x), heads, -1, 2)) * turn
         ).flatten(2)
         for weight in weights
-    )  # (T, H, D)
+    )
     return torch.einsum("thd,shd->hts", q, k)
 
 

@@ -162,9 +162,8 @@ def _equal(found: Any, wanted: Any, rtol: float) -> bool:
     rtol = rtol if np.asarray(wanted).dtype.kind == "f" else 0.0
     if first.shape != second.shape:
         return False
-    return np.allclose(
-        first, second, rtol, atol=1e-7, equal_nan=True
-    )  # cos(pi / 2) in FP32 is 4e-8
+    # Not 0: cos(pi / 2) in FP32 is 4e-8.
+    return np.allclose(first, second, rtol, atol=1e-7, equal_nan=True)
 
 
 def _numbers(found: Any) -> np.ndarray:

@@ -57,9 +57,8 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     """
     on_gpu = device != "cpu"
     timed = repeated(run, 1, device)
-    alone = min(
-        timed()["call"] for _ in range(CALLS - 1)
-    )  # warm, too: the profiler sees a usual step
+    # This warms up as well, so that the profiler sees a usual step.
+    alone = min(timed()["call"] for _ in range(CALLS - 1))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         run()

@@ -26,9 +26,8 @@ def vectorwise_quantize(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
     inliers = A16.masked_fill(outliers, 0)
     absmax = inliers.abs().amax(1).float()  # (N,)
     _check_rows(A, absmax)
-    steps = torch.where(
-        absmax > 0, 127.0 / absmax, 0
-    )  # steps in a unit; a row of zeros has codes 0
+    # Steps in a unit; a row of zeros has codes 0.
+    steps = torch.where(absmax > 0, 127.0 / absmax, 0)
     codes = (inliers * steps[:, None]).round().to(torch.int8)
     codes[:, columns] = 0
     return codes, absmax, columns

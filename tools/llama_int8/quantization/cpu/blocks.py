@@ -119,9 +119,8 @@ def plain_linear(
         part = packed[first : first + blocks]
         rows = slice(first * ROWS, min(outputs, (first + blocks) * ROWS))
         count = rows.stop - rows.start
-        weights = (
-            unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
-        )  # G x (m, GROUP)
+        # G x (m, GROUP)
+        weights = unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
         of_weights = unpack_rows(scale[first : first + blocks], count).float()  # (m, G)
         sums = [
             _scaled_sums(codes, of_tokens, weights, of_weights) for codes, of_tokens in quantized
