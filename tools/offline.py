@@ -236,8 +236,8 @@ def check(folder: Path) -> None:
     processor, wanted = platform.machine(), SYSTEMS[this_machine().system]["platform_machine"]
     if processor.lower() != wanted.lower():
         raise CourseError(
-            f"this machine's processor is {processor}, and {folder} holds packages for {wanted} "
-            "alone; use Colab here, or a setup with network"
+            f"this machine's processor is {processor}, and {folder} holds packages only for "
+            f"{wanted}; use Colab here, or a setup with network"
         )
     for name, digest in manifest["files"].items():
         wheel = folder / name

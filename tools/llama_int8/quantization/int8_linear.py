@@ -55,7 +55,7 @@ class Int8Linear(nn.Module):
     def from_linear(cls, linear: nn.Linear, threshold: float = 6.0) -> Self:
         """Quantize a linear layer's weights, each row by its absmax.
 
-        Raises TypeError for what is no `nn.Linear` in floating point, ValueError for a negative
+        Raises TypeError unless given an `nn.Linear` in floating point, ValueError for a negative
         threshold, NaN, and weights that FP16 cannot hold.
         """
         _check_linear(linear)
@@ -139,11 +139,9 @@ def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
 
 def _check_input(x: Tensor, features: int) -> None:
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"the input is {x.dtype}; wanted is a floating-point tensor: FP32, FP16 or bf16"
-        )
+        raise TypeError(f"the input is {x.dtype}; expected FP32, FP16 or bf16")
     if x.dim() == 0 or x.shape[-1] != features or x.numel() == 0:
-        raise ValueError(f"the input has shape {tuple(x.shape)}; wanted is (..., {features})")
+        raise ValueError(f"the input has shape {tuple(x.shape)}; expected (..., {features})")
 
 
 def _check_rows(A: Tensor, absmax: Tensor) -> None:

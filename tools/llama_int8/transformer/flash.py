@@ -422,7 +422,7 @@ def flash_traffic(
 def _check_scores(scores: Tensor) -> None:
     if scores.dim() < 1 or scores.numel() == 0 or not scores.is_floating_point():
         raise ValueError(
-            f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}; wanted are "
+            f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}; expected "
             "floating-point numbers (..., S), at least one"
         )
 
@@ -434,7 +434,7 @@ def _check_block(name: str, size: int) -> None:
 
 def _check_lengths(queries: int, keys: int, causal: bool) -> None:
     if min(queries, keys) < 1:
-        raise ValueError(f"{queries} queries and {keys} keys; at least one of each is wanted")
+        raise ValueError(f"{queries} queries and {keys} keys; at least one of each is needed")
     if causal and queries > keys:
         raise ValueError(
             f"{queries} queries and {keys} keys: a causal mask ends at the last key, so the first "
@@ -448,10 +448,10 @@ def _check_inputs(
     _check_block("block_q", block_q)
     _check_block("block_k", block_k)
     shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    wanted = "wanted are q (B, H, T, D), k and v (B, H_kv, S, D) with the same B and D"
+    expected = "expected q (B, H, T, D), k and v (B, H_kv, S, D) with the same B and D"
     same = q.dim() == 4 and k.dim() == 4 and k.shape == v.shape
     if not same or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or 0 in q.shape:
-        raise ValueError(f"{shapes}; {wanted}, none of them 0")
+        raise ValueError(f"{shapes}; {expected}, none of them 0")
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"{shapes}; {k.shape[1]} key-value heads do not divide {q.shape[1]} query heads"
@@ -459,7 +459,7 @@ def _check_inputs(
     _check_lengths(q.shape[2], k.shape[2], causal)
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise TypeError(
-            f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; wanted is one floating-point dtype: "
+            f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one floating-point dtype: "
             "convert with .to(q.dtype)"
         )
     if not q.device == k.device == v.device:

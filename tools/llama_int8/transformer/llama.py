@@ -214,7 +214,7 @@ def _check_config(config: LlamaConfig) -> None:
 
 def _check_tokens(config: LlamaConfig, tokens: Tensor, past: int) -> None:
     if tokens.dim() != 2 or tokens.numel() == 0:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; wanted are ids (B, T), T >= 1")
+        raise ValueError(f"expected token ids of shape (B, T) with T >= 1, got {tuple(tokens.shape)}")
     if tokens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are int64 (or int32) numbers")
     if past + tokens.shape[1] > config.max_position_embeddings:

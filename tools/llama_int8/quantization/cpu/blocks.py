@@ -30,7 +30,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise TypeError(
-            f"the weights are {weight.dtype} of shape {tuple(weight.shape)}; wanted is a matrix "
+            f"the weights are {weight.dtype} of shape {tuple(weight.shape)}; expected a matrix "
             "(outputs, inputs) in floating point"
         )
     if weight.numel() == 0:

@@ -46,9 +46,9 @@ class Int8FastLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, planes: int = 1) -> Self:
-        """Quantize a linear layer. Raises TypeError for what is none, ValueError for NaN."""
+        """Quantize a linear layer. Raises TypeError unless given one, ValueError for NaN."""
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{type(linear).__name__} is no nn.Linear")
+            raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
         if linear.weight.device.type not in ("cpu", "meta"):
             raise ValueError(f"the layer is on {linear.weight.device}; int8-fast is for a CPU")
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -118,10 +118,10 @@ class Int8FastLinear(nn.Module):
         dimension and for tensors that are not on a CPU.
         """
         if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise TypeError(f"the input is {x.dtype}; wanted is FP32, FP16 or bf16")
+            raise TypeError(f"the input is {x.dtype}; expected FP32, FP16 or bf16")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"the input has shape {tuple(x.shape)}; wanted is (..., {self.in_features})"
+                f"the input has shape {tuple(x.shape)}; expected (..., {self.in_features})"
             )
         if not x.device.type == self.weight.device.type == "cpu":
             raise ValueError(
