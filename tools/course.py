@@ -133,7 +133,7 @@ def answer(argv: list[str]) -> int:
 
 
 def missing_package(name: str) -> str:
-    """What to do where the interpreter has not all of the course's packages."""
+    """Say what to do where the interpreter lacks some of the course's packages."""
     own = os.environ.get("COURSE_PYTHON")
     if own:
         return (

@@ -376,7 +376,7 @@ class Watch:
         self.before = self._look()
 
     def changes(self) -> Changes:
-        """What has changed since the last call."""
+        """The changes since the last call."""
         before, self.before = self.before, self._look()
         found: dict[str, list[str]] = {}
         for kind, files in self.before.items():

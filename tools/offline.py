@@ -57,7 +57,7 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What conditions in a package's metadata are evaluated with there."""
+        """The values for conditions in a package's metadata there."""
         return SYSTEMS[self.system] | {
             "python_version": self.python,
             "python_full_version": f"{self.python}.0",
@@ -70,7 +70,7 @@ class Target:
 
     @property
     def pip_options(self) -> list[str]:
-        """What makes pip choose this target's wheels."""
+        """The options that make pip choose this target's wheels."""
         tags = [f"--platform={tag}" for tag in TAGS[self.system]]
         abi = f"--abi=cp{self.python.replace('.', '')}"
         return [

@@ -723,7 +723,9 @@ def test_lengths_out_of_range_are_refused(lengths, wrong):
 
 @pytest.mark.parametrize("shape", [(), (2, 1)])
 def test_one_length_a_row_is_wanted(shape):
-    with pytest.raises(ValueError, match=re.escape(f"lengths have shape {shape}; one number")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"lengths have shape {shape}; expected one number")
+    ):
         padding_mask(torch.ones(shape, dtype=torch.long), 5)
 
 
@@ -918,7 +920,9 @@ def test_attention_maps_give_the_model_its_attention_back_after_an_error(tiny):
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6), (0, 6), (1, 1, 6)])
 def test_attention_maps_are_of_one_text(tiny, shape):
-    with pytest.raises(ValueError, match=re.escape(f"tokens have shape {shape}; one text")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"tokens have shape {shape}; expected one text")
+    ):
         attention_maps(tiny, torch.ones(shape, dtype=torch.long))
 
 

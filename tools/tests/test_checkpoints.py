@@ -439,7 +439,7 @@ META = replace(TINY, hidden_size=48, num_key_value_heads=6)
     ("changes", "shards", "words"),
     [
         ({"hidden_size": 40}, 1, ["6 heads of 8", "width of 40"]),
-        ({"rope_scaling": LINEAR}, 1, ["'linear'", "Llama 3.1's alone"]),
+        ({"rope_scaling": LINEAR}, 1, ["'linear'", "only Llama 3.1's"]),
         ({"rope_scaling": LLAMA3}, 1, ["'original_max_position_embeddings': 32"]),
         ({}, 4, ["4 shards", "6 key-value heads", "40 inner columns"]),
         ({"intermediate_size": 35}, 2, ["2 shards", "35 inner columns"]),

@@ -360,7 +360,7 @@ def test_an_answer_with_other_arguments_is_an_error_not_a_crash(exercise):
 def test_what_is_no_function_is_told_so(exercise, answer):
     verdict = judge(exercise.name, answer)
     assert (verdict.status, verdict.points) == ("wrong", 0)
-    assert verdict.message.startswith("a function is wanted")
+    assert verdict.message.startswith("expected a function")
 
 
 @EACH

@@ -36,7 +36,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found, with the points earned."""
+    """The verdict of `check`, with the points earned."""
 
     status: Status
     message: str
@@ -57,7 +57,7 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
     """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
     exercise = find(name)
     if not callable(answer):
-        return Verdict("wrong", f"a function is wanted; this is {_shown(answer)}")
+        return Verdict("wrong", f"expected a function; this is {_shown(answer)}")
     outcomes = []
     for case in exercise.cases:
         try:
@@ -133,7 +133,7 @@ def _hand_in(**verdict: Any) -> None:
 
 
 def _has_a_body(answer: Callable[..., Any]) -> bool:
-    """Whether a function does anything, as `...`, `pass` and a docstring alone do not."""
+    """Whether a function does anything; `...`, `pass` or only a docstring does nothing."""
     code = getattr(answer, "__code__", None)
     return code is not None and len(code.co_code) > len((lambda: None).__code__.co_code)
 

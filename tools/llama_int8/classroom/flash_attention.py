@@ -112,7 +112,7 @@ def moved(
 
 
 def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Time and peak memory of attention alone over the length, a line for each way."""
+    """Time and peak memory of attention by itself over the length, a line for each way."""
     drawn, axes = figure(2, figsize=(9.5, 3.9))
     lengths = list(found)
     for name in found[lengths[0]]:

@@ -175,7 +175,7 @@ def where_steps_go(profiles: Mapping[str, Mapping[str, float]]) -> Figure:
 def paths(race: Race, case: Case) -> Figure:
     """Tokens/s of every path, one bar for each number of threads; ratio and share of the ceiling.
 
-    Of the cases that differ from `case` in the number of threads alone; the shares are `case`'s own.
+    For the cases that differ from `case` only in the number of threads; the shares are `case`'s own.
     """
     speeds = race.by_threads(race.speeds, case)
     ratios = race.by_threads(race.over_bf16, case)

@@ -50,7 +50,7 @@ STYLE = {
 
 
 # For every figure of the session, a learner's own included: Matplotlib looks many settings up late,
-# so a style that held for one block alone would lose titles and legends.
+# so a style that held for only one block would lose titles and legends.
 plt.rcParams.update(STYLE)
 
 

@@ -1,4 +1,4 @@
-"""What a model answers: greedy text, and where two models part."""
+"""A model's answers: greedy text, and where the texts of two models diverge."""
 
 import re
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def _filled(tokenizer: PreTrainedTokenizerBase, template: str, prompt: str) -> s
 
 
 def _form(tokenizer: PreTrainedTokenizerBase, template: str, filled: str) -> tuple[str, str]:
-    """What the template has before and after the prompt. ValueError where that cannot be told."""
+    """The template's text before and after the prompt. ValueError where that cannot be told."""
     before, _, after = _filled(tokenizer, template, PLACE).partition(PLACE)
     if PLACE in after or not (filled.startswith(before) and filled.endswith(after)):
         raise ValueError(

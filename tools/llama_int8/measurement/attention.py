@@ -43,7 +43,7 @@ def attention_maps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor
     `tokens`: (1, T). Raises ValueError for another number of rows.
     """
     if tokens.dim() != 2 or len(tokens) != 1:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; one text, (1, T), is wanted")
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected one text, (1, T)")
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the fused kernels never form the weights
     try:

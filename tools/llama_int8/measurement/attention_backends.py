@@ -36,7 +36,7 @@ OURS = "ours, in PyTorch"
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Within the block attention runs by this backend alone, or raises RuntimeError.
+    """Within the block attention runs only by this backend, or raises RuntimeError.
 
     `OURS` is `flash_attention_2` in the place of PyTorch's function in our own `Llama`.
     Raises ValueError for an unknown name.

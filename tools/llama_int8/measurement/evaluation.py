@@ -61,7 +61,7 @@ class Evaluation:
         self.tokenizer = models.load_tokenizer(model)
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
-        """Score one task in every precision; the results file, in the first process alone."""
+        """Score one task in every precision; returns the results file, only in the first process."""
         task = load_task(name, data, self.limit)
         if task.name != name:
             self._say(other_name(name, task))
@@ -104,10 +104,10 @@ class Evaluation:
         return quality.strided(self.tokenizer, text, window, stride, self.limit)
 
     def _earlier(self, results: Results) -> dict[str, Any]:
-        """What the file holds that this evaluation does not measure again, and may stay in it.
+        """The entries of the file that this evaluation does not measure again and that may stay.
 
-        It may where model, data, settings and environment are the same; else it is replaced, and
-        said so. As keywords for `Results.keep`.
+        They may where model, data, settings and environment are the same; else they are replaced,
+        and a line says so. As keywords for `Results.keep`.
         """
         try:
             old = json.loads(results.path.read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ class Evaluation:
             self._score_by_wrong_rules(results, task)
 
     def _score_by_wrong_rules(self, results: Results, task: Task) -> None:
-        """A lesson about scoring, so the baseline alone shows it."""
+        """A lesson about scoring: the baseline is enough to show it."""
         model = models.load_model(self.model, self.baseline, self.device)
         for rule, pack in WRONG_RULES.items():
             rows = pack(self.tokenizer, task.items)

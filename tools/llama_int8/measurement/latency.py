@@ -99,7 +99,7 @@ def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: in
         work = partial(int8_matmul, *codes)
     else:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        # As a layer multiplies: FP16 has a fast kernel for a transposed factor alone.
+        # As a layer multiplies: FP16 has a fast kernel only for a transposed factor.
         work = partial(torch.nn.functional.linear, first.to(dtype), second.to(dtype))
     run = repeated(work, 1, device)
     return 2 * size**3 / min(run()["call"] for _ in range(repeats + 1))

@@ -188,7 +188,7 @@ def _window_score(
 
 
 def _baseline_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-    """What the baseline's output layer makes of its states: from the shared table, if it is one."""
+    """The baseline's logits from its states: by the shared table, if it has one."""
     if model.config.tie_word_embeddings:  # int8-fast quantizes its output layer, not the table
         return torch.nn.functional.linear(states, model.get_input_embeddings().weight)
     return model.get_output_embeddings()(states)

@@ -54,7 +54,7 @@ def question_scored(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -
 
 
 def _unpacked(row: Packed) -> tuple[list[int], list[list[int]]]:
-    """What all choices share of the context, and the rest of each choice in full."""
+    """The part of the context that all choices share, and the rest of each choice in full."""
     # A token merged across the border is in the tails: then less than the context is shared.
     return row.shared[: row.scored], [row.shared[row.scored :] + tail for tail in row.tails]
 

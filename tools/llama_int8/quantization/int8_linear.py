@@ -118,7 +118,7 @@ def _check_threshold(threshold: float) -> None:
 
 def _check_linear(linear: nn.Linear, name: str = "") -> None:
     if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{name}{type(linear).__name__} is no nn.Linear")
+        raise TypeError(f"{name}expected an nn.Linear, got {type(linear).__name__}")
     if not linear.weight.is_floating_point():
         raise TypeError(f"{name}weights are {linear.weight.dtype} already; quantize a float layer")
     wrong = linear.weight.detach()[~linear.weight.detach().half().isfinite()]
@@ -130,7 +130,7 @@ def _check_linear(linear: nn.Linear, name: str = "") -> None:
 
 
 def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
-    """All of them before the first is replaced: a model is quantized whole or left alone."""
+    """Check all before the first is replaced: a model is quantized as a whole or not at all."""
     for name, linear in linears.items():
         if not name:
             raise ValueError("the model is a linear layer itself; use Int8Linear.from_linear")

@@ -237,7 +237,7 @@ def _check_states(width: int, x: Tensor, source: Tensor) -> None:
 
 def _check_lengths(lengths: Tensor, longest: int) -> None:
     if lengths.dim() != 1:
-        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; one number a row is wanted")
+        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected one number per row")
     wrong = [n for n in lengths.tolist() if not 0 <= n <= longest]
     if wrong:
         raise ValueError(

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass
 class Traffic:
-    """What an attention has moved and computed so far, counted where it happens.
+    """Counts what an attention has moved and computed so far, where it happens.
 
     `loads`, `stores`: elements that came from slow memory and went there. `rescales`, `divisions`:
     elements multiplied by a factor or divided by a sum outside the matrix products. All these are
@@ -66,7 +66,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Tile:
-    """What fast memory holds when a tile is done; given to the `watch` of both versions.
+    """The content of fast memory when a tile is done; given to the `watch` of both versions.
 
     `scores` (B, H, rows, columns); of these rows over all keys so far the `maximum` and the `total`
     of exp(score - maximum), (B, H, rows, 1), and the `output`, (B, H, rows, D), already divided.
@@ -102,7 +102,7 @@ def online_step(
 def online_softmax(scores: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """The softmax of (..., S), and the running maximum and sum after each block, (..., blocks).
 
-    As in `torch.softmax` a row of minus infinity alone becomes NaN, 0 / 0.
+    As in `torch.softmax` a row of nothing but minus infinity becomes NaN, 0 / 0.
     Raises ValueError for a block below 1 and for scores without an element.
     """
     _check_scores(scores)
@@ -361,7 +361,7 @@ def block_sizes(memory: int, head_dim: int, version: int = 1) -> tuple[int, int]
 
 
 def standard_traffic(T: int, S: int, D: int, heads: int = 1) -> Traffic:
-    """What `standard_attention` moves and computes, from the shapes alone: Theta(T D + T S).
+    """The traffic and work of `standard_attention`, only from the shapes: Theta(T D + T S).
 
     Raises ValueError for no queries or no keys.
     """
@@ -385,7 +385,7 @@ def flash_traffic(
     version: int = 2,
     heads: int = 1,
 ) -> Traffic:
-    """What `flash_attention_1` or `_2` moves and computes, from the shapes alone.
+    """The traffic and work of `flash_attention_1` or `_2`, only from the shapes.
 
     With `block_sizes` of M elements it is Theta(T S D^2 / M): arXiv:2205.14135, theorem 2.
     Errors as in `flash_attention_2`, and ValueError for another version.

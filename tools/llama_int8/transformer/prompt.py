@@ -1,4 +1,4 @@
-"""What a prompt must be, for every way to continue it."""
+"""The check of a prompt, for every way to continue it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What `int8-fast` is measured against: weights alone in int8, and its own kernel in 16 bit."""
+"""The baselines of `int8-fast`: weight-only int8, and its own kernel in 16 bit."""
 
 from collections.abc import Sequence
 from typing import Self
