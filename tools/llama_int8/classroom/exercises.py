@@ -167,7 +167,7 @@ def _equal(found: Any, wanted: Any, rtol: float) -> bool:
 
 
 def _numbers(found: Any) -> np.ndarray:
-    """An outcome as an array of float64. Raises whatever NumPy does for what is none."""
+    """An outcome as an array of float64. Raises whatever NumPy does for anything else."""
     if hasattr(found, "detach"):  # a tensor, on a GPU perhaps
         found = found.detach().cpu()
     if np.asarray(found).dtype.kind not in "biufO":  # NumPy would read the text "3" as 3

@@ -275,7 +275,7 @@ QUANTIZATION: list[Exercise] = [
         ),
         (
             "The largest magnitude gets the largest code: for 8 bits that is 127, or -127.",
-            "round(v / absmax * top) with top = 2**(bits - 1) - 1. Only zeros have absmax 0.",
+            "round(v / absmax * top) with top = 2**(bits - 1) - 1. If all values are 0, so is absmax.",
         ),
         (
             (
