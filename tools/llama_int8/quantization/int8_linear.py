@@ -139,7 +139,9 @@ def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
 
 def _check_input(x: Tensor, features: int) -> None:
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"the input is {x.dtype}; expected FP32, FP16 or bf16")
+        raise TypeError(
+            f"the input is {x.dtype}; expected a floating-point tensor: FP32, FP16 or bf16"
+        )
     if x.dim() == 0 or x.shape[-1] != features or x.numel() == 0:
         raise ValueError(f"the input has shape {tuple(x.shape)}; expected (..., {features})")
 
