@@ -203,7 +203,7 @@ class LlamaCppRunner:
         """A greedy step after `context` tokens."""
         import numpy as np
 
-        assert batch == 1, "one sequence alone"
+        assert batch == 1, "one sequence only"
         self._begin()
         self.model.eval([1] * context)
         token, vocabulary = 1, self.model.n_vocab()

@@ -133,7 +133,7 @@ def answer(argv: list[str]) -> int:
 
 
 def missing_package(name: str) -> str:
-    """What to do where the interpreter has not all of the course's packages."""
+    """Say what to do where the interpreter lacks some of the course's packages."""
     own = os.environ.get("COURSE_PYTHON")
     if own:
         return (
@@ -369,7 +369,6 @@ def models(_options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from llama_int8.errors import DataError, ModelError
-    from llama_int8.measurement.evaluation import Evaluation
 
     tasks = tasks_of(options.task)
     precisions = precisions_of(options.precision)
@@ -381,9 +380,19 @@ def evaluate(options: argparse.Namespace) -> int:
     place = out or (own if options.limit else ROOT)
     if place == ROOT:
         require_writable(ROOT / "results")
+    # Takes seconds to import: only once the options are known to be right.
+    from llama_int8.measurement.evaluation import Evaluation
+
     try:
-        how = (options.limit, options.wrong_rules, out or own)
-        work = Evaluation(options.model, precisions, device, place, *how)
+        work = Evaluation(
+            options.model,
+            precisions,
+            device,
+            out=place,
+            limit=options.limit,
+            wrong_rules=options.wrong_rules,
+            kept=out or own,
+        )
         for task in tasks:
             results = work.run(task, files.get(task))
             if results:
@@ -504,9 +513,16 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
-    how = (options.new_tokens, options.seed, options.temperature)
     try:
-        found = side_by_side(options.model, options.prompt, precisions, device, *how)
+        found = side_by_side(
+            options.model,
+            options.prompt,
+            precisions,
+            device,
+            new_tokens=options.new_tokens,
+            seed=options.seed,
+            temperature=options.temperature,
+        )
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
     print("\n".join(report(found, shutil.get_terminal_size().columns)))

@@ -573,7 +573,7 @@ def models_table() -> str:
 
 
 def _wrong_entries(run: dict[str, Any]) -> Iterator[str]:
-    """What is not of the kind that `Results` writes."""
+    """Everything that is not of the kind that `Results` writes."""
     for section in ("environment", "settings", "measurements", "claims", "figures"):
         if not isinstance(run[section], dict):
             yield f"{section} is {run[section]!r}"

@@ -360,7 +360,7 @@ def test_an_answer_with_other_arguments_is_an_error_not_a_crash(exercise):
 def test_what_is_no_function_is_told_so(exercise, answer):
     verdict = judge(exercise.name, answer)
     assert (verdict.status, verdict.points) == ("wrong", 0)
-    assert verdict.message.startswith("a function is wanted")
+    assert verdict.message.startswith("expected a function")
 
 
 @EACH
@@ -444,12 +444,8 @@ def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch
         ("begun", None),
         ("correct", 2),
     ]
-    assert [line.get("own") for line in lines] == [
-        None,
-        True,
-        None,
-        False,
-    ]  # the reference is nobody's
+    # The reference is nobody's.
+    assert [line.get("own") for line in lines] == [None, True, None, False]
     assert {line["name"] for line in lines} == {"00.int8_bytes"}
     assert "the scales of the rows are missing" in lines[1]["message"]
 

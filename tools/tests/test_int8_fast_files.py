@@ -12,6 +12,7 @@ import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
+from saved_models import save_synthetic
 from tiny_llama import tiny_llama
 
 from llama_int8.measurement.cost import forward_bytes, kv_cache_bytes, weight_bytes
@@ -27,7 +28,6 @@ from llama_int8.models import (
     load_tokenizer,
     loading,
     save_int8_fast,
-    save_synthetic,
 )
 from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.int8_fast import is_int8_fast
@@ -37,7 +37,16 @@ from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.layers import linear_layers
 from llama_int8.transformer.config import LlamaConfig
 
-TINY = LlamaConfig(96, 32, 72, 2, 4, 2, 8, 64)  # inner 72: filled up to 128
+TINY = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=72,  # filled up to 128
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
 CONFIGS = {
     "untied": TINY,
     "tied": replace(TINY, tie_word_embeddings=True),

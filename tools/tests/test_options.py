@@ -392,3 +392,14 @@ def test_a_manifest_of_another_kind_is_damaged(tmp_path, content):
 def test_a_file_that_is_no_results_file_is_named(fails, tmp_path, measurements):
     (tmp_path / "x.json").write_text(json.dumps({"measurements": measurements}))
     fails("compare", tmp_path, tmp_path, says=["x.json is no results file"])
+
+
+# Commands without a model
+
+
+def test_models_report_sync_and_the_planning_of_a_run_do_without_torch():
+    code = (
+        "import sys, make_report, sync_notebooks, run_notebooks, llama_int8.models\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", check=True)

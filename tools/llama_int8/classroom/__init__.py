@@ -1,1 +1,1 @@
-"""What a notebook shows: figures, interactive figures, exercises, claims on trial."""
+"""The parts that a notebook shows: figures, interactive figures, exercises, claims on trial."""

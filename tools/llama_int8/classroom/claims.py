@@ -2,12 +2,11 @@
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    from llama_int8.measurement.results import Results
+from llama_int8.measurement.results import Results
 
 VERDICTS = ("holds", "holds only if", "fails here", "not testable here")
 
@@ -19,7 +18,7 @@ def claims() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(text)
 
 
-def put_on_trial(results: "Results", name: str, measured: str, verdict: str, because: str) -> None:
+def put_on_trial(results: Results, name: str, measured: str, verdict: str, because: str) -> None:
     """Show the claim, the measurement and the verdict, and keep them for the report.
 
     Raises ValueError for an unknown claim or verdict.

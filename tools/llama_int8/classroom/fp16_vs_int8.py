@@ -280,7 +280,7 @@ def speeds(
     axes[0].legend(loc="best", fontsize=8)
     half = next(n for n in decode if n in ("bf16", "fp16"))
     for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
-        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in one of them alone
+        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in only one of them
         ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
         panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
     return drawn
@@ -433,7 +433,7 @@ def where_time_goes(
 def calculator(
     config: LlamaConfig, precision: str, context: int, batch: int, card: int, name: str
 ) -> Figure:
-    """What one model needs, part by part, beside what a card shows; for sliders."""
+    """The memory that one model needs, part by part, beside what a card has; for sliders."""
     drawn, axes = figure(figsize=(8.5, 2.1))
     parts = peak_bytes(config, precision, context, batch)
     left = 0.0

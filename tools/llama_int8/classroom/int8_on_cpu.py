@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from llama_int8.classroom.plots import figure
@@ -21,9 +21,6 @@ from llama_int8.measurement.cpu_paths import (
 from llama_int8.measurement.statistics import PairedDifference, Spread
 from llama_int8.quantization.cpu.layout import GROUP
 from llama_int8.quantization.precisions import LLM_INT8
-
-if TYPE_CHECKING:
-    import torch
 
 PARTS = {
     "16-bit products": ("#0072B2", ""),
@@ -165,7 +162,7 @@ def where_steps_go(profiles: Mapping[str, Mapping[str, float]]) -> Figure:
 def paths(race: Race, case: Case) -> Figure:
     """Tokens/s of every path, one bar for each number of threads; ratio and share of the ceiling.
 
-    Of the cases that differ from `case` in the number of threads alone; the shares are `case`'s own.
+    For the cases that differ from `case` only in the number of threads; the shares are `case`'s own.
     """
     speeds = race.by_threads(race.speeds, case)
     ratios = race.by_threads(race.over_bf16, case)
@@ -260,7 +257,7 @@ def _look_of(precision: str) -> Look:
     return look("int8-fast" if precision == "int8" else precision)
 
 
-def group_absmax(x: "torch.Tensor", size: int) -> np.ndarray:
+def group_absmax(x: torch.Tensor, size: int) -> np.ndarray:
     """Largest magnitude of each group of a token's activations, (K,) -> (groups,)."""
     return np.array([group.abs().max().item() for group in x.float().split(size)])
 

@@ -1,4 +1,4 @@
-"""What papers say, from files with their sources: to compute with and to compare."""
+"""Numbers from papers, in files with their sources: to compute with and to compare."""
 
 from functools import cache
 from importlib.resources import files

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-if TYPE_CHECKING:
-    from llama_int8.measurement.results import Results
+from llama_int8.measurement.results import Results
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a hatch or marker goes with each.
 COLOURS = {
@@ -51,7 +50,7 @@ STYLE = {
 
 
 # For every figure of the session, a learner's own included: Matplotlib looks many settings up late,
-# so a style that held for one block alone would lose titles and legends.
+# so a style that held for only one block would lose titles and legends.
 plt.rcParams.update(STYLE)
 
 
@@ -108,7 +107,7 @@ def png(drawn: Figure, dpi: int = INLINE_DPI) -> bytes:
     return small.getvalue()
 
 
-def save_figure(results: "Results", drawn: Figure, name: str, alt: str, caption: str) -> None:
+def save_figure(results: Results, drawn: Figure, name: str, alt: str, caption: str) -> None:
     """Show a figure with its caption, and write it to `figures/<name>.png`.
 
     `alt` says what is seen, `caption` what to notice. Raises ValueError for an alt text that is

@@ -275,7 +275,7 @@ QUANTIZATION: list[Exercise] = [
         ),
         (
             "The largest magnitude gets the largest code: for 8 bits that is 127, or -127.",
-            "round(v / absmax * top) with top = 2**(bits - 1) - 1. Zeros alone have absmax 0.",
+            "round(v / absmax * top) with top = 2**(bits - 1) - 1. If all values are 0, so is absmax.",
         ),
         (
             (
@@ -296,7 +296,7 @@ QUANTIZATION: list[Exercise] = [
             ),
             (
                 lambda v, b: _codes(v, _absmax(v), 127),
-                "`bits` decides the largest code: 127 goes with 8 bits alone",
+                "`bits` decides the largest code: 127 goes only with 8 bits",
             ),
         ),
     ),
@@ -653,7 +653,7 @@ QUANTIZATION: list[Exercise] = [
             ),
             (
                 lambda x, t: _mean([abs(v) >= t for row in x for v in row]),
-                "those are the large values alone; the whole column stays with each of them",
+                "those are only the large values; the whole column stays with each of them",
             ),
             (
                 lambda x, t: _mean([_absmax(row) >= t for row in x]),
@@ -805,7 +805,7 @@ QUANTIZATION: list[Exercise] = [
             (
                 lambda n: 4 * n,
                 "the famous one: 26 GB for LLaMA-2-7B in bf16 counts a gradient for each weight. "
-                "Inference keeps the weights alone (four bytes would also be FP32)",
+                "Inference keeps only the weights (four bytes would also be FP32)",
             ),
             (lambda n: n, "that is int8; a bf16 weight takes two bytes"),
             (lambda n: 16 * n, "those are bits; eight of them are a byte"),

@@ -40,7 +40,7 @@ CHECKED_ROWS = 512  # of activations whose codes are compared
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. Decode points are (batch, tokens in the cache), most valuable first."""
+    """Sizes to measure. Decode points are (batch, tokens in the cache), most valuable first."""
 
     prompt: int = 512
     points: tuple[Point, ...] = (Point(1, 128), Point(1, 1024), Point(8, 128), Point(8, 1024))
@@ -385,7 +385,7 @@ def checked_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], length: int) -> dict[str, Tensor]:
-    """What enters each layer while a prompt of `length` tokens is read: (length, K)."""
+    """Inputs of each layer while a prompt of `length` tokens is read: (length, K)."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:

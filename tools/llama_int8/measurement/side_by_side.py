@@ -46,7 +46,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Source:
-    """What both kinds of model folder come down to."""
+    """The common interface of Hugging Face and Meta checkpoints."""
 
     prompt: Tensor  # token ids (1, T)
     decode: Callable[[Sequence[int]], str]  # without special tokens
@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one precision wrote, and what that took."""
+    """The text that one precision wrote, and what it cost."""
 
     precision: str
     device: str
@@ -184,7 +184,7 @@ def _say(line: str) -> None:
 def _check_request(
     prompt: str, new_tokens: int, seed: int | None, temperature: float | None
 ) -> None:
-    """What could be said only after a long load, said before it."""
+    """Refuse before a long load what would otherwise fail only after it."""
     if not prompt.strip():
         raise ValueError(f"the prompt is {prompt!r}; give a text to answer")
     if new_tokens < 1:

@@ -1,4 +1,4 @@
-"""What enters the linear layers of a model, and which of its columns are outliers."""
+"""The inputs of a model's linear layers, and which of their columns are outliers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ PAPERS_ENTRANCES = ("q_proj", "o_proj", "gate_proj")
 def record_inputs(
     model: nn.Module, tokens: Tensor, kinds: Sequence[str] = ENTRANCES
 ) -> dict[str, Tensor]:
-    """What enters the linear layers called `kinds` for `tokens` (B, T): {name: (B, T, C), FP32, CPU}.
+    """Inputs of the linear layers called `kinds` for `tokens` (B, T): {name: (B, T, C), FP32, CPU}.
 
     Works on every model whose layers bear these names: Hugging Face's, and our own `Llama`.
     Raises ValueError where there is no such layer.
