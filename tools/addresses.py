@@ -54,7 +54,7 @@ class OtherHostError(CourseError):
 def parse(text: str) -> str:
     """OWNER/NAME of an address as browsers show it, git takes it, or people write it.
 
-    Raises CourseError for what is no repository on GitHub.
+    Raises CourseError unless it is a repository on GitHub.
     """
     words = [word.rstrip(".,;:!?") for word in BETWEEN.split(text)]
     # One address may be within another: a site that shows or forwards to a page of GitHub's.

@@ -71,8 +71,14 @@ def measure(options: argparse.Namespace) -> int:
         for number, case in enumerate(cases, 1):
             print(f"{case.key} ({number} of {len(cases)})", flush=True)
             able = {p: r for p, r in runners.items() if case.batch == 1 or not p.startswith(PEER)}
-            timing = (options.steps, options.rounds, config.vocab_size, options.patience)
-            seconds = backends.race(able, [case], *timing)
+            seconds = backends.race(
+                able,
+                [case],
+                steps=options.steps,
+                rounds=options.rounds,
+                vocabulary=config.vocab_size,
+                patience=options.patience,
+            )
             race = backends.record_race(results, seconds, [case], config, roof)
             show(race, case)
     print(f"results: {results.path}")
@@ -197,7 +203,7 @@ class LlamaCppRunner:
         """A greedy step after `context` tokens."""
         import numpy as np
 
-        assert batch == 1, "one sequence alone"
+        assert batch == 1, "one sequence only"
         self._begin()
         self.model.eval([1] * context)
         token, vocabulary = 1, self.model.n_vocab()

@@ -64,9 +64,9 @@ def race(options: argparse.Namespace, deadline: float) -> int:
             unpack(options.gguf)
         sizes = gpu.Sizes(rounds=options.rounds, steps=options.steps)
         if options.quick:
-            sizes = gpu.Sizes(
-                prompt=32, points=((1, 8), (2, 8)), steps=2, rounds=options.rounds, megabytes=16
-            )
+            points = (gpu.Point(1, 8), gpu.Point(2, 8))
+            few = {"steps": 2, "rounds": options.rounds, "megabytes": 16}
+            sizes = gpu.Sizes(prompt=32, points=points, **few)
         for name in names:
             if time.monotonic() > deadline:
                 print(f"{name}: the time is used up; run it again, or with --models {name}")

@@ -10,26 +10,29 @@ TOLERANCE = {"exact": 0.0, "memory": 0.01, "quality": 0.005, "timing": 0.5, "tex
 
 
 def compare_folders(first: Path, second: Path) -> tuple[list[str], bool]:
-    """Lines that describe every number outside its tolerance or in one folder only; True if any.
+    """Lines that describe every number outside its tolerance or in only one folder; True if any.
 
     Raises ValueError where a file is no results file.
     """
     left, right = _read(first), _read(second)
-    lines, different = [], False
+    lines, outside, unmatched = [], 0, 0
     for key in sorted(left.keys() | right.keys()):
         if key not in left or key not in right:
+            unmatched += 1
             lines.append(f"only in {second if key not in left else first}: {key}")
-            different = True
             continue
         one, other = left[key], right[key]
         kind = one["kind"]
         if not _close(one["value"], other["value"], TOLERANCE[kind]):
-            different = True
+            outside += 1
             lines.append(f"{kind:8}{key}: {_shown(one)} against {_shown(other)}")
     count = len(left.keys() & right.keys())
     tolerances = ", ".join(f"{kind} {t:.1%}" for kind, t in TOLERANCE.items())
-    lines.append(f"{count} numbers compared, {len(lines)} outside tolerance ({tolerances})")
-    return lines, different
+    summary = f"{count} numbers compared, {outside} outside tolerance ({tolerances})"
+    if unmatched:
+        summary += f"; {unmatched} in only one folder"
+    lines.append(summary)
+    return lines, bool(outside or unmatched)
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from common import ROOT, STATE, TOOLS, CourseError, require_writable
 
 VENV = ROOT / ".venv"
-PROFILES = ("smoke", "cpu", "t4", "gpu")
+PROFILES = sorted(file.stem for file in (TOOLS / "llama_int8/profiles").glob("*.yaml"))
 NOTEBOOK_TESTS = "tools/tests/test_notebooks.py"
 OWN_MODELS = "with_a_model_of_ones_own"  # the test there that `test --models` runs, all of it
 
@@ -106,7 +106,7 @@ def answer(argv: list[str]) -> int:
 
 
 def missing_package(name: str) -> str:
-    """What to do where the interpreter has not all of the course's packages."""
+    """Say what to do where the interpreter lacks some of the course's packages."""
     own = os.environ.get("COURSE_PYTHON")
     if own:
         return (
@@ -342,7 +342,6 @@ def models(_options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from llama_int8.errors import DataError, ModelError
-    from llama_int8.evaluation.evaluate import Evaluation
 
     tasks = tasks_of(options.task)
     precisions = precisions_of(options.precision)
@@ -354,9 +353,19 @@ def evaluate(options: argparse.Namespace) -> int:
     place = out or (own if options.limit else ROOT)
     if place == ROOT:
         require_writable(ROOT / "results")
+    # Takes seconds to import: only once the options are known to be right.
+    from llama_int8.evaluation.evaluate import Evaluation
+
     try:
-        how = (options.limit, options.wrong_rules, out or own)
-        work = Evaluation(options.model, precisions, device, place, *how)
+        work = Evaluation(
+            options.model,
+            precisions,
+            device,
+            out=place,
+            limit=options.limit,
+            wrong_rules=options.wrong_rules,
+            kept=out or own,
+        )
         for task in tasks:
             results = work.run(task, files.get(task))
             if results:
@@ -477,9 +486,16 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
-    how = (options.new_tokens, options.seed, options.temperature)
     try:
-        found = side_by_side(options.model, options.prompt, precisions, device, *how)
+        found = side_by_side(
+            options.model,
+            options.prompt,
+            precisions,
+            device,
+            new_tokens=options.new_tokens,
+            seed=options.seed,
+            temperature=options.temperature,
+        )
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
     print("\n".join(report(found, shutil.get_terminal_size().columns)))

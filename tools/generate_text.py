@@ -21,6 +21,7 @@ from llama_int8.models.cost import GIB, QUANTIZED
 from llama_int8.models.load import check_memory
 from llama_int8.quantization.cpu.linear import replace_layers
 from llama_int8.quantization.llm_int8 import replace_linears
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import is_meta_folder
 from llama_int8.transformer.generation import (
     Choice,
@@ -46,7 +47,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Source:
-    """What both kinds of model folder come down to."""
+    """The common interface of Hugging Face and Meta checkpoints."""
 
     prompt: Tensor  # token ids (1, T)
     decode: Callable[[Sequence[int]], str]  # without special tokens
@@ -56,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one precision wrote, and what that took."""
+    """The text that one precision wrote, and what it cost."""
 
     precision: str
     device: str
@@ -184,7 +185,7 @@ def _say(line: str) -> None:
 def _check_request(
     prompt: str, new_tokens: int, seed: int | None, temperature: float | None
 ) -> None:
-    """What could be said only after a long load, said before it."""
+    """Refuse before a long load what would otherwise fail only after it."""
     if not prompt.strip():
         raise ValueError(f"the prompt is {prompt!r}; give a text to answer")
     if new_tokens < 1:
@@ -255,7 +256,7 @@ def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
     model = Llama.from_pretrained(folder, DTYPES[stored], device)
     if precision == "int8-fast":
         return replace_layers(model)
-    return replace_linears(model, threshold=6.0) if precision == "int8" else model
+    return replace_linears(model, threshold=THRESHOLD) if precision == "int8" else model
 
 
 def _meta_ends(tokenizer: MetaTokenizer) -> set[int]:

@@ -83,7 +83,7 @@ UNPROTECTED = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a notebook may take."""
+    """The limits of a notebook."""
 
     seconds: int  # for a cell
     gib: float  # resident memory of the kernel and what it starts
@@ -113,7 +113,7 @@ class Fatal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one answer to an exercise."""
+    """The outcome of one answer to an exercise."""
 
     cell: int
     name: str
@@ -123,7 +123,7 @@ class Verdict:
 
 @dataclass
 class Run:
-    """What came of running the cells once."""
+    """Result of one run of the notebook."""
 
     verdicts: list[Verdict] = field(default_factory=list)  # in the order of the checks
     errors: dict[int, str] = field(default_factory=dict)  # by cell
@@ -282,7 +282,7 @@ def judge_cells(
 
 @cache
 def _as_handed_out(notebook: str, limits: Limits) -> dict[str, tuple[str, str]]:
-    """What comes of a notebook in which nobody has changed a thing: the same for every learner."""
+    """The result of the unchanged notebook: the same for every learner."""
     return _judge(_own_cells(notebook), notebook, limits)
 
 
@@ -339,7 +339,7 @@ def _judge(
 
 
 def best(verdicts: list[Verdict]) -> tuple[str, str] | None:
-    """What counts of the answers to one exercise: a right one, else the last one that is no blank.
+    """The answer to one exercise that counts: a right one, else the last one that is not blank.
 
     A blank copy of a cell below, or a try after the right answer, takes nothing away.
     """
@@ -364,7 +364,7 @@ def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
     """
     parameters = next(source(cell) for cell in _own_cells(notebook) if _is_parameters(cell))
     forced = (
-        f'{parameters}\nPROFILE, RESULTS_DIR = "smoke", "output"\n'
+        f'{parameters}\nPROFILE = "smoke"\n'
         "from llama_int8.course import exercises\nget_ipython().ask_exit = lambda: None\n"
     )
     texts = [] if any(map(_is_parameters, cells)) else [forced]

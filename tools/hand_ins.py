@@ -1,4 +1,4 @@
-"""What learners handed in: whose each file is, which notebook it is, and which attempt counts.
+"""Files that learners handed in: whose each one is, which notebook it is, which attempt counts.
 
 A folder holds notebooks, a subfolder for each learner, zip files of either, or what a learning
 platform gives to a teacher: the names that Moodle, Canvas and Blackboard make are known, as are
@@ -316,7 +316,7 @@ def _deeper(file: Found) -> Found:
 def _inside(files: list[Found]) -> list[Found]:
     """The files that lie in folders around the learners, seen from inside; none if they don't.
 
-    A folder alone is around learners if two folders in it hold the same notebook. What lies
+    A single folder is around learners if two folders in it hold the same notebook. What lies
     beside it and is no notebook does not matter.
     """
     files = [file for file in files if len(file.own) > 1 or _is_notebook(file)]
@@ -391,7 +391,7 @@ def _shared_tops(files: list[Found]) -> set[tuple[str, ...]]:
 def _titles(files: list[Found]) -> dict[tuple[str, ...], str]:
     """By folder, the assignment's title with which all of Blackboard's names in it begin.
 
-    A title and a learner's name may both hold "_". Where one name is alone, all others help.
+    A title and a learner's name may both hold "_". Where there is only one name, all others help.
     """
     names: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for file in files:
@@ -445,7 +445,7 @@ def _owner(
 
 
 def learner_of(path: Path, folder: Path) -> str:
-    """What a file is called beside the notebook's name or number, else its folder's name."""
+    """The rest of a file's name beside the notebook's name or number, else its folder's name."""
     return _rest_of_name(path.name) or folder.resolve().name
 
 

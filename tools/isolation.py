@@ -268,9 +268,8 @@ def end_strays(folder: Path, children: set[psutil.Process]) -> None:
         for stray in strays:
             with suppress(psutil.Error, OSError):
                 stray.kill()
-        psutil.wait_procs(
-            strays, timeout=1
-        )  # also takes what they leave from the list of processes
+        # This also takes what they leave from the list of processes.
+        psutil.wait_procs(strays, timeout=1)
 
 
 def _strays(folder: Path, children: set[psutil.Process]) -> set[psutil.Process]:
@@ -377,7 +376,7 @@ class Watch:
         self.before = self._look()
 
     def changes(self) -> Changes:
-        """What has changed since the last call."""
+        """The changes since the last call."""
         before, self.before = self.before, self._look()
         found: dict[str, list[str]] = {}
         for kind, files in self.before.items():

@@ -25,6 +25,7 @@ from llama_int8.data import load
 from llama_int8.lessons import LESSONS
 from llama_int8.measure.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS, cost
+from llama_int8.quantization.precisions import LLM_INT8
 
 NOT_MEASURED = "not measured"
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
@@ -393,7 +394,7 @@ class Report:
         rows = self.published["t4-llama-2-7b-chat"]["rows"]
         memory, speed = rows["memory (GiB)"], rows["speed (tokens/s)"]
         table = [["published, T4: weights, GiB", *memory], ["published, T4: tokens/s", *speed]]
-        paths = ("fp16", "LLM.int8()")
+        paths = ("fp16", LLM_INT8)
         for run in self.runs:
             if run["notebook"] == "gpu" and run["model"] == "synthetic:llama-2-7b-chat":
                 machine = run["environment"]["machine"]
@@ -402,7 +403,7 @@ class Report:
                     table.append([f"{machine}: {label}", *cells])
         if len(table) == 2:
             table.append(["measured with `tools/benchmark_gpu.py`", *2 * [NOT_MEASURED]])
-        return markdown_table(["", "FP16", "LLM.int8()"], table)
+        return markdown_table(["", "FP16", LLM_INT8], table)
 
     def notebooks(self) -> str:
         """The table of notebooks: title, topic, minutes by kind of machine, Colab badge."""
@@ -572,7 +573,7 @@ def models_table() -> str:
 
 
 def _wrong_entries(run: dict[str, Any]) -> Iterator[str]:
-    """What is not of the kind that `Results` writes."""
+    """Everything that is not of the kind that `Results` writes."""
     for section in ("environment", "settings", "measurements", "claims", "figures"):
         if not isinstance(run[section], dict):
             yield f"{section} is {run[section]!r}"

@@ -57,7 +57,7 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What conditions in a package's metadata are evaluated with there."""
+        """The values for conditions in a package's metadata there."""
         return SYSTEMS[self.system] | {
             "python_version": self.python,
             "python_full_version": f"{self.python}.0",
@@ -70,7 +70,7 @@ class Target:
 
     @property
     def pip_options(self) -> list[str]:
-        """What makes pip choose this target's wheels."""
+        """The options that make pip choose this target's wheels."""
         tags = [f"--platform={tag}" for tag in TAGS[self.system]]
         abi = f"--abi=cp{self.python.replace('.', '')}"
         return [
@@ -236,8 +236,8 @@ def check(folder: Path) -> None:
     processor, wanted = platform.machine(), SYSTEMS[this_machine().system]["platform_machine"]
     if processor.lower() != wanted.lower():
         raise CourseError(
-            f"this machine's processor is {processor}, and {folder} holds packages for {wanted} "
-            "alone; use Colab here, or a setup with network"
+            f"this machine's processor is {processor}, and {folder} holds packages only for "
+            f"{wanted}; use Colab here, or a setup with network"
         )
     for name, digest in manifest["files"].items():
         wheel = folder / name

@@ -28,12 +28,24 @@ from common import ROOT, STATE, CourseError, require_writable
 from llama_int8 import profiles
 from llama_int8.files import package_hash
 from llama_int8.measure.reference import set_machine
-from llama_int8.measure.results import by_content, machine_name, model_file_name, write_json
+from llama_int8.measure.results import (
+    DEFAULT_FOLDER,
+    by_content,
+    machine_name,
+    model_file_name,
+    write_json,
+)
 from llama_int8.models import DEFAULT_MODEL, SYNTHETIC, ModelError, config_of, model_folder
 from llama_int8.models.content import is_folder, model_hash
 from llama_int8.names import did_you_mean
 
 REFERENCE_PROFILE = "cpu"
+# What is no notebook parameter for `--param`, as the command has an option for it.
+OPTIONS = {
+    "profile": "--profile NAME",
+    "model": "--model NAME",
+    "results_dir": "--out FOLDER",
+}
 FREE_SPACE = "; free some space on the disk first"
 
 
@@ -119,23 +131,24 @@ def plan(
             _require_gpu(profile)
         for name in names:
             profiles.resolve(name, profile)
-        overrides = parse_params(params, [chosen.notebooks[name] for name in names])
+        changes = parse_params(params, [chosen.notebooks[name] for name in names])
+        given: dict[str, Any] = {"PROFILE": profile}
         if model is not None:  # a kernel starts in another folder; a registered name is no folder
             path = os.path.abspath(os.path.expanduser(model))
-            model = overrides["model"] = path if is_folder(model) else model
+            model = given["MODEL"] = path if is_folder(model) else model
         jobs = []
-        reference = profile == REFERENCE_PROFILE and not overrides and out is None
+        reference = profile == REFERENCE_PROFILE and model is None and not changes and out is None
         base = out or STATE / "runs" / (
             profile if model is None else f"{profile}-{model_file_name(model, model_hash(model))}"
         )
         keep_results = out is None and not params and profile != "smoke"
         for name in names:
-            own = {key: v for key, v in overrides.items() if key in chosen.notebooks[name]}
+            own = {key: v for key, v in changes.items() if key in chosen.notebooks[name]}
             jobs.append(
                 Job(
                     name,
-                    {"PROFILE": profile, **{key.upper(): value for key, value in own.items()}},
-                    profiles.resolve(name, profile, **own),
+                    {**given, "CHANGES": own},
+                    profiles.resolve(name, profile, model, own),
                     sync_notebooks.NOTEBOOKS if reference else base / "notebooks",
                     ROOT / "figures" if reference else base / "figures",
                     ROOT / "results" if keep_results else base / "results",
@@ -187,6 +200,8 @@ def parse_params(params: list[str], known: list[dict[str, Any]]) -> dict[str, An
         name, value = name.strip().lower(), value.strip()
         if not equals:
             raise CourseError(f"--param is {text!r}; it must be NAME=VALUE")
+        if name in OPTIONS:
+            raise CourseError(f"--param is {text!r}; use {OPTIONS[name]} instead")
         try:
             read = value if isinstance(everything.get(name), str) else json.loads(value)
         except (ValueError, RecursionError):  # the latter: brackets within brackets, thousands deep
@@ -317,11 +332,10 @@ def _papermill(job: Job, work: Path, progress: "Progress") -> None:
             return super().execute_managed_notebook(nb_man, kernel_name, **options)
 
     papermill_engines.register("progress", ProgressEngine)
-    # RESULTS_DIR is relative to the working folder, so that no output can name this machine's.
     papermill.execute_notebook(
         str(job.source),
         str(work / job.source.name),
-        parameters={**job.parameters, "RESULTS_DIR": "output"},
+        parameters=job.parameters,
         engine_name="progress",
         kernel_name="python3",
         language="python",
@@ -338,7 +352,7 @@ def publish(job: Job, work: Path, seconds: float) -> list[str]:
 
     All copies are complete before the first one takes its final name.
     """
-    output = work / "output"
+    output = work / DEFAULT_FOLDER
     executed = sync_notebooks.read(work / job.source.name)
     notebook = sync_notebooks.synced(executed, job.name, sync_notebooks.repository_address())
     (work / "normalised.ipynb").write_text(sync_notebooks.dump(notebook), encoding="utf-8")

@@ -9,7 +9,7 @@ macOS). It may still change the permissions of your files: Landlock has no rule 
 Where Linux lets a user do that, the command gets a /dev/shm of its own, empty, which goes with it:
 programs leave files there for each other, and need the right to remove them.
 
-It is a script of its own, on the standard library alone: Landlock holds for the process that asks
+It is a script of its own, with only the standard library: Landlock holds for the process that asks
 for it, and the command must then take that process's place.
 """
 
@@ -98,7 +98,7 @@ def _wrapped(command: list[str], *folders: Path) -> list[str]:
 
 
 def macos_profile(*folders: Path) -> str:
-    """What `sandbox-exec` is to allow, in its own language."""
+    """The rules for `sandbox-exec`, in its own language."""
     quoted = (str(f.resolve()).replace("\\", "\\\\").replace('"', '\\"') for f in folders)
     places = " ".join(f'(subpath "{folder}")' for folder in (*quoted, "/dev"))
     return (

@@ -1,6 +1,6 @@
-"""What all notebooks share: Colab badge, bootstrap cell, navigation, normalised metadata.
+"""The parts that all notebooks share: Colab badge, bootstrap cell, navigation, normalised metadata.
 
-Works on the notebooks' JSON with the standard library alone, so that it runs before any set-up.
+Works on the notebooks' JSON with only the standard library, so that it runs before any set-up.
 """
 
 import json
@@ -240,7 +240,7 @@ def read(path: Path) -> dict[str, Any]:
         notebook["cells"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
-    for cell in notebook["cells"]:  # Colab keeps the id in the metadata alone
+    for cell in notebook["cells"]:  # Colab keeps the id only in the metadata
         if cell.setdefault("id", cell.get("metadata", {}).get("id")) is None:
             raise CourseError(f"{path.name} has a cell without an id; save it once in JupyterLab")
     return notebook

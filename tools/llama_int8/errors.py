@@ -1,4 +1,4 @@
-"""What can go wrong at the door, each with its way out in the message."""
+"""Errors raised while loading models or data; every message says what to do."""
 
 
 class ModelError(RuntimeError):

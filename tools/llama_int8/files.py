@@ -91,7 +91,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def check_weights(folder: Path) -> None:
     """Raise ModelFilesError unless every safetensors file that `folder` needs is there and whole.
 
-    Reads headers alone: safetensors refuses a file that is not as long as its header says.
+    Reads only headers: safetensors refuses a file that is not as long as its header says.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -96,7 +96,7 @@ def _adapter(folder: Path) -> str:
 
 
 def explain_file(path: Path) -> str:
-    """What to give instead of a file."""
+    """Say what to give instead of a file."""
     kind = path.suffix.lower()
     if kind == ".gguf":
         return f"{path} is a GGUF file. {GGUF}"

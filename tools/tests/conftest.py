@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+
+from llama_int8.profiles import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SETUP_CELL = """\
-from llama_int8 import profiles
 from llama_int8.course.plots import figure, save_figure
-from llama_int8.measure.results import Results
+from llama_int8.course.start import start_lesson
 
-settings = profiles.resolve("{name}", PROFILE, count=COUNT, model=MODEL)
-results = Results("{name}", settings, RESULTS_DIR)
+settings, results = start_lesson("{name}", PROFILE, MODEL, CHANGES)
 results.record("count", settings.count, "count")
 results.record("last", settings.count - 1, "count")
 print("count", settings.count)
@@ -102,7 +103,7 @@ def tiny_notebook(name: str) -> dict:
         metadata = {"tags": list(tags)} if tags else {}
         return {"cell_type": kind, "id": cell_id, "metadata": metadata, "source": source, **code}
 
-    parameters = 'PROFILE = "auto"\nMODEL = None\nCOUNT = None\nRESULTS_DIR = None'
+    parameters = 'PROFILE = "auto"\nMODEL = None\nCHANGES = {}'
     return {
         "cells": [
             cell("markdown", "title", f"# {name[:2]} A tiny notebook"),
@@ -132,10 +133,12 @@ def tiny_course(tmp_path_factory) -> Path:
     (root / "notebooks").mkdir()
     for name in names:
         (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(tiny_notebook(name)))
-    for profile, device in (("smoke", "cpu"), ("cpu", "cpu"), ("t4", "cuda"), ("gpu", "cuda")):
-        one = {"model": "smollm2-135m", "count": 3}
-        content = {"device": device, "cell_timeout_s": 60, "notebooks": dict.fromkeys(names, one)}
-        (root / "tools/llama_int8/profiles" / f"{profile}.yaml").write_text(json.dumps(content))
+    for path in (root / "tools/llama_int8/profiles").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text()) | {"notebooks": {}}
+        if path.stem == FULL:
+            count = {"count": {"value": 3, "meaning": "how far to count"}}
+            content |= {"notebooks": dict.fromkeys(names, count)}
+        path.write_text(json.dumps(content))
     (root / "tools/report_template.md").write_text(TEMPLATE)
     blocks = "{% block notebooks %}\n{{ notebooks() }}\n{% endblock %}\n"
     (root / "tools/readme_blocks.md").write_text(blocks)

@@ -649,7 +649,7 @@ def test_two_positions_have_a_dot_product_that_only_their_distance_decides():
     ("q", "k"), [((2, 3, 4), (2, 3, 5)), ((4,), (3, 4)), ((3, 4), (4,)), ((3, 0), (5, 0))]
 )
 def test_queries_and_keys_of_another_width_are_refused(q, k):
-    message = re.escape(f"q has shape {q}, k {k}; wanted are (..., T, D) and (..., S, D)")
+    message = re.escape(f"q has shape {q}, k {k}; expected (..., T, D) and (..., S, D)")
     with pytest.raises(ValueError, match=message):
         attention_weights(torch.ones(q), torch.ones(k))
 
@@ -680,7 +680,7 @@ def test_a_value_for_each_key_is_wanted(k, v):
 )
 def test_a_mask_of_another_dtype_is_refused(given_dtype, dtype):
     q, mask = torch.ones(2, 3, dtype=dtype), torch.ones(2, 2, dtype=given_dtype)
-    message = rf"mask has dtype {given_dtype}; wanted is torch\.bool .* or {dtype} "
+    message = rf"mask has dtype {given_dtype}; expected torch\.bool .* or {dtype} "
     for call in (attention_weights, lambda q, k, m: scaled_dot_product_attention(q, k, k, m)):
         with pytest.raises(TypeError, match=message):
             call(q, q, mask)
@@ -723,7 +723,9 @@ def test_lengths_out_of_range_are_refused(lengths, wrong):
 
 @pytest.mark.parametrize("shape", [(), (2, 1)])
 def test_one_length_a_row_is_wanted(shape):
-    with pytest.raises(ValueError, match=re.escape(f"lengths have shape {shape}; one number")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"lengths have shape {shape}; expected one number")
+    ):
         padding_mask(torch.ones(shape, dtype=torch.long), 5)
 
 
@@ -918,7 +920,9 @@ def test_attention_maps_give_the_model_its_attention_back_after_an_error(tiny):
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6), (0, 6), (1, 1, 6)])
 def test_attention_maps_are_of_one_text(tiny, shape):
-    with pytest.raises(ValueError, match=re.escape(f"tokens have shape {shape}; one text")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"tokens have shape {shape}; expected one text")
+    ):
         attention_maps(tiny, torch.ones(shape, dtype=torch.long))
 
 
@@ -1123,5 +1127,5 @@ def test_a_batch_depends_on_its_chance_alone():
 )
 def test_states_of_another_width_are_refused(x, source):
     source = None if source is None else torch.zeros(source)
-    with pytest.raises(ValueError, match=r"wanted are \(B, T, 12\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, T, 12\)"):
         MultiHeadAttention(12, 3)(torch.zeros(x), source)

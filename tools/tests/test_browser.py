@@ -116,7 +116,7 @@ def lab(tmp_path_factory):
     for path in sync_notebooks.notebook_paths():
         notebook = sync_notebooks.read(path)
         (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
-        cell["source"] = [*cell["source"], '\nPROFILE, RESULTS_DIR = "smoke", "output"']
+        cell["source"] = [*cell["source"], '\nPROFILE = "smoke"']
         (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     browser = browser_path()
     with jupyterlab(folder, home) as address:

@@ -101,12 +101,12 @@ def meta_scores(x, weights, heads, frequencies):
     """Meta's scores: neighbouring pairs are complex numbers, turned by a complex factor."""
     angles = torch.outer(torch.arange(len(x)), frequencies)  # (T, D / 2)
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-    q, k = (
+    q, k = (  # (T, H, D)
         torch.view_as_real(
             torch.view_as_complex((x @ weight.T).view(len(x), heads, -1, 2)) * turn
         ).flatten(2)
         for weight in weights
-    )  # (T, H, D)
+    )
     return torch.einsum("thd,shd->hts", q, k)
 
 
@@ -397,7 +397,16 @@ def test_the_written_multiplier_gives_the_inner_size_by_metas_rule(heads, half, 
 
 def meta_params(width, heads, inner):
     """What write_meta says of these shapes."""
-    config = LlamaConfig(2, width, inner, 1, heads, heads, width // heads, 64)
+    config = LlamaConfig(
+        vocab_size=2,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=64,
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_meta(config, {}, Path(folder))
         return read_params(Path(folder))
@@ -430,7 +439,7 @@ META = replace(TINY, hidden_size=48, num_key_value_heads=6)
     ("changes", "shards", "words"),
     [
         ({"hidden_size": 40}, 1, ["6 heads of 8", "width of 40"]),
-        ({"rope_scaling": LINEAR}, 1, ["'linear'", "Llama 3.1's alone"]),
+        ({"rope_scaling": LINEAR}, 1, ["'linear'", "only Llama 3.1's"]),
         ({"rope_scaling": LLAMA3}, 1, ["'original_max_position_embeddings': 32"]),
         ({}, 4, ["4 shards", "6 key-value heads", "40 inner columns"]),
         ({"intermediate_size": 35}, 2, ["2 shards", "35 inner columns"]),

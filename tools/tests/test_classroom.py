@@ -26,7 +26,7 @@ from llama_int8.lessons.n08.exercises import mean_difference_interval
 from llama_int8.measure.results import Results
 from llama_int8.models import config_of
 from llama_int8.models.cost import weight_bytes
-from llama_int8.profiles import read_profile, resolve
+from llama_int8.profiles import profile_names, read_profile, resolve
 
 EXERCISES = exercises()
 
@@ -362,7 +362,7 @@ def test_an_answer_with_other_arguments_is_an_error_not_a_crash(exercise):
 def test_what_is_no_function_is_told_so(exercise, answer):
     verdict = judge(exercise.name, answer)
     assert (verdict.status, verdict.points) == ("wrong", 0)
-    assert verdict.message.startswith("a function is wanted")
+    assert verdict.message.startswith("expected a function")
 
 
 @EACH
@@ -446,12 +446,8 @@ def test_a_check_hands_its_verdict_in_where_it_is_asked_to(tmp_path, monkeypatch
         ("begun", None),
         ("correct", 2),
     ]
-    assert [line.get("own") for line in lines] == [
-        None,
-        True,
-        None,
-        False,
-    ]  # the reference is nobody's
+    # The reference is nobody's.
+    assert [line.get("own") for line in lines] == [None, True, None, False]
     assert {line["name"] for line in lines} == {"00.int8_bytes"}
     assert "the scales of the rows are missing" in lines[1]["message"]
 
@@ -611,7 +607,7 @@ def test_every_claim_has_its_words_its_source_and_a_notebook_that_tests_it(name)
     entry = claims_module.claims()[name]
     assert set(entry) == {"claim", "source", "notebook"}
     assert len(entry["claim"]) > 20 and len(entry["source"]) > 10
-    for profile in ("smoke", "cpu", "t4", "gpu"):
+    for profile in profile_names():
         assert entry["notebook"] in read_profile(profile).notebooks
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llama_int8.evaluation.compare import (
+    Point,
     flips,
     in_blocks,
     record_choices,
@@ -122,8 +123,9 @@ def a_run(peaks, **loaded):
 
 def test_memory_is_recorded_as_predicted_and_as_measured(results):
     config = config_of("smollm2-135m")
-    peaks = {"peaks": {"1 x 128": {"peak": 77}, "4 x 64": {"peak": 99}}}
-    found = record_memory(results, {"bf16": a_run(peaks), "int8": a_run({"peaks": {}})}, config)
+    peaks = [{"batch": 1, "tokens": 128, "peak": 77}, {"batch": 4, "tokens": 64, "peak": 99}]
+    runs = {"bf16": a_run({"peaks": peaks}), "int8": a_run({"peaks": []})}
+    found = record_memory(results, runs, config)
     for p in ("bf16", "int8"):
         assert value(results, f"weights.{p}.predicted") == weight_bytes(config, p).total
         assert value(results, f"weights.{p}.measured") == 500
@@ -134,7 +136,7 @@ def test_memory_is_recorded_as_predicted_and_as_measured(results):
         predicted.append(parts["KV cache"] + parts["activations"] + parts["logits"])
         assert value(results, f"peak.bf16.{batch} x {context}.predicted") == predicted[-1]
     assert value(results, "peak.bf16.4 x 64.measured") == 99
-    assert found == {"bf16": [("1 x 128", predicted[0], 77), ("4 x 64", predicted[1], 99)]}
+    assert found == {"bf16": [(Point(1, 128), predicted[0], 77), (Point(4, 64), predicted[1], 99)]}
     assert {m["unit"] for m in recorded(results).values()} == {"bytes"}
     assert recorded(results)["weights.int8.predicted"]["kind"] == "exact"
     assert not any(name.startswith(("allocated", "card")) for name in recorded(results))
@@ -143,24 +145,32 @@ def test_memory_is_recorded_as_predicted_and_as_measured(results):
 def test_on_a_gpu_the_allocators_numbers_are_recorded_and_its_kernels_predicted(results):
     config = config_of("smollm2-135m")
     results.environment["GPU"] = "a card"
-    peaks = {"peaks": {"2 x 32": {"peak": 5}}}
+    peaks = {"peaks": [{"batch": 2, "tokens": 32, "peak": 5}]}
     found = record_memory(
         results, {"int8": a_run(peaks, allocated=11, reserved=12, card=13)}, config
     )
     names = ("allocated", "reserved", "card")
     assert [value(results, f"{name}.int8.loaded") for name in names] == [11, 12, 13]
     parts = peak_bytes(config, "int8", 32, 2, "cuda")
-    assert found["int8"] == [("2 x 32", sum(parts.values()) - parts["weights"], 5)]
+    assert found["int8"] == [(Point(2, 32), sum(parts.values()) - parts["weights"], 5)]
 
 
 TIMED = {
-    "seconds": {
-        "1 x 100": {
-            "bf16": {"prefill": [1.0, 2.0, 8.0], "decode": [2.0, 2.0, 5.0]},
-            "int8": {"prefill": [2.0, 2.0, 2.0], "decode": [4.0, 8.0, 5.0]},
+    "seconds": [
+        {
+            "batch": 1,
+            "tokens": 100,
+            "precisions": {
+                "bf16": {"prefill": [1.0, 2.0, 8.0], "decode": [2.0, 2.0, 5.0]},
+                "int8": {"prefill": [2.0, 2.0, 2.0], "decode": [4.0, 8.0, 5.0]},
+            },
         },
-        "4 x 50": {"int8": {"prefill": [10.0, 20.0, 40.0], "decode": [1.0, 1.0, 1.0]}},
-    },
+        {
+            "batch": 4,
+            "tokens": 50,
+            "precisions": {"int8": {"prefill": [10.0, 20.0, 40.0], "decode": [1.0, 1.0, 1.0]}},
+        },
+    ],
     "items": {"bf16": [0.5, 0.1, 0.3], "int8": [1.0, 3.0, 2.0]},
     "interleaved": True,
 }

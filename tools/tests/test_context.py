@@ -7,7 +7,7 @@ import pytest
 from llama_int8 import models
 from llama_int8.models import MODELS, within_context
 from llama_int8.models.registry import ModelSpec
-from llama_int8.profiles import PROFILES, read_profile, resolve
+from llama_int8.profiles import profile_names, read_profile, resolve
 
 NOTEBOOKS = list(read_profile("cpu").notebooks)
 # Of each notebook: tokens that it reads in one piece with these settings, the most of any cell.
@@ -38,7 +38,7 @@ def short(monkeypatch):
     return register
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", profile_names())
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_the_profiles_own_models_read_all_that_their_profile_asks(notebook, profile, capsys):
     settings = resolve(notebook, profile)
@@ -46,43 +46,43 @@ def test_the_profiles_own_models_read_all_that_their_profile_asks(notebook, prof
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", profile_names())
 @pytest.mark.parametrize("context", [128, 500, 1024])
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_no_notebook_reads_more_than_a_short_model_can(notebook, context, profile, short, capsys):
-    asked = resolve(notebook, profile, model=short(context))
+    asked = resolve(notebook, profile, short(context))
     settings = within_context(asked)
     assert READS[notebook[:2]](settings) <= context
     assert settings.keys() == asked.keys()
-    said = capsys.readouterr().out
+    said = "\n" + capsys.readouterr().out
     for name, value in settings.items():
-        assert (value != asked[name]) == (f"{name.upper()} is {value} instead of" in said), name
+        assert (value != asked[name]) == (f"\n{name} is {value} instead of" in said), name
 
 
 def test_what_is_said_names_both_lengths_and_the_models_own(short, capsys):
-    settings = within_context(resolve("04_quantization_math", "cpu", model=short(100)))
+    settings = within_context(resolve("04_quantization_math", "cpu", short(100)))
     assert settings.window == 100
     assert capsys.readouterr().out == (
-        "WINDOW is 100 instead of 128: this model reads at most 100 tokens at once.\n"
+        "window is 100 instead of 128: this model reads at most 100 tokens at once.\n"
     )
 
 
 def test_a_list_holds_no_length_twice_and_keeps_its_order_and_batches(short):
-    asked = resolve("06_fp16_vs_int8", "cpu", model=short(108), decode_tokens=6)
+    asked = resolve("06_fp16_vs_int8", "cpu", short(108), {"decode_tokens": 6})
     assert asked.points == [[1, 512], [1, 128], [4, 128], [8, 128]]
     assert within_context(asked).points == [[1, 100], [4, 100], [8, 100]]
 
 
 def test_the_stride_shrinks_with_its_window(short):
-    asked = resolve("06_fp16_vs_int8", "cpu", model=short(128), window=256, stride=208)
+    asked = resolve("06_fp16_vs_int8", "cpu", short(128), {"window": 256, "stride": 208})
     settings = within_context(asked)
     assert (settings.window, settings.stride) == (128, 104)
 
 
 def test_stories_that_are_too_long_all_the_same_are_named(short, capsys):
-    within_context(resolve("02_generation_and_decoding", "cpu", model=short(128)))
+    within_context(resolve("02_generation_and_decoding", "cpu", short(128)))
     assert "longer than 128 tokens: what is recalled from them says nothing" in (
         capsys.readouterr().out
     )
-    within_context(resolve("02_generation_and_decoding", "cpu", model=short(400)))
+    within_context(resolve("02_generation_and_decoding", "cpu", short(400)))
     assert "says nothing" not in capsys.readouterr().out

@@ -409,6 +409,14 @@ class TestCompare:
         done = course("compare", folders("a", bytes=1000, speed=1.0), folders("b", bytes=1000))
         assert done.returncode == 1 and "only in" in done.stdout
 
+    def test_a_number_in_only_one_folder_does_not_count_as_outside_its_tolerance(
+        self, course, folders
+    ):
+        first, second = folders("a", bytes=1000, speed=1.0), folders("b", bytes=1000, text="yes")
+        done = course("compare", first, second)
+        assert "1 numbers compared, 0 outside tolerance" in done.stdout
+        assert "2 in only one folder" in done.stdout
+
     def test_a_folder_that_is_none_is_named(self, course, folders):
         done = course("compare", folders("a", bytes=1), "/nowhere")
         assert done.returncode == 1 and "/nowhere" in done.stderr

@@ -1,15 +1,18 @@
 """The race of all paths on a CPU: every path is the same model, and every number has its case."""
 
+import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from tiny_llama import tiny_llama
 
 from llama_int8 import models
-from llama_int8.lessons.n10 import backends
-from llama_int8.lessons.n10.backends import BASELINE, FAST, ONE_CALL, PATHS, STORED, Case
+from llama_int8.lessons.n10 import backends, figures
+from llama_int8.lessons.n10.backends import BACKENDS, BASELINE, FAST, ONE_CALL, PATHS, Case
 from llama_int8.measure.profiler import kind_of
 from llama_int8.measure.results import Results
 from llama_int8.models.cost import forward_bytes, forward_flops
@@ -49,7 +52,7 @@ def test_every_path_is_the_same_model_up_to_its_rounding(runners, path):
 
 
 def test_all_paths_are_there_and_an_unknown_one_is_named(runners, folder):
-    assert tuple(runners) == PATHS and set(STORED) == set(PATHS)
+    assert tuple(runners) == PATHS == tuple(backend.name for backend in BACKENDS.values())
     with pytest.raises(ValueError, match="'int4'"):
         backends.load_paths(folder, ["int4"])
 
@@ -103,7 +106,8 @@ def test_a_path_that_takes_too_long_is_left_out():
             return lambda: None
 
     runners = {"slow": Slow(), "quick": Quick(), BASELINE: Slow()}
-    raced = backends.race(runners, [Case("decode", 1, 4, 1)], 2, 1, 10, patience=0.3)
+    how = {"steps": 2, "rounds": 1, "vocabulary": 10, "patience": 0.3}
+    raced = backends.race(runners, [Case("decode", 1, 4, 1)], **how)
     assert set(raced["decode.1x4.one"]) == {"quick", BASELINE}  # ratios need the baseline
 
 
@@ -121,7 +125,8 @@ def test_a_quick_step_is_timed_over_many_steps(runners):
 
 
 def test_paths_that_differ_in_decode_alone_are_not_raced_in_prefill(runners):
-    raced = backends.race(runners, [Case("prefill", 1, 4, 1)], 1, 1, 320)
+    case = Case("prefill", 1, 4, 1)
+    raced = backends.race(runners, [case], steps=1, rounds=1, vocabulary=320)
     assert set(raced["prefill.1x4.one"]) == set(PATHS) - {ONE_CALL, backends.BF16_CALL}
 
 
@@ -135,7 +140,42 @@ def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
     assert backends.ceiling(config, BASELINE, prompt, 1e15, rates) == pytest.approx(work / 1e9)
     control = backends.ceiling(config, backends.BF16_CALL, prompt, 1e15, rates)
     assert control == pytest.approx(work / 1e8)
-    assert set(backends.ARITHMETIC) == set(STORED)
+
+
+def test_int8_paths_are_those_with_int8_codes_whatever_their_name():
+    int8 = {path for path, backend in BACKENDS.items() if backend.in_8_bits}
+    sixteen_bit = {"fp32", "fp16", BASELINE, backends.BF16_CALL}
+    assert int8 == set(PATHS) - sixteen_bit
+    fp8 = replace(BACKENDS[BASELINE], name="fp8, 8 threads")
+    assert not fp8.in_8_bits
+
+
+def test_a_backend_is_one_entry_it_is_loaded_raced_recorded_and_drawn(
+    monkeypatch, folder, tmp_path
+):
+    """Nothing but the entry in the table knows of it."""
+    new = backends.Backend(
+        "mine",
+        stored="bf16",
+        arithmetic="bf16",
+        load=lambda loaded: backends.HuggingFaceRunner(loaded.hugging_face("bf16")),
+        look=backends.Look("#123456", "", "o"),
+        layer=backends.Layer("my layer", lambda linear: copy.deepcopy(linear).bfloat16()),
+    )
+    monkeypatch.setitem(BACKENDS, "mine", new)
+    case = Case("decode", 1, 4, 1)
+    few = backends.load_paths(folder, [BASELINE, "mine"])
+    raced = backends.race(few, [case], steps=2, rounds=2, vocabulary=320)
+    results = Results(
+        "int8_cpu", Settings(model=folder, profile="benchmark", device="cpu"), str(tmp_path)
+    )
+    roof = {1: (1e12, {"bf16": 1e15})}
+    race = backends.record_race(results, raced, [case], models.config_of(folder), roof)
+    assert {"decode.1x4.one.mine", "ratio.decode.1x4.one.mine"} <= set(results.measurements)
+    bars = figures.paths(race, case).axes[0].patches
+    assert to_hex(bars[1].get_facecolor()) == "#123456"
+    layers = backends.race_layers({"small": (64, 128)}, 3, 1, held=64 * 128)
+    assert "my layer" in layers["small"] and backends.look("my layer") == new.look
 
 
 def test_speed_counts_the_tokens_of_the_whole_batch():
@@ -174,8 +214,21 @@ def test_a_profile_sees_the_kernels_calls(runners):
 
 def test_single_layers_are_raced_at_their_shapes():
     raced = backends.race_layers({"small": (64, 128)}, 3, 2, held=2 * 64 * 128)
-    assert set(raced["small"]) >= {"bf16", "fp16", "LLM.int8()", "int8-fast"}
+    kinds = ["fp16", "bf16", "LLM.int8()", "weights only", "W8A8 by token", "int8-fast"]
+    assert list(raced["small"]) == kinds
     assert all(len(times) == 2 for times in raced["small"].values())
+
+
+def test_a_single_layer_gets_six_outlier_channels_at_every_width(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        backends, "_layer_run", lambda layers, x: given.append(x) or (lambda: {"call": 1.0})
+    )
+    shapes = {f"{width} inputs": (8, width) for width in (576, 2048, 11008)}
+    backends.race_layers(shapes, tokens=64, rounds=1, held=1)
+    assert {x.shape[1] for x in given} == {576, 2048, 11008}
+    for x in given:
+        assert (x.float().std(0) > 5).sum() == 6, x.shape
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from llama_int8.course.tables import markdown_table
 from llama_int8.errors import ModelFilesError
 from llama_int8.evaluation import answers, experiment, loglikelihood, perplexity
+from llama_int8.evaluation.compare import Point
 from llama_int8.evaluation.tasks import Item
 from llama_int8.files import content_hash
 from llama_int8.measure import latency
@@ -316,7 +317,7 @@ WORK = experiment.Workload(
     prompts={"plan": PROMPT},
     text_tokens=6,
     seed=1,
-    points=[(1, 16), (4, 32)],
+    points=[Point(1, 16), Point(4, 32)],
 )
 
 
@@ -365,12 +366,12 @@ def test_one_stage_measures_bytes_quality_and_text_and_is_plain_json(folder, pre
 def test_the_peaks_of_a_stage_are_those_that_the_shapes_predict(
     folder, precision, within, one_thread
 ):
-    points = [(4, 96), (2, 128)]
+    points = [Point(4, 96), Point(2, 128)]
     work = experiment.Workload(points=points)
     run = experiment.memory_quality_and_text(folder, precision, "cpu", work)
-    assert list(run["peaks"]) == ["4 x 96", "2 x 128"]
+    assert [Point.of(peak) for peak in run["peaks"]] == points
     assert "windows" not in run and "choices" not in run and "answers" not in run
-    for (batch, context), found in zip(points, run["peaks"].values(), strict=True):
+    for (batch, context), found in zip(points, run["peaks"], strict=True):
         parts = cost.peak_bytes(config_of(folder), precision, context, batch, "cpu")
         assert sum(parts.values()) - parts["weights"] == pytest.approx(found["peak"], rel=within)
 
@@ -387,14 +388,16 @@ def test_precisions_take_turns_where_they_fit_together_and_the_result_says_so(
     folder, monkeypatch, held, free, together
 ):
     little_is_free(monkeypatch, free)
-    precisions, points = ["fp32", "bf16", "int8"], [(1, 8), (2, 16)]
-    timed = experiment.speed(folder, precisions, "cpu", points, 3, rounds=2, items=ROWS)
+    precisions, points = ["fp32", "bf16", "int8"], [Point(1, 8), Point(2, 16)]
+    timed = experiment.speed(
+        folder, precisions, "cpu", points=points, decode_tokens=3, rounds=2, items=ROWS
+    )
     assert timed["interleaved"] is together
     assert [count for _, _, count in held.loads] == ([1, 2, 3] if together else [1, 1, 1])
-    assert list(timed["seconds"]) == ["1 x 8", "2 x 16"]
-    for at_point in timed["seconds"].values():
-        assert list(at_point) == precisions
-        for phases in at_point.values():
+    assert [Point.of(record) for record in timed["seconds"]] == points
+    for record in timed["seconds"]:
+        assert list(record["precisions"]) == precisions
+        for phases in record["precisions"].values():
             assert {phase: len(all_) for phase, all_ in phases.items()} == {
                 "prefill": 2,
                 "decode": 2,
@@ -411,18 +414,26 @@ def test_every_precision_and_round_is_given_the_same_tokens_at_a_point(folder, m
         return {"prefill": 1.0, "decode": 1.0}
 
     monkeypatch.setattr(experiment.latency, "prefill_and_decode", timed)
-    experiment.speed(folder, ["fp32", "bf16"], "cpu", [(2, 9)], 5, rounds=3)
+    how = {"points": [Point(2, 9)], "decode_tokens": 5, "rounds": 3}
+    experiment.speed(folder, ["fp32", "bf16"], "cpu", **how)
     assert len(given) == 2 * (1 + 3) and len(set(given)) == 1  # a warm-up, and three rounds
     assert (given[0][0], given[0][2]) == ((2, 9), 5)
 
 
+def profile_only(folder, precisions, points):
+    how = {"points": [], "decode_tokens": 1, "rounds": 1, "profiled": points}
+    return experiment.speed(folder, precisions, "cpu", **how)
+
+
 def test_the_profile_is_of_one_int8_model_with_and_without_decomposition(folder, held):
     kinds = ["bf16", "int8", experiment.NO_DECOMPOSITION]
-    timed = experiment.speed(folder, kinds, "cpu", [], 1, 1, profiled=[(1, 16)])
+    timed = profile_only(folder, kinds, [Point(1, 16)])
     assert [load[:2] for load in held.loads] == [("bf16", None), ("int8", None)]
     found = timed["profile"]
     assert json.loads(json.dumps(found)) == found
-    phases = found["1 x 16"]
+    (record,) = found
+    assert Point.of(record) == (1, 16)
+    phases = record["precisions"]
     assert list(phases) == kinds
     for precision, by_phase in phases.items():
         assert list(by_phase) == ["prefill", "decode"]
@@ -441,7 +452,7 @@ def test_a_profiled_decode_is_one_token_after_the_whole_context(folder, monkeypa
         return latency.prefill(model, tokens, cache)
 
     monkeypatch.setattr(experiment, "latency", SimpleNamespace(prefill=prefill))
-    experiment.speed(folder, ["fp32"], "cpu", [], 1, 1, profiled=[(2, 7)])
+    profile_only(folder, ["fp32"], [Point(2, 7)])
     # Three times to warm up and to take the time, and once under the profiler.
     assert seen == [((2, 7), None)] * 4 + [((2, 1), length) for length in (7, 8, 9, 10)]
 
@@ -470,21 +481,24 @@ def test_a_point_that_does_not_fit_is_left_out_of_every_stage(folder, monkeypatc
     monkeypatch.setattr(
         experiment, "fits", lambda config, precision, device, point: point != (4, 32)
     )
-    points = [(1, 16), (4, 32)]
+    points = [Point(1, 16), Point(4, 32)]
     work = experiment.Workload(points=points)
     run = experiment.memory_quality_and_text(folder, "fp32", "cpu", work)
-    assert list(run["peaks"]) == ["1 x 16"]
-    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", points, 2, rounds=1)
-    assert list(timed["seconds"]["1 x 16"]) == ["fp32", "bf16"]
-    assert timed["seconds"]["4 x 32"] == {} and timed["items"] == {}
-    timed = experiment.speed(folder, ["fp32"], "cpu", [], 1, 1, profiled=points)
-    assert list(timed["profile"]["1 x 16"]) == ["fp32"] and timed["profile"]["4 x 32"] == {}
+    assert [Point.of(peak) for peak in run["peaks"]] == points[:1]
+    timed = experiment.speed(
+        folder, ["fp32", "bf16"], "cpu", points=points, decode_tokens=2, rounds=1
+    )
+    measured = [list(record["precisions"]) for record in timed["seconds"]]
+    assert measured == [["fp32", "bf16"], []] and timed["items"] == {}
+    timed = profile_only(folder, ["fp32"], points)
+    assert [list(record["precisions"]) for record in timed["profile"]] == [["fp32"], []]
 
 
 def test_a_point_may_fit_in_one_precision_alone(folder, monkeypatch, held):
     monkeypatch.setattr(experiment, "fits", lambda config, precision, *_: precision == "bf16")
-    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", [(1, 8)], 2, rounds=1)
-    assert list(timed["seconds"]["1 x 8"]) == ["bf16"]
+    how = {"points": [Point(1, 8)], "decode_tokens": 2, "rounds": 1}
+    timed = experiment.speed(folder, ["fp32", "bf16"], "cpu", **how)
+    assert list(timed["seconds"][0]["precisions"]) == ["bf16"]
 
 
 def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
@@ -499,7 +513,7 @@ def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
 
 
 def smoke_settings(**changes):
-    return resolve("06_fp16_vs_int8", "smoke", **changes)
+    return resolve("06_fp16_vs_int8", "smoke", changes=changes)
 
 
 def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):

@@ -473,7 +473,7 @@ def test_queries_that_no_tile_has_reached_hold_nothing():
 X = torch.zeros(1, 2, 3, 4)
 BAD_INPUTS = {
     "three dimensions": ((X[0], X, X), {}, ValueError, r"q has shape \(2, 3, 4\).*\(B, H, T, D\)"),
-    "keys in three": ((X, X[0], X[0]), {}, ValueError, r"k \(2, 3, 4\).*wanted"),
+    "keys in three": ((X, X[0], X[0]), {}, ValueError, r"k \(2, 3, 4\).*expected"),
     "no queries": ((X[:, :, :0], X, X), {}, ValueError, r"\(1, 2, 0, 4\).*none of them 0"),
     "no keys": ((X, X[:, :, :0], X[:, :, :0]), {}, ValueError, "3 queries and 0 keys"),
     "no batch": ((X[:0], X[:0], X[:0]), {}, ValueError, r"\(0, 2, 3, 4\).*none of them 0"),

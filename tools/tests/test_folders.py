@@ -25,7 +25,16 @@ from llama_int8.transformer.checkpoints import write_meta
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
 
-TINY = LlamaConfig(96, 32, 64, 2, 4, 2, 8, 64)
+TINY = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
 
 # Names
 

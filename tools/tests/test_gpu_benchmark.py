@@ -11,6 +11,7 @@ from tiny_llama import in_int8, tiny_llama
 import benchmark_gpu
 from llama_int8 import models
 from llama_int8.evaluation import experiment
+from llama_int8.evaluation.compare import Point
 from llama_int8.lessons.n10 import gpu
 from llama_int8.measure import latency
 from llama_int8.measure.results import Results
@@ -19,8 +20,8 @@ from llama_int8.models.cost import weight_bytes
 from llama_int8.models.synthetic import random_tensor
 from llama_int8.profiles import Settings
 
-PATHS = ("bf16", gpu.INT8, gpu.INT8_AT_0)
-SIZES = gpu.Sizes(prompt=16, points=((1, 8), (2, 4)), steps=2, rounds=3, megabytes=1)
+PATHS = ("bf16", "LLM.int8()", "LLM.int8(), threshold 0")
+SIZES = gpu.Sizes(prompt=16, points=(Point(1, 8), Point(2, 4)), steps=2, rounds=3, megabytes=1)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_every_case_has_a_speed_of_each_path_and_a_ratio_within_its_rounds(measu
 
 def test_weights_are_the_bytes_that_the_shapes_predict(measured, folder):
     config = models.config_of(folder)
-    for path, precision in (("bf16", "bf16"), (gpu.INT8, "int8")):
+    for path, precision in (("bf16", "bf16"), (gpu.LLM_INT8, "int8")):
         expected = weight_bytes(config, precision).total
         assert measured[1][0][f"weights.{path}"]["value"] == expected
 
@@ -183,7 +184,9 @@ def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
     )
     found, said, ended, _ = run(folder, tmp_path)
     assert ended and found["interleaved"]["value"] == "no" and "do not fit together" in said[0]
-    assert all(one in ({"bf16"}, {gpu.INT8, gpu.INT8_AT_0}) for one in held) and len(held) == 4
+    assert (
+        all(one in ({"bf16"}, {gpu.LLM_INT8, gpu.LLM_INT8_AT_0}) for one in held) and len(held) == 4
+    )
     ratio, half, int8 = (
         found[n]
         for n in ("ratio.decode.1x8.LLM.int8()", "decode.1x8.bf16", "decode.1x8.LLM.int8()")
@@ -225,7 +228,7 @@ def test_decoding_starts_at_the_same_length_each_time_and_reads_its_own_tokens()
         return real(tokens, past_key_values=past_key_values, **more)
 
     model.forward = forward
-    seconds = gpu.decoder(model, (2, 5), 3)
+    seconds = gpu.decoder(model, Point(2, 5), 3)
     with torch.inference_mode():
         assert seconds() > 0 and seconds() > 0
     assert lengths == [0, 5, 6, 7, 5, 6, 7]

@@ -398,7 +398,7 @@ def test_a_renamed_file_is_known_by_its_exercises_first_then_by_its_setup_then_b
 
     which = grade_notebooks.which_notebook
     assert which(cells('check("05.kept_share", f)'), "anna_01") == "05_outliers_and_llm_int8"
-    assert which(cells('resolve("07_int8_on_cpu")'), "anna_01") == "07_int8_on_cpu"
+    assert which(cells('start_lesson("07_int8_on_cpu")'), "anna_01") == "07_int8_on_cpu"
     assert which(cells("print()"), "anna_01") == "01_attention_and_causal_masking"
     assert which(cells("print()"), "anna") is None
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
+from saved_models import save_synthetic
 from tiny_llama import tiny_llama
 
 from generate_text import side_by_side
@@ -26,7 +27,6 @@ from llama_int8.models import (
     load_model,
     load_tokenizer,
     save_int8_fast,
-    save_synthetic,
 )
 from llama_int8.models.cost import forward_bytes, kv_cache_bytes, weight_bytes
 from llama_int8.models.hugging_face import empty_model
@@ -37,7 +37,16 @@ from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.linear_layers import linear_layers
 from llama_int8.transformer.config import LlamaConfig
 
-TINY = LlamaConfig(96, 32, 72, 2, 4, 2, 8, 64)  # inner 72: filled up to 128
+TINY = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=72,  # filled up to 128
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
 CONFIGS = {
     "untied": TINY,
     "tied": replace(TINY, tie_word_embeddings=True),

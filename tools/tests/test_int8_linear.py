@@ -1,6 +1,7 @@
 """LLM.int8() from scratch: equal to bitsandbytes stage by stage, and to its definition in FP64."""
 
 import copy
+import inspect
 import logging
 import math
 import re
@@ -18,6 +19,7 @@ from llama_int8.data import evaluation_text
 from llama_int8.models import load_model, load_tokenizer
 from llama_int8.quantization.linear_layers import linear_layers, watching
 from llama_int8.quantization.llm_int8 import Int8Linear, replace_linears, vectorwise_quantize
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
 
@@ -33,6 +35,14 @@ CONSTANT = 1.81e-5  # bitsandbytes multiplies by 6.200124e-05 on the CPU, not by
 def refused(error, *words):
     """Expect an error whose message has all these words."""
     return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
+
+
+@pytest.mark.parametrize(
+    "made_by", [Int8Linear, Int8Linear.from_linear, replace_linears, load_model]
+)
+def test_the_lessons_threshold_is_the_one_that_is_measured(made_by):
+    """The lesson writes it as a number, for it builds these definitions without the package."""
+    assert inspect.signature(made_by).parameters["threshold"].default == THRESHOLD
 
 
 def normal(*shape, seed=0):

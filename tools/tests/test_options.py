@@ -124,7 +124,7 @@ def test_a_parameter_is_read_with_blanks_and_capitals():
 
 def test_a_parameter_that_is_nearly_right_is_named_in_a_notebook_too():
     with pytest.raises(ValueError, match=r"'round' is unknown; .*\. Did you mean rounds\?"):
-        resolve("00_start_here", "cpu", round=3)
+        resolve("00_start_here", "cpu", changes={"round": 3})
 
 
 def test_platforms_and_versions_are_read_as_they_are_meant():
@@ -343,6 +343,8 @@ def test_the_courses_own_folder_is_no_place_for_a_run_apart(fails):
         (["run", "--model", ""], ["'' is no model"]),
         (["run", "--profile", "a100"], ["a100", "smoke", "cpu"]),
         (["run", "--param", "=3"], ["'' is unknown"]),
+        (["run", "--param", "model=tiny"], ["--param is 'model=tiny'; use --model NAME instead"]),
+        (["run", "--param", "Results_dir=x"], ["use --out FOLDER instead"]),
         (["compare", "README.md", "README.md"], ["README.md is no folder"]),
         (["compare", "figures", "figures"], ["figures holds no results file"]),
         (["grade", "README.md"], ["README.md is no folder"]),
@@ -390,3 +392,14 @@ def test_a_manifest_of_another_kind_is_damaged(tmp_path, content):
 def test_a_file_that_is_no_results_file_is_named(fails, tmp_path, measurements):
     (tmp_path / "x.json").write_text(json.dumps({"measurements": measurements}))
     fails("compare", tmp_path, tmp_path, says=["x.json is no results file"])
+
+
+# Commands without a model
+
+
+def test_models_report_sync_and_the_planning_of_a_run_do_without_torch():
+    code = (
+        "import sys, make_report, sync_notebooks, run_notebooks, llama_int8.models\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", check=True)

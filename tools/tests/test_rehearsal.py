@@ -12,12 +12,22 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, Course
+from saved_models import save_synthetic
 
-from llama_int8.models import load_tokenizer, save_synthetic
+from llama_int8.models import load_tokenizer
 from llama_int8.models.cost import weight_bytes
 from llama_int8.transformer.config import LlamaConfig
 
-CONFIG = LlamaConfig(49152, 1792, 4864, 18, 28, 7, 64, 2048)
+CONFIG = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=1792,
+    intermediate_size=4864,
+    num_hidden_layers=18,
+    num_attention_heads=28,
+    num_key_value_heads=7,
+    head_dim=64,
+    max_position_embeddings=2048,
+)
 BF16, INT8 = (weight_bytes(CONFIG, p).total for p in ("bf16", "int8"))
 # A process may hold the mapped shards of one checkpoint, one int8 model, and what Python, torch
 # and a pass take: measured, 3.1 GB. With the first model still there it would be 4.6 GB.

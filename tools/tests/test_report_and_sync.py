@@ -1,5 +1,6 @@
 """The report holds measured numbers or says that there is none; sync changes nothing twice."""
 
+import ast
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import sync_notebooks
 from common import CourseError
 from llama_int8.course.claims import VERDICTS, claims
 from llama_int8.measure.reference import machine_of, read_reference, set_machine
-from llama_int8.profiles import PROFILES, read_profile
+from llama_int8.profiles import profile_names, read_profile, resolve
 
 pytestmark = pytest.mark.slow
 
@@ -580,11 +581,22 @@ class TestCommittedNotebooks:
         for place in (str(ROOT), "/root/", "/home/", "/tmp/", "site-packages"):
             assert place not in text
 
-    def test_asks_for_the_parameters_that_every_profile_gives(self, path):
+    def test_has_three_parameters_and_an_example_of_a_change_that_it_takes(self, path):
         (cell,) = [c for c in self.cells(path) if "parameters" in c["metadata"].get("tags", [])]
-        names = {line.split(" = ")[0] for line in cell["source"]} - {"PROFILE", "RESULTS_DIR"}
-        for profile in PROFILES:
-            assert {n.upper() for n in read_profile(profile).notebooks[path.stem]} == names
+        names: dict = {}
+        exec("".join(cell["source"]), names)
+        del names["__builtins__"]
+        assert names == {"PROFILE": "auto", "MODEL": None, "CHANGES": {}}
+        example = ast.literal_eval("".join(cell["source"]).rpartition("such as ")[2])
+        assert resolve(path.stem, "cpu", changes=example).customized == sorted(example)
+
+    def test_starts_by_its_name_and_takes_its_parameters_from_nowhere_else(self, path):
+        code = ["".join(c["source"]) for c in self.cells(path) if c["cell_type"] == "code"]
+        call = f'start_lesson("{path.stem}", PROFILE, MODEL, CHANGES'
+        assert sum(call in text for text in code) == 1
+        assert not re.search(r"globals\(|RESULTS_DIR|profiles\.", "\n".join(code))
+        for profile in profile_names():
+            assert path.stem in read_profile(profile).notebooks
 
     def test_is_small_enough_to_open(self, path):
         assert path.stat().st_size <= 1_000_000

@@ -39,7 +39,7 @@ def results(tmp_path):
 
 
 def with_model(folder, model, **parameters):
-    return Results(NOTEBOOK, resolve(NOTEBOOK, "cpu", model=str(model), **parameters), str(folder))
+    return Results(NOTEBOOK, resolve(NOTEBOOK, "cpu", str(model), parameters), str(folder))
 
 
 def on_disk(results):
@@ -78,7 +78,9 @@ def test_the_file_says_what_was_run_where(results):
         "cpu",
         "smollm2-135m",
     )
-    assert found["settings"] == resolve(NOTEBOOK, "cpu")
+    settings = dict(resolve(NOTEBOOK, "cpu"))
+    del settings["results_dir"]  # a place on this machine; no number follows from it
+    assert found["settings"] == settings
     assert found["environment"] == {"machine": "a-cpu"}
 
 
@@ -349,13 +351,12 @@ def test_a_folders_path_stays_on_the_machine(tmp_path, state_it):
 
 def test_other_models_and_files_are_named_without_their_paths_too(tmp_path):
     own = tmp_path / "private"
-    chosen = resolve(
-        "06_fp16_vs_int8",
-        "cpu",
-        more_models=[str(own / "tiny"), "llama-7b"],
-        text_file=str(own / "a.txt"),
-        task_file=str(own / "b.jsonl"),
-    )
+    changes = {
+        "more_models": [str(own / "tiny"), "llama-7b"],
+        "text_file": str(own / "a.txt"),
+        "task_file": str(own / "b.jsonl"),
+    }
+    chosen = resolve("06_fp16_vs_int8", "cpu", changes=changes)
     results = Results("06_fp16_vs_int8", chosen, str(tmp_path))
     results.record("speed", 1.0, "s")
     found = on_disk(results)["settings"]
@@ -383,6 +384,15 @@ def test_without_a_folder_results_lie_beside_the_notebook(tmp_path, monkeypatch)
     for unnamed in (None, ""):
         results = Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"), unnamed)
         assert results.root == Path("course_output") and not results.keeps_stages
+
+
+def test_a_folder_among_the_parameters_keeps_stages_and_is_recorded_nowhere(tmp_path):
+    chosen = resolve(NOTEBOOK, "cpu", changes={"results_dir": str(tmp_path / "drive")})
+    results = Results(NOTEBOOK, chosen)
+    results.record("speed", 1.0, "s")
+    assert results.root == tmp_path / "drive" and results.keeps_stages
+    assert results.identity == Results(NOTEBOOK, resolve(NOTEBOOK, "cpu")).identity
+    assert chosen.customized == [] and "drive" not in results.path.read_text(encoding="utf-8")
 
 
 def test_the_real_environment_names_versions_and_no_path(monkeypatch):
@@ -438,7 +448,8 @@ def test_a_stage_of_another_setting_model_machine_or_notebook_does_not_count(
     tmp_path, monkeypatch, change
 ):
     with_model(tmp_path, "smollm2-135m").stage("score", lambda: "old")
-    other = with_model(tmp_path, "smollm2-135m", rounds=5 if change == "parameter" else None)
+    parameters = {"rounds": 5} if change == "parameter" else {}
+    other = with_model(tmp_path, "smollm2-135m", **parameters)
     if change == "model":
         other = with_model(tmp_path, "llama-7b")
     if change == "revision":
@@ -462,8 +473,8 @@ def test_folders_of_the_same_name_do_not_share_stages(tmp_path, stated):
 
 
 def test_identity_is_what_a_result_follows_from(results, tmp_path):
-    settings = resolve(NOTEBOOK, "cpu")
-    del settings["model"]
+    settings = dict(resolve(NOTEBOOK, "cpu"))
+    del settings["model"], settings["results_dir"]
     rest = [settings, {"machine": "a-cpu"}, package_hash()]
     folder = model_in(tmp_path / "mine")
     results.use_model(str(folder), "abc")
@@ -491,7 +502,7 @@ def test_a_stage_follows_from_the_content_of_its_data_files(tmp_path):
 
     def stage(text):
         file.write_text(text)
-        chosen = resolve("06_fp16_vs_int8", "cpu", text_file=str(file))
+        chosen = resolve("06_fp16_vs_int8", "cpu", changes={"text_file": str(file)})
         return Results("06_fp16_vs_int8", chosen, str(tmp_path)).stage("score", lambda: text)
 
     assert [stage(text) for text in ("one", "two", "one")] == ["one", "two", "one"]

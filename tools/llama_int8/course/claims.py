@@ -1,11 +1,9 @@
 """Claims on trial: what papers and projects say, beside what a cell here measured."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_int8.data import load
-
-if TYPE_CHECKING:
-    from llama_int8.measure.results import Results
+from llama_int8.measure.results import Results
 
 VERDICTS = ("holds", "holds only if", "fails here", "not testable here")
 
@@ -15,7 +13,7 @@ def claims() -> dict[str, dict[str, Any]]:
     return load("claims")
 
 
-def put_on_trial(results: "Results", name: str, measured: str, verdict: str, because: str) -> None:
+def put_on_trial(results: Results, name: str, measured: str, verdict: str, because: str) -> None:
     """Show the claim, the measurement and the verdict, and keep them for the report.
 
     Raises ValueError for an unknown claim or verdict.

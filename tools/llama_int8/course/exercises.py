@@ -39,7 +39,7 @@ EXERCISES: dict[str, Exercise] = {}  # those of the lessons that have been impor
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found, with the points earned."""
+    """The verdict of `check`, with the points earned."""
 
     status: Status
     message: str
@@ -64,7 +64,7 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
     """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
     exercise = find(name)
     if not callable(answer):
-        return Verdict("wrong", f"a function is wanted; this is {_shown(answer)}")
+        return Verdict("wrong", f"expected a function; this is {_shown(answer)}")
     outcomes = []
     for case in exercise.cases:
         try:
@@ -140,7 +140,7 @@ def _hand_in(**verdict: Any) -> None:
 
 
 def _has_a_body(answer: Callable[..., Any]) -> bool:
-    """Whether a function does anything, as `...`, `pass` and a docstring alone do not."""
+    """Whether a function does anything; `...`, `pass` or only a docstring does nothing."""
     code = getattr(answer, "__code__", None)
     return code is not None and len(code.co_code) > len((lambda: None).__code__.co_code)
 
@@ -169,13 +169,12 @@ def _equal(found: Any, wanted: Any, rtol: float) -> bool:
     rtol = rtol if np.asarray(wanted).dtype.kind == "f" else 0.0
     if first.shape != second.shape:
         return False
-    return np.allclose(
-        first, second, rtol, atol=1e-7, equal_nan=True
-    )  # cos(pi / 2) in FP32 is 4e-8
+    # Not 0: cos(pi / 2) in FP32 is 4e-8.
+    return np.allclose(first, second, rtol, atol=1e-7, equal_nan=True)
 
 
 def _numbers(found: Any) -> np.ndarray:
-    """An outcome as an array of float64. Raises whatever NumPy does for what is none."""
+    """An outcome as an array of float64. Raises whatever NumPy does for anything else."""
     if hasattr(found, "detach"):  # a tensor, on a GPU perhaps
         found = found.detach().cpu()
     if np.asarray(found).dtype.kind not in "biufO":  # NumPy would read the text "3" as 3

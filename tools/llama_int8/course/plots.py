@@ -3,18 +3,16 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
-
-    from llama_int8.measure.results import Results
+from llama_int8.measure.results import Results
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a hatch or marker goes with each.
 COLOURS = {
@@ -59,7 +57,7 @@ STYLE = {
 
 
 # For every figure of the session, a learner's own included: Matplotlib looks many settings up late,
-# so a style that held for one block alone would lose titles and legends.
+# so a style that held for only one block would lose titles and legends.
 plt.rcParams.update(STYLE)
 
 
@@ -70,7 +68,7 @@ def figure(columns: int = 1, **options: Any) -> tuple[Figure, Any]:
 
 def heat_map(
     axes: Axes,
-    values: "torch.Tensor",
+    values: Tensor,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     **options: object,
@@ -133,7 +131,7 @@ def png(drawn: Figure, dpi: int = INLINE_DPI) -> bytes:
     return small.getvalue()
 
 
-def save_figure(results: "Results", drawn: Figure, name: str, alt: str, caption: str) -> None:
+def save_figure(results: Results, drawn: Figure, name: str, alt: str, caption: str) -> None:
     """Show a figure with its caption, and write it to `figures/<name>.png`.
 
     `alt` says what is seen, `caption` what to notice. Raises ValueError for an alt text that is

@@ -287,7 +287,7 @@ def train_all(
     seeds: int,
     stage: Callable[[str, Callable[[], Any]], Any],
 ) -> dict[str, list[dict[str, Any]]]:
-    """What `train_and_measure` returns for each seed of every variant; `stage` as in `in_parallel`."""
+    """Results of `train_and_measure` for each seed of every variant; `stage` as in `in_parallel`."""
     arguments = {
         f"{name}-{seed}": (parts, steps, seed)
         for seed in range(seeds)

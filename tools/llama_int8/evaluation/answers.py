@@ -1,17 +1,16 @@
-"""What a model answers: greedy text, and where two models part."""
+"""A model's answers: greedy text, and where the texts of two models diverge."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.models.hugging_face import end_tokens, plain_generation
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from llama_int8.transformer.prompt import check_prompt
 
 # Some chat templates ask for the date ("Today Date: 26 Jul 2024"), and a prompt must not change
 # overnight. The day is the one that Llama 3.1's template falls back on.
@@ -19,14 +18,12 @@ FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 PLACE = "\ue000prompt\ue000"  # stands for the prompt where only the form around it is wanted
 
 
-def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> "torch.Tensor":
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """Token ids (1, T) of a user's message in the model's chat form, or as it is without one.
 
     A message is text: the names of special tokens in it are ordinary characters, and a
     "<|eot_id|>" ends no turn. Raises ModelFilesError for a chat template that cannot be used.
     """
-    import torch
-
     template = _chat_template(tokenizer)
     if template is None:
         return tokenizer(prompt, split_special_tokens=True, return_tensors="pt")["input_ids"]
@@ -38,7 +35,7 @@ def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> "torch.T
     return torch.tensor([ids])
 
 
-def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The template of a plain conversation; some models have others for tools beside it."""
     found = tokenizer.chat_template
     if not isinstance(found, dict):
@@ -51,7 +48,7 @@ def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return found["default"]
 
 
-def _filled(tokenizer: "PreTrainedTokenizerBase", template: str, prompt: str) -> str:
+def _filled(tokenizer: PreTrainedTokenizerBase, template: str, prompt: str) -> str:
     """The whole conversation as a text, up to where the answer begins."""
     try:
         return tokenizer.apply_chat_template(
@@ -68,8 +65,8 @@ def _filled(tokenizer: "PreTrainedTokenizerBase", template: str, prompt: str) ->
         ) from None
 
 
-def _form(tokenizer: "PreTrainedTokenizerBase", template: str, filled: str) -> tuple[str, str]:
-    """What the template has before and after the prompt. ValueError where that cannot be told."""
+def _form(tokenizer: PreTrainedTokenizerBase, template: str, filled: str) -> tuple[str, str]:
+    """The template's text before and after the prompt. ValueError where that cannot be told."""
     before, _, after = _filled(tokenizer, template, PLACE).partition(PLACE)
     if PLACE in after or not (filled.startswith(before) and filled.endswith(after)):
         raise ValueError(
@@ -80,7 +77,7 @@ def _form(tokenizer: "PreTrainedTokenizerBase", template: str, filled: str) -> t
 
 
 def _ids_around_text(
-    tokenizer: "PreTrainedTokenizerBase", filled: str, before: str, after: str
+    tokenizer: PreTrainedTokenizerBase, filled: str, before: str, after: str
 ) -> list[int]:
     """Ids of a conversation whose own special tokens count, and those in the prompt do not.
 
@@ -99,26 +96,26 @@ def _ids_around_text(
     ]
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, as_text: bool = False) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, as_text: bool = False) -> list[int]:
     """Without a start token: chat templates have their own."""
     how = {"add_special_tokens": False, "split_special_tokens": as_text}
     return tokenizer(text, **how)["input_ids"] if text else []
 
 
-def _special_names(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Longest first, so that a search finds the whole of each."""
     added = tokenizer.added_tokens_decoder.values()
     return sorted((str(token) for token in added if token.special), key=len, reverse=True)
 
 
-def greedy_answer(model: "PreTrainedModel", tokens: "torch.Tensor", new_tokens: int) -> list[int]:
+def greedy_answer(model: PreTrainedModel, tokens: torch.Tensor, new_tokens: int) -> list[int]:
     """At most `new_tokens` ids after the prompt `tokens` (1, T), always the most probable one."""
     return answer_with_candidates(model, tokens, new_tokens, candidates=1)["tokens"]
 
 
 def answer_with_candidates(
-    model: "PreTrainedModel",
-    tokens: "torch.Tensor",
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
     new_tokens: int,
     seed: int | None = None,
     temperature: float = 1.0,
@@ -132,10 +129,6 @@ def answer_with_candidates(
     on the same device meet the same random numbers. Raises ValueError for a prompt that leaves no
     room in the model's context.
     """
-    import torch
-
-    from llama_int8.transformer.prompt import check_prompt
-
     prompt = tokens.to(model.device)
     check_prompt(model, prompt, new_tokens)
     how: dict[str, Any] = {"do_sample": False}
@@ -168,7 +161,7 @@ def probability_at(answer: dict[str, list], step: int, token: int) -> float | No
 
 
 @contextmanager
-def _plain_settings(model: "PreTrainedModel") -> Iterator[None]:
+def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, `model.generate` takes nothing but its end tokens from the model's folder.
 
     Checkpoints bring sampling, penalties, beams and watermarks along, and transformers adds them to
@@ -191,15 +184,13 @@ def first_difference(first: list[int], second: list[int]) -> int | None:
 
 
 def next_token_probabilities(
-    model: "PreTrainedModel", prompt: "torch.Tensor", answer: list[int]
-) -> "torch.Tensor":
+    model: PreTrainedModel, prompt: torch.Tensor, answer: list[int]
+) -> torch.Tensor:
     """Probabilities of the next token before each token of `answer`, (len(answer), V), in FP32.
 
     `prompt`: token ids (1, T). Goes token by token as generation does: in low precision, a single
     pass over the whole answer rounds differently and can turn a close decision round.
     """
-    import torch
-
     tokens, cache, rows = prompt.to(model.device), None, []
     with torch.inference_mode():
         for token in answer:

@@ -5,7 +5,7 @@ Notebook 06 and `course.py evaluate` record the same names through these functio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,23 @@ from llama_int8.measure.statistics import (
 )
 from llama_int8.models.cost import forward_bytes, peak_bytes, weight_bytes
 from llama_int8.transformer.config import LlamaConfig
+
+
+class Point(NamedTuple):
+    """What is measured at once: `batch` sequences of so many `tokens` of context each."""
+
+    batch: int
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """How results and labels write it: "4 x 128"."""
+        return f"{self.batch} x {self.tokens}"
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Point":
+        """The point of one record in a stage's JSON data."""
+        return cls(record["batch"], record["tokens"])
 
 
 def record_text(
@@ -60,14 +77,14 @@ def record_text(
 
 def record_memory(
     results: Results, runs: Mapping[str, Mapping[str, Any]], config: LlamaConfig
-) -> dict[str, list[tuple[str, int, int]]]:
+) -> dict[str, list[tuple[Point, int, int]]]:
     """Record bytes of weights and the peaks beyond them, predicted and measured.
 
     `runs`: `experiment.memory_quality_and_text` by precision. Returns (point, predicted, measured)
     of the peaks by precision.
     """
     device = "cpu" if "GPU" not in results.environment else "cuda"
-    found: dict[str, list[tuple[str, int, int]]] = {}
+    found: dict[str, list[tuple[Point, int, int]]] = {}
     for p, run in runs.items():
         predicted = weight_bytes(config, p).total
         results.record(f"weights.{p}.predicted", predicted, "bytes", kind="exact")
@@ -79,17 +96,17 @@ def record_memory(
             results.record(f"process.{p}.loaded", grown, "bytes", kind="timing")
         for name in sorted(meters.keys() - {"process"}):
             results.record(f"{name}.{p}.loaded", meters[name], "bytes")
-        for key, peak in run["peaks"].items():
-            batch, context = map(int, key.split(" x "))
-            parts = peak_bytes(config, p, context, batch, device)
+        for peak in run["peaks"]:
+            point = Point.of(peak)
+            parts = peak_bytes(config, p, point.tokens, point.batch, device)
             beyond = sum(parts.values()) - parts["weights"]
-            results.record(f"peak.{p}.{key}.predicted", beyond, "bytes", kind="exact")
-            results.record(f"peak.{p}.{key}.measured", peak["peak"], "bytes")
-            found.setdefault(p, []).append((key, beyond, peak["peak"]))
+            results.record(f"peak.{p}.{point.name}.predicted", beyond, "bytes", kind="exact")
+            results.record(f"peak.{p}.{point.name}.measured", peak["peak"], "bytes")
+            found.setdefault(p, []).append((point, beyond, peak["peak"]))
     return found
 
 
-Speeds = dict[str, dict[str, dict[tuple[int, int], Spread]]]
+Speeds = dict[str, dict[str, dict[Point, Spread]]]
 
 
 def record_speed(
@@ -98,20 +115,21 @@ def record_speed(
     """Record tokens/s and the ratio to the baseline of every point; the first point is the headline.
 
     `timed`: what `experiment.speed` returns. Returns speeds and ratios, {phase: {precision:
-    {(batch, context): Spread}}}; a ratio is taken within each round where the precisions took turns,
+    {Point: Spread}}}; a ratio is taken within each round where the precisions took turns,
     else it is one of medians, without a spread.
     """
     paired = timed["interleaved"]
     results.record("interleaved", "yes" if paired else "no", "text")
     found: Speeds = {"prefill": {}, "decode": {}}
     ratios: Speeds = {"prefill": {}, "decode": {}}
-    for number, (key, by_precision) in enumerate(timed["seconds"].items()):
-        batch, context = point = tuple(map(int, key.split(" x ")))
+    for number, record in enumerate(timed["seconds"]):
+        batch, context = point = Point.of(record)
+        by_precision = record["precisions"]
         for phase, tokens in (("prefill", batch * context), ("decode", batch * decode_tokens)):
             for p, phases in by_precision.items():
                 seconds = np.array(phases[phase])
                 one = found[phase].setdefault(p, {})[point] = spread(tokens / seconds)
-                names = [f"{phase}.{p}.{key}", *([f"{phase}.{p}"] if number == 0 else [])]
+                names = [f"{phase}.{p}.{point.name}", *([f"{phase}.{p}"] if number == 0 else [])]
                 for name in names:
                     results.record(name, one.median, "tokens/s", **_ends(one))
                 if baseline in by_precision:

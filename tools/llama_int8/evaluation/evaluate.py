@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 import llama_int8.models as models
 from llama_int8.errors import ModelError, ModelFilesError
@@ -19,9 +21,6 @@ from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import proportion_interval
 from llama_int8.profiles import Settings
 from llama_int8.transformer.config import is_meta_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # The strided windows of Hugging Face's page on perplexity; shorter ones where a model takes less.
 WINDOW, STRIDE = 1024, 512
@@ -63,7 +62,7 @@ class Evaluation:
         self.tokenizer = models.load_tokenizer(model)
 
     def run(self, name: str, data: str | Path | None = None) -> Results | None:
-        """Score one task in every precision; the results file, in the first process alone."""
+        """Score one task in every precision; returns the results file, only in the first process."""
         task = load_task(name, data, self.limit)
         if task.name != name:
             self._say(other_name(name, task))
@@ -106,10 +105,10 @@ class Evaluation:
         return perplexity.strided(self.tokenizer, text, window, stride, self.limit)
 
     def _earlier(self, results: Results) -> dict[str, Any]:
-        """What the file holds that this evaluation does not measure again, and may stay in it.
+        """The entries of the file that this evaluation does not measure again and that may stay.
 
-        It may where model, data, settings and environment are the same; else it is replaced, and
-        said so. As keywords for `Results.keep`.
+        They may where model, data, settings and environment are the same; else they are replaced,
+        and a line says so. As keywords for `Results.keep`.
         """
         try:
             old = json.loads(results.path.read_text(encoding="utf-8"))
@@ -145,7 +144,7 @@ class Evaluation:
             ("settings", results.settings),
             ("environment", results.environment),
         ):
-            before, now = old[section], json.loads(json.dumps(new))
+            before, now = old[section], json.loads(json.dumps(dict(new)))
             names = before.keys() | now.keys()
             names -= {"precisions", "data", "model"} if section == "settings" else set()
             found += sorted(name for name in names if before.get(name) != now.get(name))
@@ -186,7 +185,7 @@ class Evaluation:
             self._score_by_wrong_rules(results, task)
 
     def _score_by_wrong_rules(self, results: Results, task: Task) -> None:
-        """A lesson about scoring, so the baseline alone shows it."""
+        """A lesson about scoring: the baseline is enough to show it."""
         model = models.load_model(self.model, self.baseline, self.device)
         for rule, pack in WRONG_RULES.items():
             rows = pack(self.tokenizer, task.items)
@@ -203,7 +202,7 @@ class Evaluation:
         self,
         results: Results,
         precision: str,
-        score: Callable[["PreTrainedModel"], Any],
+        score: Callable[[PreTrainedModel], Any],
         journal: Journal,
     ) -> Any:
         """Load the model, score with it, free it before anything else is loaded."""

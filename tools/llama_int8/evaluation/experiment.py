@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import llama_int8.models as models
 from llama_int8.evaluation import answers, compare, loglikelihood, perplexity
+from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.measure.results import Results
 from llama_int8.models import cost
+from llama_int8.quantization.precisions import INT8, NO_DECOMPOSITION, THRESHOLD
 
 if TYPE_CHECKING:
     import torch
-
-Point = tuple[int, int]  # batch and context, in tokens
-NO_DECOMPOSITION = "int8, threshold 0"
-THRESHOLD = 6.0  # where bitsandbytes and the paper start to keep columns
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,6 @@ class Workload:
     seed: int = 0
     points: Sequence[Point] = ()
     ids: Sequence[int] = ()  # a text's token ids, for memory and speed; none: seeded random ones
-
-
-def key(point: Point) -> str:
-    """The point's name in results: "4 x 128" is a batch of 4 with 128 tokens of context each."""
-    return f"{point[0]} x {point[1]}"
 
 
 def memory_quality_and_text(
@@ -100,16 +93,16 @@ def _scores_and_answers(
 
 def _peaks(
     model: "torch.nn.Module", precision: str, device: str, work: Workload
-) -> dict[str, dict[str, int]]:
+) -> list[dict[str, int]]:
+    """Each point with what `memory.peak_bytes` finds there."""
     fitting = [p for p in work.points if fits(model.config, precision, device, p)]
     if device != "cpu" and fitting:  # what CUDA's libraries set up once is not this prompt's
         latency.prefill(model, tokens_of(work.ids, model, fitting[0]))
-    return {
-        key(point): memory.peak_bytes(
-            partial(latency.prefill, model, tokens_of(work.ids, model, point)), device
-        )
-        for point in fitting
-    }
+    found = []
+    for point in fitting:
+        run = partial(latency.prefill, model, tokens_of(work.ids, model, point))
+        found.append({**point._asdict(), **memory.peak_bytes(run, device)})
+    return found
 
 
 def fits(config: Any, precision: str, device: str, point: Point) -> bool:
@@ -121,7 +114,7 @@ def fits(config: Any, precision: str, device: str, point: Point) -> bool:
 
 
 def _stored(precision: str) -> str:
-    return "int8" if precision == NO_DECOMPOSITION else precision
+    return INT8 if precision == NO_DECOMPOSITION else precision
 
 
 def tokens_of(ids: Sequence[int], model: "torch.nn.Module", point: Point) -> "torch.Tensor":
@@ -145,6 +138,7 @@ def speed(
     name: str,
     precisions: Sequence[str],
     device: str,
+    *,
     points: Sequence[Point],
     decode_tokens: int,
     rounds: int,
@@ -155,9 +149,10 @@ def speed(
 ) -> dict[str, Any]:
     """Seconds of prefill and decode at every point, and of one item at batch 1.
 
-    {"seconds": {point: {precision: {phase: [..]}}}, "items": {precision: [..]}, "interleaved": ..,
-    "profile": {point: {precision: {phase: {kind of operation: ..}}}}} of the `profiled` points;
-    where it is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}.
+    {"seconds": [{"batch": .., "tokens": .., "precisions": {precision: {phase: [..]}}}, ...],
+    "items": {precision: [..]}, "interleaved": ..}; "profile" is like "seconds", for the `profiled`
+    points, with {kind of operation: ..} by phase; where it is `weighed`, "memory": {precision:
+    {"weight bytes": .., "peaks": ..}}.
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
     is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
@@ -168,22 +163,21 @@ def speed(
     needed = sum(cost.weight_bytes(models.config_of(name), p).total for p in models_of)
     together = needed * models.HEADROOM <= models.free_memory(device)
     result: dict[str, Any] = {
-        "seconds": {key(point): {} for point in points},
+        "seconds": [{**point._asdict(), "precisions": {}} for point in points],
         "items": {},
         "interleaved": together,
-        "profile": {key(point): {} for point in profiled},
+        "profile": [{**point._asdict(), "precisions": {}} for point in profiled],
     }
     for group in [list(models_of)] if together else [[p] for p in models_of]:
         loaded = {p: models.load_model(name, p, device) for p in group}
         held = {p: loaded[stored] for stored in group for p in models_of[stored]}
-        for point in points:
-            for p, phases in _seconds(held, device, point, decode_tokens, rounds, ids).items():
-                result["seconds"][key(point)][p] = phases
+        for point, record in zip(points, result["seconds"], strict=True):
+            record["precisions"] |= _seconds(held, device, point, decode_tokens, rounds, ids)
         result["items"] |= _item_seconds(held, device, items)
         if weighed:
             result.setdefault("memory", {}).update(_memory(held, device, points, ids))
-        for point in profiled:
-            result["profile"][key(point)] |= _profiles(held, device, point, ids)
+        for point, record in zip(profiled, result["profile"], strict=True):
+            record["precisions"] |= _profiles(held, device, point, ids)
         del loaded, held
         memory.release()
     return result
@@ -231,7 +225,7 @@ def _seconds(
     try:
         times = latency.interleaved(runs, rounds) if runs else {}
     except torch.OutOfMemoryError:  # the prediction was too kind
-        print(f"batch x context {key(point)}: out of memory, left out")
+        print(f"batch x context {point.name}: out of memory, left out")
         return {}
     return {p: {phase: all_.tolist() for phase, all_ in one.items()} for p, one in times.items()}
 
@@ -300,7 +294,7 @@ def another_model(
     synthetic = name.startswith(models.SYNTHETIC)
     revision = None if synthetic else models.revision_of(models.model_folder(name))
     results.use_model(name, revision)
-    points = [tuple(point) for point in settings.more_points]
+    points = [Point(*point) for point in settings.more_points]
     device = models.placement(name, half, settings.device)
     work = Workload(points=points)
     if not synthetic:
@@ -315,16 +309,22 @@ def another_model(
         compared = settings.compared_windows
         work = replace(work, text=cut, items=packed, compared_windows=compared, ids=ids)
     runs: dict[str, Any] = {}
-    for p in (half, "int8") if not synthetic else ():
+    for p in (half, INT8) if not synthetic else ():
         reference = runs.get(half, {}).get("windows", ())
         stage = partial(memory_quality_and_text, name, p, device, work, reference)
         runs[p] = results.stage(f"measure {p}", stage)
-    timing = partial(
-        speed, name, [half, "int8"], device, points, settings.decode_tokens, settings.more_rounds
+    stage = partial(
+        speed,
+        name,
+        [half, INT8],
+        device,
+        points=points,
+        decode_tokens=settings.decode_tokens,
+        rounds=settings.more_rounds,
+        items=work.items[: settings.timed_items],
+        ids=work.ids,
+        weighed=synthetic,  # a synthetic model is made anew for each stage, so one has to do
     )
-    timed_items = work.items[: settings.timed_items]
-    # A synthetic model is made anew for each stage, so one has to do.
-    stage = partial(timing, timed_items, ids=work.ids, weighed=synthetic)
     timed = results.stage("speed", stage)
     runs |= timed.get("memory", {})
     compare.record_memory(results, runs, models.config_of(name))

@@ -1,17 +1,15 @@
 """The ladder: one model, the same tokens, its linear layers rounded in one way after another."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from llama_int8.evaluation import perplexity
 from llama_int8.quantization.linear_layers import linear_layers
-from llama_int8.quantization.outliers import THRESHOLD
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.quantization.simulate import Scheme, simulated
-
-if TYPE_CHECKING:
-    import torch
 
 # Weights and activations of each method of the paper's table 1; True: with zero points.
 METHODS = {
@@ -60,10 +58,10 @@ CONTROLS = {
 
 
 def climb(
-    model: "torch.nn.Module",
-    windows: "torch.Tensor",
+    model: torch.nn.Module,
+    windows: torch.Tensor,
     rungs: Mapping[str, Scheme],
-    absmax: Mapping[str, "torch.Tensor"],
+    absmax: Mapping[str, torch.Tensor],
     stage: Callable[[str, Callable[[], Any]], Any] = lambda _, compute: compute(),
 ) -> dict[str, dict[str, Any]]:
     """{rung: {"nll": mean of each window, "kept": share of activations left in high precision}}.

@@ -7,19 +7,17 @@ log-likelihood, `acc_norm` the highest per character of the continuation.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.evaluation.perplexity import overflow
 from llama_int8.evaluation.resume import Journal, Processes, run_batches
 from llama_int8.evaluation.tasks import Item, Task
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Pack = Callable[["PreTrainedTokenizerBase", Sequence[Item]], list["Packed"]]
+Pack = Callable[[PreTrainedTokenizerBase, Sequence[Item]], list["Packed"]]
 """A way to ask items: how they become rows of tokens."""
 
 # Tokens of a batch, padding included. It is part of the measurement: LLM.int8() finds its outlier
@@ -48,7 +46,7 @@ class Packed:
         return len(self.shared) + max(map(len, self.tails))
 
 
-def pack(tokenizer: "PreTrainedTokenizerBase", item: Item, number: int = 0) -> Packed:
+def pack(tokenizer: PreTrainedTokenizerBase, item: Item, number: int = 0) -> Packed:
     """Tokenize context and choices; the continuation starts where the context's tokens end.
 
     Raises ValueError where the context has no token, or a choice adds none.
@@ -67,13 +65,13 @@ def pack(tokenizer: "PreTrainedTokenizerBase", item: Item, number: int = 0) -> P
     return Packed(number, rows[0][:same], [row[same:] for row in rows], len(context))
 
 
-def pack_all(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[Packed]:
+def pack_all(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[Packed]:
     """Every item, with its place in the list as its number."""
     return [pack(tokenizer, item, number) for number, item in enumerate(items)]
 
 
 def fitting(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, context: int, packs: Collection[Pack] = ()
+    tokenizer: PreTrainedTokenizerBase, task: Task, context: int, packs: Collection[Pack] = ()
 ) -> Task:
     """The task without the items that are longer than `context` tokens; says how many those are.
 
@@ -96,7 +94,7 @@ def fitting(
 
 
 def _fits(
-    tokenizer: "PreTrainedTokenizerBase", item: Item, context: int, packs: Collection[Pack]
+    tokenizer: PreTrainedTokenizerBase, item: Item, context: int, packs: Collection[Pack]
 ) -> bool:
     size = len("".join((item.context, *item.choices)).encode())
     if size + 64 <= context:  # a token has a byte or more; the rest is for what stands before
@@ -134,7 +132,7 @@ BY_LENGTH = ("dynamic", "longrope")
 
 
 def choice_scores(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     rows: Sequence[Packed],
     batch_tokens: int = BATCH_TOKENS,
     label: str = "items",
@@ -156,10 +154,8 @@ def choice_scores(
     return [scores for _, scores in sorted(pair for batch in scored for pair in batch)]
 
 
-def score_batch(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[Any]]:
+def score_batch(model: PreTrainedModel, batch: Sequence[Packed]) -> list[list[Any]]:
     """[number, log-likelihood of each choice] of each row, in one pass over the padded batch."""
-    import torch
-
     device = model.device
     tokens, positions, mask = (t.to(device) for t in _tensors(batch))
     with torch.inference_mode():
@@ -183,14 +179,12 @@ def score_batch(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[
     return [[row.number, scores] for row, scores in zip(batch, sums, strict=True)]
 
 
-def _tensors(batch: Sequence[Packed]) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+def _tensors(batch: Sequence[Packed]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids (B, T), positions (B, T) and what may be seen (B, 1, T, T).
 
     A token sees what the choices share and its own choice, up to itself. Padding stands at the end
     as one more choice, which nothing sees.
     """
-    import torch
-
     longest = max(map(len, batch))
     tokens, positions, parts = [], [], []
     for row in batch:

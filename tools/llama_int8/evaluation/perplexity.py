@@ -8,29 +8,25 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.evaluation.resume import Journal, Processes, run_batches
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def windows(
     tokens: list[int], length: int, limit: int | None = None, start: Sequence[int] = ()
-) -> "torch.Tensor":
+) -> torch.Tensor:
     """Cut a text into windows of `length` tokens, (N, length), at most `limit` of them.
 
     `start`: tokens that stand at the beginning of every window and count towards its length. What
     fills no window is left out, so that every window weighs the same.
     Raises ValueError where the text does not fill two windows.
     """
-    import torch
-
     own = length - len(start)  # tokens of the text in each window
     count = 0 if length < 2 or own < 1 else len(tokens) // own
     if limit is not None:
@@ -44,15 +40,13 @@ def windows(
     return torch.cat([torch.tensor([list(start)] * count, dtype=cut.dtype), cut], dim=1)
 
 
-def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
+def token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> np.ndarray:
     """NLL in nats of every token but each window's first, (N, T - 1), in float64.
 
     `tokens`: (N, T). One window a pass: LLM.int8() finds its outlier columns per call, so that the
     composition of a batch would change its answers.
     Raises ValueError for windows beyond the model's context, or NaN in the result.
     """
-    import torch
-
     check_context(model, tokens.shape[1])
     device = next(model.parameters()).device
     rows = []
@@ -67,7 +61,7 @@ def token_nll(model: "torch.nn.Module", tokens: "torch.Tensor") -> np.ndarray:
     return nll
 
 
-def check_context(model: "torch.nn.Module", length: int) -> None:
+def check_context(model: torch.nn.Module, length: int) -> None:
     """Raise ValueError where windows of `length` tokens are longer than what the model was made for.
 
     A model answers there, too, but not as it can: its positions were never trained.
@@ -80,7 +74,7 @@ def check_context(model: "torch.nn.Module", length: int) -> None:
         )
 
 
-def overflow(model: "torch.nn.Module") -> str:
+def overflow(model: torch.nn.Module) -> str:
     """Why a model gives NaN: a weight that is none, or else the precision's range."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
@@ -102,13 +96,13 @@ class StridedText:
     tokenizers can be compared.
     """
 
-    windows: "torch.Tensor"  # (N, length)
+    windows: torch.Tensor  # (N, length)
     stride: int
     bytes: np.ndarray  # (N,)
 
 
 def strided(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     text: str,
     length: int,
     stride: int,
@@ -120,8 +114,6 @@ def strided(
     count towards its length. What fills no window at the end is left out, so that every window
     weighs the same. Raises ValueError for lengths that make no sense or too short a text.
     """
-    import torch
-
     start = tokenizer("")["input_ids"]
     own = length - len(start)  # tokens of the text in each window
     # Without a start the first token of a window that scores all of its own would have no context.
@@ -146,7 +138,7 @@ def strided(
 
 
 def window_scores(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     text: StridedText,
     keep: int = 0,
     reference: Sequence[dict[str, Any]] = (),
@@ -173,10 +165,8 @@ def window_scores(
 
 
 def _window_score(
-    model: "PreTrainedModel", text: StridedText, number: int, keep: bool, other: str | None
+    model: PreTrainedModel, text: StridedText, number: int, keep: bool, other: str | None
 ) -> dict[str, Any]:
-    import torch
-
     window = text.windows[number].to(model.device)
     head = model.get_output_embeddings()
     with torch.inference_mode():
@@ -197,29 +187,25 @@ def _window_score(
     return found
 
 
-def _baseline_logits(model: "PreTrainedModel", states: "torch.Tensor") -> "torch.Tensor":
-    """What the baseline's output layer makes of its states: from the shared table, if it is one."""
-    import torch
-
+def _baseline_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """The baseline's logits from its states: by the shared table, if it has one."""
     if model.config.tie_word_embeddings:  # int8-fast quantizes its output layer, not the table
         return torch.nn.functional.linear(states, model.get_input_embeddings().weight)
     return model.get_output_embeddings()(states)
 
 
-def divergence(first: "torch.Tensor", second: "torch.Tensor") -> "torch.Tensor":
+def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """KL(first || second) in nats of log-probabilities (..., V) -> (...), in float64."""
     first, second = first.double(), second.double()
     return (first.exp() * (first - second)).sum(-1)
 
 
-def _packed(states: "torch.Tensor") -> str:
+def _packed(states: torch.Tensor) -> str:
     """In FP32, which holds every value of a 16-bit format, as text for a JSON file."""
     return base64.b64encode(states.float().cpu().numpy().tobytes()).decode()
 
 
-def _unpacked(text: str, like: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
+def _unpacked(text: str, like: torch.Tensor) -> torch.Tensor:
     values = np.frombuffer(base64.b64decode(text), np.float32).reshape(like.shape)
     return torch.tensor(values).to(like)
 

@@ -1,7 +1,7 @@
 """Long work in batches: with progress, resumed after an interruption, split over processes.
 
-Batches are formed before they are dealt out and each is computed alone, so neither an interruption
-nor the number of processes changes a result.
+Batches are formed before they are dealt out and each is computed by itself, so neither an
+interruption nor the number of processes changes a result.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What quality is measured on: texts to predict, and items of which one choice is right.
+"""The data that quality is measured on: texts to predict, and items with one right choice.
 
 PIQA, HellaSwag and WikiText-2 come from the hub through `datasets`, or from a local file; a text
 and forty items travel with the package for a machine that has neither.
@@ -218,7 +218,7 @@ def available_task(name: str, data: str | Path | None = None, limit: int | None 
 
 
 def other_name(asked: str, task: Task) -> str:
-    """What to say where `load_task` has found a file to be another task than was asked for."""
+    """The message where `load_task` has found a file to be another task than was asked for."""
     return f"{task.source} holds {UNKNOWN} for rare words: the task is {task.name}, not {asked}"
 
 
@@ -342,7 +342,7 @@ def _numbered(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _expected(text: str) -> str:
-    """What a file of items should be, and what this one is, as far as its beginning tells."""
+    """Say what a file of items should be, and what this one is, as far as its beginning tells."""
     array = "The file is one JSON array. " if text.lstrip().startswith("[") else ""
     return f"{array}Expected is JSONL: one JSON object on each line"
 

@@ -5,18 +5,16 @@ and the code that scores; only the question or the tokens that count are other o
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from llama_int8.evaluation.loglikelihood import Pack, Packed, pack_all
 from llama_int8.evaluation.tasks import Item
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 LETTERS = "ABCDEFGH"
 
 
-def ask_for_a_letter(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[Packed]:
+def ask_for_a_letter(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[Packed]:
     """List the choices as A, B, ... and compare the letters: small models know no such exam."""
 
     def lettered(item: Item) -> Item:
@@ -29,7 +27,7 @@ def ask_for_a_letter(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]
     return pack_all(tokenizer, [lettered(item) for item in items])
 
 
-def first_token_alone(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[Packed]:
+def first_token_alone(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[Packed]:
     """Compare the first token of each choice, as one call of `argmax` over logits suggests.
 
     Choices that begin alike tie, and of equal ones the first is taken.
@@ -43,7 +41,7 @@ def first_token_alone(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item
     ]
 
 
-def question_scored(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[Packed]:
+def question_scored(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[Packed]:
     """Score the question instead of the answer, as an inverted label mask does.
 
     No token sees what comes after it, so the question is as likely before either choice: all tie,
@@ -56,7 +54,7 @@ def question_scored(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item])
 
 
 def _unpacked(row: Packed) -> tuple[list[int], list[list[int]]]:
-    """What all choices share of the context, and the rest of each choice in full."""
+    """The part of the context that all choices share, and the rest of each choice in full."""
     # A token merged across the border is in the tails: then less than the context is shared.
     return row.shared[: row.scored], [row.shared[row.scored :] + tail for tail in row.tails]
 

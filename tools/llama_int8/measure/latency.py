@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
+from transformers import DynamicCache
 
-if TYPE_CHECKING:
-    import torch
+from llama_int8.quantization.matmul import int8_matmul
 
 
 def interleaved(
@@ -37,16 +38,13 @@ def interleaved(
 
 
 def prefill_and_decode(
-    model: "torch.nn.Module", tokens: "torch.Tensor", new_tokens: int
+    model: torch.nn.Module, tokens: torch.Tensor, new_tokens: int
 ) -> dict[str, float]:
     """Seconds of one pass over the prompt, and of `new_tokens` greedy steps after it.
 
     `tokens`: prompt of shape (B, T). The first new token comes out of the prefill, so the decode
     phase is `new_tokens` further passes over one token each.
     """
-    import torch
-    from transformers import DynamicCache
-
     cache = DynamicCache()  # the same one for every model, ours and Hugging Face's
 
     def now() -> float:
@@ -54,7 +52,7 @@ def prefill_and_decode(
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def step(new: "torch.Tensor") -> "torch.Tensor":
+    def step(new: torch.Tensor) -> torch.Tensor:
         out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return getattr(out, "logits", out)[:, -1:].argmax(-1)  # (B, 1)
 
@@ -68,11 +66,8 @@ def prefill_and_decode(
     return {"prefill": middle - start, "decode": end - middle}
 
 
-def prefill(model: "torch.nn.Module", tokens: "torch.Tensor", cache: Any = None) -> Any:
+def prefill(model: torch.nn.Module, tokens: torch.Tensor, cache: Any = None) -> Any:
     """One pass over `tokens` (B, T) that fills a KV cache; returns the cache."""
-    import torch
-    from transformers import DynamicCache
-
     cache = DynamicCache() if cache is None else cache
     with torch.inference_mode():
         model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -84,8 +79,6 @@ def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> floa
 
     A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
     """
-    import torch
-
     data = torch.ones(megabytes * 2**20 // 4, device=device)
     best = float("inf")
     for _ in range(repeats + 1):
@@ -97,10 +90,6 @@ def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> floa
 
 def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
     """Operations/s of a (size, size) matrix product in this precision: the best of some."""
-    import torch
-
-    from llama_int8.quantization.matmul import int8_matmul
-
     generator = torch.Generator().manual_seed(0)
     first, second = (
         torch.randint(-127, 128, (size, size), generator=generator).to(device) for _ in range(2)
@@ -110,7 +99,7 @@ def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: in
         work = partial(int8_matmul, *codes)
     else:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        # As a layer multiplies: FP16 has a fast kernel for a transposed factor alone.
+        # As a layer multiplies: FP16 has a fast kernel only for a transposed factor.
         work = partial(torch.nn.functional.linear, first.to(dtype), second.to(dtype))
     run = repeated(work, 1, device)
     return 2 * size**3 / min(run()["call"] for _ in range(repeats + 1))
@@ -120,7 +109,6 @@ def repeated(
     work: Callable[[], object], calls: int, device: str = "cpu"
 ) -> Callable[[], dict[str, float]]:
     """A run for `interleaved` with one phase, "call": the mean of `calls` calls in a row."""
-    import torch
 
     def wait() -> None:
         if device != "cpu":

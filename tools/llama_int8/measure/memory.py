@@ -5,16 +5,15 @@ import ctypes
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-if TYPE_CHECKING:
-    import torch
 
-
-def weight_memory(model: "torch.nn.Module") -> int:
+def weight_memory(model: torch.nn.Module) -> int:
     """Bytes of all weights in memory, shared storage counted once: what `state_dict` holds.
 
     That takes in weights kept as buffers, and the row scales (`SCB`) that bitsandbytes keeps
@@ -37,8 +36,6 @@ def snapshot(device: str) -> dict[str, int]:
     "reserved" is what PyTorch's allocator has taken from the card, "card" all that is taken of it,
     by CUDA itself and by other programs, too.
     """
-    import torch
-
     found = {"process": psutil.Process().memory_info().rss}
     if device != "cpu":
         free, total = torch.cuda.mem_get_info()
@@ -56,8 +53,6 @@ def peak_bytes(run: Callable[[], object], device: str) -> dict[str, int]:
     On a GPU by the allocator's own statistics, with `snapshot` after the run. On a CPU from every
     allocation that PyTorch's profiler saw, buffers inside a library's operations included.
     """
-    import torch
-
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -76,8 +71,6 @@ def peak_bytes(run: Callable[[], object], device: str) -> dict[str, int]:
 def release() -> None:
     """Give freed memory back, so that the next model finds it."""
     import gc
-
-    import torch
 
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks: 1 GB for 1 GB
@@ -112,11 +105,7 @@ class NewBytes:
         self.peak = max(self.peak, self.held)
 
 
-def _counting_mode(counter: NewBytes) -> "torch.utils._python_dispatch.TorchDispatchMode":
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
+def _counting_mode(counter: NewBytes) -> torch.utils._python_dispatch.TorchDispatchMode:
     known: set[int] = set()
 
     class Counting(TorchDispatchMode):

@@ -1,12 +1,13 @@
 """Where the time of one forward pass goes, by kind of operation, from PyTorch's profiler."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 
 from llama_int8.measure.latency import repeated
-
-if TYPE_CHECKING:
-    from torch.autograd.profiler_util import FunctionEvent
 
 KINDS = (
     "16-bit products",
@@ -54,14 +55,10 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     operations". Every operation is counted, the ones that it calls as well.
     The profiler itself slows the many small operations: read shares, not sums.
     """
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
     on_gpu = device != "cpu"
     timed = repeated(run, 1, device)
-    alone = min(
-        timed()["call"] for _ in range(CALLS - 1)
-    )  # warm, too: the profiler sees a usual step
+    # This warms up as well, so that the profiler sees a usual step.
+    alone = min(timed()["call"] for _ in range(CALLS - 1))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         run()
@@ -84,7 +81,7 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     return found
 
 
-def _callers(event: "FunctionEvent") -> list[str]:
+def _callers(event: FunctionEvent) -> list[str]:
     names = []
     while event is not None:
         names.append(event.name)

@@ -25,7 +25,7 @@ import psutil
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import file_hash, package_hash, write_atomic
 from llama_int8.models.content import is_folder, model_hash
-from llama_int8.profiles import PROFILES, Settings, read_profile
+from llama_int8.profiles import Settings, profile_names, read_profile
 
 # What a difference between two runs means depends on the kind of number; `course.py compare`
 # holds a tolerance for each.
@@ -45,6 +45,7 @@ KIND_OF_UNIT = {
     "text": "text",
 }
 KINDS = ("exact", "memory", "quality", "timing", "text")
+DEFAULT_FOLDER = "course_output"  # for results and figures, beside the notebook
 NAME_BYTES = 80  # of a folder's name in a file's: most systems take 255 for all of it
 PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy")
 
@@ -92,22 +93,28 @@ class Results:
     """The results of one notebook's run; written to disk after every addition."""
 
     def __init__(self, notebook: str, settings: Settings, folder: str | None = None) -> None:
-        """`folder`: where to keep results and figures; None is `course_output` beside the notebook.
+        """`folder`: where to keep results and figures; None is DEFAULT_FOLDER beside the notebook.
 
         With a folder named (a mounted Drive, say), stages that are finished there are not run again.
+        A notebook names it in its parameter `results_dir`, which no number follows from.
         """
-        self.root = Path(folder or "course_output").expanduser()
+        folder = folder or settings.get("results_dir")
+        settings = Settings({k: v for k, v in settings.items() if k != "results_dir"})
+        self.root = Path(folder or DEFAULT_FOLDER).expanduser()
         self.keeps_stages = bool(folder)
         self.notebook, self.settings = notebook, settings
         self._model, self._revision = settings.model, None
         self._sha256 = model_hash(settings.model)
         self._at_once = False
         self.environment = environment(settings.device)
+        self._usual = None  # the profile's own model; none for a task of `course.py evaluate`
+        if settings.profile in profile_names():
+            self._usual = read_profile(settings.profile).notebooks[notebook]["model"]
         self._content: dict[str, Any] = {
             "notebook": notebook,
             "profile": settings.profile,
             "model": model_title(settings.model, self._sha256),
-            "settings": _public(settings),
+            "settings": public(settings),
             "environment": self.environment,
             "measurements": {},
             "figures": {},
@@ -116,11 +123,9 @@ class Results:
 
     @property
     def path(self) -> Path:
-        usual = None  # of a task of `course.py evaluate`
-        if self.settings.profile in PROFILES:
-            usual = read_profile(self.settings.profile).notebooks[self.notebook]["model"]
-        known = self._model == usual
-        suffix = "" if known else f"@{model_file_name(self._model, self._sha256)}"
+        suffix = (
+            "" if self._model == self._usual else f"@{model_file_name(self._model, self._sha256)}"
+        )
         return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
 
     @property
@@ -185,7 +190,7 @@ class Results:
     def use_data(self, **facts: str) -> None:
         """State what data were really used; kept stages follow from it as from the settings."""
         self.settings = Settings(self.settings, **facts)
-        self._content["settings"].update(_public(facts))
+        self._content["settings"].update(public(facts))
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -332,7 +337,7 @@ def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+def public(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without a path of this machine: of folders and files the last part only."""
     found = dict(settings)
     for key, value in settings.items():

@@ -19,10 +19,6 @@ class PairedDifference:
     smallest_detectable: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(
     first: np.ndarray,
@@ -63,7 +59,7 @@ def paired_bootstrap(
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p-value that one of two tests on the same items is right more often.
 
-    `only_first`, `only_second`: items that one alone answers right. If neither is better, each
+    `only_first`, `only_second`: items that only one answers right. If neither is better, each
     such item falls to either side with probability 1/2 (McNemar, 1947; in its exact, binomial
     form). Raises ValueError for a negative count.
     """
@@ -77,7 +73,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 def smallest_detectable_change(n: int, changed: int, confidence: float = 0.95) -> float:
     """The true difference of two shares that a test of the same n items would find at 80 % power.
 
-    `changed`: items that one alone answered right; their share (with two added to either side, so
+    `changed`: items that only one answered right; their share (with two added to either side, so
     that none seen does not mean none possible) is the noise. Solves Connor's equation (1987,
     Biometrics 43:207) for the difference. Raises ValueError unless 0 <= changed <= n, n >= 1.
     """

@@ -33,7 +33,7 @@ from llama_int8.models.registry import (
     config_of,
     is_synthetic,
 )
-from llama_int8.models.synthetic import build_synthetic, save_synthetic
+from llama_int8.models.synthetic import build_synthetic
 from llama_int8.models.tokenizer import check_ids, load_tokenizer
 
 __all__ = [
@@ -66,6 +66,5 @@ __all__ = [
     "placement",
     "revision_of",
     "save_int8_fast",
-    "save_synthetic",
     "within_context",
 ]

@@ -1,4 +1,4 @@
-"""What each precision means for each layer of a loaded model, checked before anything is measured."""
+"""Check that each layer of a loaded model is what its precision promises, before measuring."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a model's name stands for on this machine: its files, found without fetching anything."""
+"""The files that a model's name stands for on this machine, found without fetching anything."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ def within_context(settings: Settings) -> Settings:
         changed["stride"] = max(1, settings.stride * changed["window"] // settings.window)
     for name, value in changed.items():
         print(
-            f"{name.upper()} is {value} instead of {settings[name]}: this model reads at most "
+            f"{name} is {value} instead of {settings[name]}: this model reads at most "
             f"{context:,} tokens at once."
         )
     if "distances" in changed and context < FACTS + NEAR:

@@ -1,4 +1,4 @@
-"""What a model must cost, computed from its shapes alone: bytes, and the speed that bytes allow.
+"""The least a model costs, computed only from its shapes: bytes, and the speed that bytes allow.
 
 Bandwidth bound: in decoding, every weight is read once for each token, so tokens/s cannot exceed
 bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
@@ -129,7 +129,7 @@ def peak_bytes(
 ) -> dict[str, int]:
     """Bytes by part while (batch, tokens) are read in one pass with a cache, in this precision.
 
-    Logits are those of the last position alone, as in generation.
+    Logits are only those of the last position, as in generation.
     """
     size = _other_size(precision)
     return {
@@ -141,7 +141,7 @@ def peak_bytes(
 
 
 def forward_flops(config: LlamaConfig, new: int, past: int = 0, batch: int = 1) -> int:
-    """Operations of one pass over `new` tokens after `past` ones, logits of the last one alone.
+    """Operations of one pass over `new` tokens after `past` ones, with logits of only the last one.
 
     Two for each weight and token, and in attention two for each product of a query with a key and
     of a weight with a value, under the causal mask (Pope et al., arXiv:2211.05102, section 2).
@@ -178,8 +178,17 @@ def feed_forward_width(width: int, multiple_of: int = 256, multiplier: float = 1
 
 def llama1_config(width: int, heads: int, layers: int) -> LlamaConfig:
     """A LLaMA of the first generation (arXiv:2302.13971, table 2), with its 32,000 tokens."""
-    inner = feed_forward_width(width)
-    return LlamaConfig(32000, width, inner, layers, heads, heads, width // heads, 2048, 1e-6)
+    return LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=feed_forward_width(width),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+    )
 
 
 def training_flops(parameters: float, tokens: float) -> float:
@@ -188,7 +197,7 @@ def training_flops(parameters: float, tokens: float) -> float:
 
 
 def training_bytes(parameters: int) -> dict[str, int]:
-    """What mixed-precision AdamW keeps, 16 bytes a parameter (ZeRO, arXiv:1910.02054, section 3.1)."""
+    """State of mixed-precision AdamW, 16 bytes a parameter (ZeRO, arXiv:1910.02054, section 3.1)."""
     return {
         "weights, 16 bit": 2 * parameters,
         "gradients, 16 bit": 2 * parameters,

@@ -41,6 +41,7 @@ from llama_int8.models.registry import (
     is_synthetic,
 )
 from llama_int8.models.synthetic import bitsandbytes_linear, build_synthetic
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import LlamaConfig, read_config
 from llama_int8.transformer.stored import OUTPUT, check_floating, stored_tensors, without_computed
 
@@ -57,14 +58,14 @@ def load_model(
     name_or_folder: str | Path,
     precision: str,
     device: str | None = None,
-    threshold: float = 6.0,
+    threshold: float = THRESHOLD,
 ) -> "PreTrainedModel":
     """Load a model in evaluation mode on one device ("auto": over all GPUs, through accelerate).
 
     `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
     Face's format. `precision`: "fp32", "bf16", "fp16", "int8" (bitsandbytes' LLM.int8() with
     outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
-    course's own, for a CPU; what `save_int8_fast` wrote is loaded in this precision alone).
+    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision).
     `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
 
     A model is its shapes, its weights and its start and end tokens. What else a folder's configs

@@ -124,7 +124,7 @@ def _holds_pieces_alone(folder: Path) -> bool:
 
 
 def _model_config(folder: Path) -> "LlamaConfig | None":
-    """What transformers chooses a tokenizer by: else it reads the whole config.json for that.
+    """The config by which transformers chooses a tokenizer; else it reads all of config.json.
 
     The shapes in there may have faults that are not the tokenizer's. None for other families.
     """

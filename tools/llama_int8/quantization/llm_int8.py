@@ -26,9 +26,8 @@ def vectorwise_quantize(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
     inliers = A16.masked_fill(outliers, 0)
     absmax = inliers.abs().amax(1).float()  # (N,)
     _check_rows(A, absmax)
-    steps = torch.where(
-        absmax > 0, 127.0 / absmax, 0
-    )  # steps in a unit; a row of zeros has codes 0
+    # Steps in a unit; a row of zeros has codes 0.
+    steps = torch.where(absmax > 0, 127.0 / absmax, 0)
     codes = (inliers * steps[:, None]).round().to(torch.int8)
     codes[:, columns] = 0
     return codes, absmax, columns
@@ -56,7 +55,7 @@ class Int8Linear(nn.Module):
     def from_linear(cls, linear: nn.Linear, threshold: float = 6.0) -> Self:
         """Quantize a linear layer's weights, each row by its absmax.
 
-        Raises TypeError for what is no `nn.Linear` in floating point, ValueError for a negative
+        Raises TypeError unless given an `nn.Linear` in floating point, ValueError for a negative
         threshold, NaN, and weights that FP16 cannot hold.
         """
         _check_linear(linear)
@@ -119,7 +118,7 @@ def _check_threshold(threshold: float) -> None:
 
 def _check_linear(linear: nn.Linear, name: str = "") -> None:
     if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{name}{type(linear).__name__} is no nn.Linear")
+        raise TypeError(f"{name}expected an nn.Linear, got {type(linear).__name__}")
     if not linear.weight.is_floating_point():
         raise TypeError(f"{name}weights are {linear.weight.dtype} already; quantize a float layer")
     wrong = linear.weight.detach()[~linear.weight.detach().half().isfinite()]
@@ -131,7 +130,7 @@ def _check_linear(linear: nn.Linear, name: str = "") -> None:
 
 
 def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
-    """All of them before the first is replaced: a model is quantized whole or left alone."""
+    """Check all before the first is replaced: a model is quantized as a whole or not at all."""
     for name, linear in linears.items():
         if not name:
             raise ValueError("the model is a linear layer itself; use Int8Linear.from_linear")
@@ -141,10 +140,10 @@ def _check_linears(linears: Mapping[str, nn.Linear]) -> None:
 def _check_input(x: Tensor, features: int) -> None:
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(
-            f"the input is {x.dtype}; wanted is a floating-point tensor: FP32, FP16 or bf16"
+            f"the input is {x.dtype}; expected a floating-point tensor: FP32, FP16 or bf16"
         )
     if x.dim() == 0 or x.shape[-1] != features or x.numel() == 0:
-        raise ValueError(f"the input has shape {tuple(x.shape)}; wanted is (..., {features})")
+        raise ValueError(f"the input has shape {tuple(x.shape)}; expected (..., {features})")
 
 
 def _check_rows(A: Tensor, absmax: Tensor) -> None:

@@ -19,7 +19,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
         raise TypeError(f"the codes are {a.dtype} and {b.dtype}; both must be torch.int8")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"shapes are {tuple(a.shape)} and {tuple(b.shape)}; wanted are (M, K) and (N, K)"
+            f"shapes are {tuple(a.shape)} and {tuple(b.shape)}; expected (M, K) and (N, K)"
         )
     inner = a.shape[1]
     if inner > LARGEST_INNER:

@@ -1,4 +1,4 @@
-"""What enters the linear layers of a model, and which of its columns are outliers."""
+"""The inputs of a model's linear layers, and which of their columns are outliers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from llama_int8.quantization.linear_layers import watching
+from llama_int8.quantization.precisions import THRESHOLD
 
 # One layer for each tensor that enters linear layers: q, k and v share one, gate and up share one.
 ENTRANCES = ("q_proj", "o_proj", "gate_proj", "down_proj")
 # What the paper looks at: the attention's projections and the first of the feed-forward network.
 PAPERS_ENTRANCES = ("q_proj", "o_proj", "gate_proj")
-THRESHOLD = 6.0
 
 
 def record_inputs(
     model: nn.Module, tokens: Tensor, kinds: Sequence[str] = ENTRANCES
 ) -> dict[str, Tensor]:
-    """What enters the linear layers called `kinds` for `tokens` (B, T): {name: (B, T, C), FP32, CPU}.
+    """Inputs of the linear layers called `kinds` for `tokens` (B, T): {name: (B, T, C), FP32, CPU}.
 
     Works on every model whose layers bear these names: Hugging Face's, and our own `Llama`.
     Raises ValueError where there is no such layer.
@@ -52,6 +52,13 @@ def outlier_columns(x: Tensor, threshold: float = THRESHOLD) -> Tensor:
     """Columns of (..., C) that hold a magnitude of at least `threshold`, ascending, int64 (k,)."""
     _check_threshold(threshold)
     return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0).nonzero().flatten()
+
+
+def plant_outliers(x: Tensor, channels: int = 6, factor: float = 20.0) -> Tensor:
+    """A copy of normal values (N, C) in which evenly spaced channels have `factor` times the spread."""
+    planted = x.clone()
+    planted[:, torch.linspace(0, x.shape[-1] - 1, channels).long()] *= factor
+    return planted
 
 
 def papers_inputs(

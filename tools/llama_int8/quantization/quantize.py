@@ -149,8 +149,8 @@ def _check_values(values: Tensor, granularity: str, group_size: int | None) -> N
         )
     if (group_size is not None) != (granularity == "group"):
         raise ValueError(
-            f"granularity is {granularity!r}, group_size {group_size!r}; a group size goes with "
-            "granularity 'group' alone"
+            f"granularity is {granularity!r}, group_size {group_size!r}; a group size goes only "
+            "with granularity 'group'"
         )
     if group_size is not None and (isinstance(group_size, bool) or not isinstance(group_size, int)):
         raise ValueError(f"group_size is {group_size!r}; it must be a whole number")

@@ -230,14 +230,14 @@ def _check_heads(width: int, heads: int) -> None:
 def _check_states(width: int, x: Tensor, source: Tensor) -> None:
     if x.dim() != 3 or source.dim() != 3 or x.shape[-1] != width or source.shape[-1] != width:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, source {tuple(source.shape)}; wanted are (B, T, {width}) "
+            f"x has shape {tuple(x.shape)}, source {tuple(source.shape)}; expected (B, T, {width}) "
             f"and (B, S, {width})"
         )
 
 
 def _check_lengths(lengths: Tensor, longest: int) -> None:
     if lengths.dim() != 1:
-        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; one number a row is wanted")
+        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected one number per row")
     wrong = [n for n in lengths.tolist() if not 0 <= n <= longest]
     if wrong:
         raise ValueError(
@@ -248,7 +248,7 @@ def _check_lengths(lengths: Tensor, longest: int) -> None:
 def _check_attention(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
     shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}"
     if min(q.dim(), k.dim()) < 2 or q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
-        raise ValueError(f"{shapes}; wanted are (..., T, D) and (..., S, D) with the same D")
+        raise ValueError(f"{shapes}; expected (..., T, D) and (..., S, D) with the same D")
     try:
         batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
     except RuntimeError:
@@ -257,7 +257,7 @@ def _check_attention(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
         return
     if mask.dtype not in (torch.bool, q.dtype):
         raise TypeError(
-            f"mask has dtype {mask.dtype}; wanted is torch.bool (True: may look), or {q.dtype} "
+            f"mask has dtype {mask.dtype}; expected torch.bool (True: may look), or {q.dtype} "
             "(added to the scores: 0 or minus infinity)"
         )
     scores = (*batch, q.shape[-2], k.shape[-2])

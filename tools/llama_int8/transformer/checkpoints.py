@@ -357,7 +357,7 @@ def _meta_params(config: LlamaConfig) -> dict[str, Any]:
             "factor": 1.0,
         }:
             raise ValueError(
-                f"rope_scaling is {config.rope_scaling}; Meta's format knows Llama 3.1's alone"
+                f"rope_scaling is {config.rope_scaling}; Meta's format has only Llama 3.1's"
             )
         factor = config.rope_scaling["factor"]
         params |= {"use_scaled_rope": True, "rope_scaling_factor": factor}

@@ -24,7 +24,7 @@ ROPE_SETTINGS = {
         "original_max_position_embeddings",
     ),
 }
-"""What each kind of rotary scaling needs in `rope_scaling`."""
+"""The keys that each kind of rotary scaling needs in `rope_scaling`."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass
 class Traffic:
-    """What an attention has moved and computed so far, counted where it happens.
+    """Counts what an attention has moved and computed so far, where it happens.
 
     `loads`, `stores`: elements that came from slow memory and went there. `rescales`, `divisions`:
     elements multiplied by a factor or divided by a sum outside the matrix products. All these are
@@ -66,7 +66,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Tile:
-    """What fast memory holds when a tile is done; given to the `watch` of both versions.
+    """The content of fast memory when a tile is done; given to the `watch` of both versions.
 
     `scores` (B, H, rows, columns); of these rows over all keys so far the `maximum` and the `total`
     of exp(score - maximum), (B, H, rows, 1), and the `output`, (B, H, rows, D), already divided.
@@ -102,7 +102,7 @@ def online_step(
 def online_softmax(scores: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """The softmax of (..., S), and the running maximum and sum after each block, (..., blocks).
 
-    As in `torch.softmax` a row of minus infinity alone becomes NaN, 0 / 0.
+    As in `torch.softmax` a row of nothing but minus infinity becomes NaN, 0 / 0.
     Raises ValueError for a block below 1 and for scores without an element.
     """
     _check_scores(scores)
@@ -361,7 +361,7 @@ def block_sizes(memory: int, head_dim: int, version: int = 1) -> tuple[int, int]
 
 
 def standard_traffic(T: int, S: int, D: int, heads: int = 1) -> Traffic:
-    """What `standard_attention` moves and computes, from the shapes alone: Theta(T D + T S).
+    """The traffic and work of `standard_attention`, only from the shapes: Theta(T D + T S).
 
     Raises ValueError for no queries or no keys.
     """
@@ -385,7 +385,7 @@ def flash_traffic(
     version: int = 2,
     heads: int = 1,
 ) -> Traffic:
-    """What `flash_attention_1` or `_2` moves and computes, from the shapes alone.
+    """The traffic and work of `flash_attention_1` or `_2`, only from the shapes.
 
     With `block_sizes` of M elements it is Theta(T S D^2 / M): arXiv:2205.14135, theorem 2.
     Errors as in `flash_attention_2`, and ValueError for another version.
@@ -422,7 +422,7 @@ def flash_traffic(
 def _check_scores(scores: Tensor) -> None:
     if scores.dim() < 1 or scores.numel() == 0 or not scores.is_floating_point():
         raise ValueError(
-            f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}; wanted are "
+            f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}; expected "
             "floating-point numbers (..., S), at least one"
         )
 
@@ -434,7 +434,7 @@ def _check_block(name: str, size: int) -> None:
 
 def _check_lengths(queries: int, keys: int, causal: bool) -> None:
     if min(queries, keys) < 1:
-        raise ValueError(f"{queries} queries and {keys} keys; at least one of each is wanted")
+        raise ValueError(f"{queries} queries and {keys} keys; at least one of each is needed")
     if causal and queries > keys:
         raise ValueError(
             f"{queries} queries and {keys} keys: a causal mask ends at the last key, so the first "
@@ -448,10 +448,10 @@ def _check_inputs(
     _check_block("block_q", block_q)
     _check_block("block_k", block_k)
     shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    wanted = "wanted are q (B, H, T, D), k and v (B, H_kv, S, D) with the same B and D"
+    expected = "expected q (B, H, T, D), k and v (B, H_kv, S, D) with the same B and D"
     same = q.dim() == 4 and k.dim() == 4 and k.shape == v.shape
     if not same or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or 0 in q.shape:
-        raise ValueError(f"{shapes}; {wanted}, none of them 0")
+        raise ValueError(f"{shapes}; {expected}, none of them 0")
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"{shapes}; {k.shape[1]} key-value heads do not divide {q.shape[1]} query heads"
@@ -459,7 +459,7 @@ def _check_inputs(
     _check_lengths(q.shape[2], k.shape[2], causal)
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise TypeError(
-            f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; wanted is one floating-point dtype: "
+            f"q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one floating-point dtype: "
             "convert with .to(q.dtype)"
         )
     if not q.device == k.device == v.device:

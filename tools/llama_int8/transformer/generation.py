@@ -267,7 +267,7 @@ def _check_penalty(penalty: float) -> None:
 def _check_rows(logits: Tensor, tokens: Tensor) -> None:
     if logits.dim() != 2 or tokens.dim() != 2 or len(logits) != len(tokens):
         raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, tokens {tuple(tokens.shape)}; wanted are "
+            f"logits have shape {tuple(logits.shape)}, tokens {tuple(tokens.shape)}; expected "
             "(B, V) and (B, T)"
         )
 

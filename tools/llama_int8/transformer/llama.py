@@ -172,8 +172,8 @@ class Llama(nn.Module):
         `past_key_values`: a `KVCache` (or Hugging Face's `DynamicCache`; one of fixed length does
         not fit) with the tokens so far; it is extended.
         `use_cache` is Hugging Face's switch for a cache of its own making: there is none here.
-        Raises ValueError for tokens that are no (B, T), exceed the context, or (seen on a CPU
-        alone) are no ids in [0, V); TypeError for another dtype than int64 and int32.
+        Raises ValueError for tokens that are not (B, T), exceed the context, or (checked only
+        on a CPU) are not in [0, V); TypeError for another dtype than int64 and int32.
         """
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         _check_tokens(self.config, tokens, past)
@@ -214,7 +214,9 @@ def _check_config(config: LlamaConfig) -> None:
 
 def _check_tokens(config: LlamaConfig, tokens: Tensor, past: int) -> None:
     if tokens.dim() != 2 or tokens.numel() == 0:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; wanted are ids (B, T), T >= 1")
+        raise ValueError(
+            f"expected token ids of shape (B, T) with T >= 1, got {tuple(tokens.shape)}"
+        )
     if tokens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are int64 (or int32) numbers")
     if past + tokens.shape[1] > config.max_position_embeddings:

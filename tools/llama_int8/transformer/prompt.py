@@ -1,4 +1,4 @@
-"""What a prompt must be, for every way to continue it."""
+"""The check of a prompt, for every way to continue it."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def check_prompt(model: Any, prompt: Tensor, max_new_tokens: int) -> None:
     """Raise ValueError or TypeError for a prompt that the model cannot continue so far."""
     if prompt.dim() != 2 or prompt.numel() == 0:
         raise ValueError(
-            f"the prompt has shape {tuple(prompt.shape)}; wanted are token ids (B, T) with at least "
+            f"the prompt has shape {tuple(prompt.shape)}; expected token ids (B, T) with at least "
             "one token, such as the tokenizer's start token"
         )
     if prompt.is_floating_point() or prompt.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""What a model's folder holds, from its config and the headers of its files, before it is read.
+"""The content of a model's folder, from its config and the headers of its files, before it is read.
 
 The course quantizes by itself, so it starts from floating-point weights. A folder that is
 quantized already would be measured as something that it is not.
@@ -79,7 +79,7 @@ def check_not_quantized(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _quantization(config: Mapping[str, Any]) -> Iterator[str]:
-    """What each quantization setting names, however deep it lies."""
+    """The values of all quantization settings, however deep they lie."""
     for key, value in config.items():
         if key in QUANTIZED_KEYS:
             if value:  # null and {} say that there is none
@@ -103,7 +103,7 @@ def _method(key: str, settings: Any) -> str:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a Hugging Face folder by its name, from the headers alone."""
+    """Every tensor of a Hugging Face folder by its name, read only from the headers."""
     from safetensors import safe_open
 
     found: dict[str, Stored] = {}

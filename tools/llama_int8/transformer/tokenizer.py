@@ -31,7 +31,7 @@ LLAMA3_SPECIAL_TOKENS = 256
 
 
 class MetaTokenizer(Protocol):
-    """What both kinds offer."""
+    """The interface that both kinds share."""
 
     vocab_size: int
     bos_id: int

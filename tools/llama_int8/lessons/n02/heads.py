@@ -2,25 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
 
 
 @contextmanager
-def attend_with(
-    model: "PreTrainedModel", attention: Callable[..., "torch.Tensor"]
-) -> Iterator[None]:
+def attend_with(model: PreTrainedModel, attention: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Within the block, every layer of `model` computes its attention with `attention`.
 
     `attention(q, k, v, mask)`: q (B, H, T, D), k and v (B, H, S, D), mask boolean and broadcast to
     (B, H, T, S); returns (B, H, T, D). Key and value heads that a group of query heads shares are
     repeated before.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     def attend(module: Any, q, k, v, attention_mask, **_: Any):
         k = k.repeat_interleave(module.num_key_value_groups, dim=1)
@@ -41,15 +37,13 @@ def attend_with(
         model.set_attn_implementation(before)
 
 
-def attention_maps(model: "PreTrainedModel", tokens: "torch.Tensor") -> "torch.Tensor":
+def attention_maps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Attention weights of all layers and heads for one text, (layers, H, T, T), in FP32 on the CPU.
 
     `tokens`: (1, T). Raises ValueError for another number of rows.
     """
-    import torch
-
     if tokens.dim() != 2 or len(tokens) != 1:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; one text, (1, T), is wanted")
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected one text, (1, T)")
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the fused kernels never form the weights
     try:
@@ -60,7 +54,7 @@ def attention_maps(model: "PreTrainedModel", tokens: "torch.Tensor") -> "torch.T
     return torch.cat(out.attentions).float().cpu()
 
 
-def weight_on_first(maps: "torch.Tensor") -> "torch.Tensor":
+def weight_on_first(maps: torch.Tensor) -> torch.Tensor:
     """Mean weight that queries after the first give to the first token, (..., T, T) -> (...).
 
     Raises ValueError for fewer than three tokens.
@@ -69,7 +63,7 @@ def weight_on_first(maps: "torch.Tensor") -> "torch.Tensor":
     return maps[..., 1:, 0].mean(-1)
 
 
-def weight_on_previous(maps: "torch.Tensor") -> "torch.Tensor":
+def weight_on_previous(maps: torch.Tensor) -> torch.Tensor:
     """Mean weight that queries give to the token just before them, (..., T, T) -> (...).
 
     The query at position 1 is left out: there the previous token is the first one, too. Raises
@@ -79,7 +73,7 @@ def weight_on_previous(maps: "torch.Tensor") -> "torch.Tensor":
     return maps.diagonal(offset=-1, dim1=-2, dim2=-1)[..., 1:].mean(-1)
 
 
-def _check_length(maps: "torch.Tensor") -> None:
+def _check_length(maps: torch.Tensor) -> None:
     if maps.shape[-1] < 3:
         raise ValueError(
             f"a text of {maps.shape[-1]} tokens shows no pattern; 3 or more are needed"

@@ -148,7 +148,7 @@ EXERCISES = register(
             ),
             (
                 lambda n, t, h, kv, d, s: n * t * (h + 2 * kv) * d * s,
-                "queries are not kept: later tokens need keys and values alone",
+                "queries are not kept: later tokens need only keys and values",
             ),
         ),
     ),
@@ -171,7 +171,7 @@ EXERCISES = register(
                 lambda q, p: sorted(
                     i for i in range(len(q)) if sum(x for x in q if x >= q[i]) <= p
                 ),
-                "the token that crosses p is missing; where one token alone has more than p, "
+                "the token that crosses p is missing; where a single token has more than p, "
                 "your set is empty",
             ),
             (

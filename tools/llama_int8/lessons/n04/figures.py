@@ -70,10 +70,10 @@ def norm_places(
     curves: Mapping[str, Tensor],
     entropy: float,
 ) -> Figure:
-    """What the place of the norm does: gradients at initialization, and a deep model's training.
+    """The effect of the norm's place: gradients at initialization, and a deep model's training.
 
     `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
-    `curves`: training loss (seeds, steps); `entropy`: bits a byte of the byte frequencies alone.
+    `curves`: training loss (seeds, steps); `entropy`: bits per byte of only the byte frequencies.
     """
     drawn, axes = figure(3, figsize=(12, 3.8))
     for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):

@@ -139,7 +139,7 @@ EXERCISES = register(
         ),
         (
             "The largest magnitude gets the largest code: for 8 bits that is 127, or -127.",
-            "round(v / absmax * top) with top = 2**(bits - 1) - 1. Zeros alone have absmax 0.",
+            "round(v / absmax * top) with top = 2**(bits - 1) - 1. If all values are 0, so is absmax.",
         ),
         (
             (
@@ -160,7 +160,7 @@ EXERCISES = register(
             ),
             (
                 lambda v, b: _codes(v, _absmax(v), 127),
-                "`bits` decides the largest code: 127 goes with 8 bits alone",
+                "`bits` decides the largest code: 127 goes only with 8 bits",
             ),
         ),
     ),

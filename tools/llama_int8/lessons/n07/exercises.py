@@ -258,7 +258,7 @@ EXERCISES = register(
             ),
             (
                 lambda x, t: _mean([abs(v) >= t for row in x for v in row]),
-                "those are the large values alone; the whole column stays with each of them",
+                "those are only the large values; the whole column stays with each of them",
             ),
             (
                 lambda x, t: _mean([_absmax(row) >= t for row in x]),
@@ -410,7 +410,7 @@ EXERCISES = register(
             (
                 lambda n: 4 * n,
                 "the famous one: 26 GB for LLaMA-2-7B in bf16 counts a gradient for each weight. "
-                "Inference keeps the weights alone (four bytes would also be FP32)",
+                "Inference keeps only the weights (four bytes would also be FP32)",
             ),
             (lambda n: n, "that is int8; a bf16 weight takes two bytes"),
             (lambda n: 16 * n, "those are bits; eight of them are a byte"),

@@ -15,12 +15,12 @@ from llama_int8.evaluation.ladder import CONTROLS, LLM_INT8, RUNGS, THRESHOLDS
 from llama_int8.measure.statistics import PairedDifference
 from llama_int8.quantization.llm_int8 import vectorwise_quantize
 from llama_int8.quantization.outliers import (
-    THRESHOLD,
     layer_of,
     outlier_columns,
     outlier_shares,
     papers_inputs,
 )
+from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.quantization.quantize import absmax_quantize, dequantize
 
 

@@ -114,16 +114,16 @@ EXERCISES = register(
         ((15_837_691_904, 13_990_000_000, 524_288, 131_848), (100, 200, 1, 1), (1_007, 0, 7, 3)),
         (
             "What is left beside the fixed bytes, shared out in pieces of one token each.",
-            "Whole tokens alone, and never fewer than none: max(0, ... // ...).",
+            "Only whole tokens, and never fewer than none: max(0, ... // ...).",
         ),
         (
             (
                 lambda free, fixed, cache, rest: (free - fixed) // (cache + rest),
-                "a card that is too small for the weights alone holds 0 tokens, not fewer",
+                "a card that is too small even for the weights holds 0 tokens, not fewer",
             ),
             (
                 lambda free, fixed, cache, rest: max(0, (free - fixed) / (cache + rest)),
-                "a part of a token does not fit; whole ones alone count",
+                "a part of a token does not fit; only whole ones count",
             ),
             (
                 lambda free, fixed, cache, rest: max(0, (free - fixed) // cache),

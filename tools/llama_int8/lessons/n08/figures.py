@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
-from llama_int8.evaluation.compare import Flips
+from llama_int8.evaluation.compare import Flips, Point
 from llama_int8.measure.profiler import KINDS
 from llama_int8.measure.statistics import PairedDifference, Spread
 from llama_int8.models.cost import (
@@ -20,19 +20,18 @@ from llama_int8.models.cost import (
     peak_bytes,
     roofline,
 )
+from llama_int8.quantization import precisions
 from llama_int8.transformer.config import LlamaConfig
 
 # A card of so many "GB" shows a little less: of the T4's 16, CUDA shows 14.75 GiB.
 CARDS = (8, 12, 16, 24, 40, 80)
 T4_GIB = 14.75
 VISIBLE = T4_GIB / 16
-THRESHOLD_0 = "int8, threshold 0"
-NAMES = {"fp16": "16 bit", "bf16": "bf16", "int8": "LLM.int8()"}
 
 
 def _look(precision: str) -> dict[str, Any]:
     """Colour, marker and line of a precision, the same in every figure."""
-    if precision == THRESHOLD_0:
+    if precision == precisions.NO_DECOMPOSITION:
         return {"color": COLOURS["highlight"], "marker": "^", "linestyle": ":"}
     return {
         "color": COLOURS[precision],
@@ -57,8 +56,9 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
             ]
             look = _look(precision)
             axes.plot(ends, [row + offset] * 2, color=look["color"], linewidth=3, alpha=0.5)
-            label = f"{NAMES[precision]}, {contexts[0]:,} tokens of context" if row == 0 else None
-            axes.plot(ends[0], row + offset, look["marker"], color=look["color"], label=label)
+            name = "16 bit" if precision == "fp16" else precisions.label(precision)
+            shown = f"{name}, {contexts[0]:,} tokens of context" if row == 0 else None
+            axes.plot(ends[0], row + offset, look["marker"], color=look["color"], label=shown)
             axes.annotate(
                 f"{ends[0]:.1f}",
                 (ends[0], row + offset),
@@ -99,8 +99,8 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     return drawn
 
 
-def peaks(points: Mapping[str, Sequence[tuple[str, int, int]]]) -> Figure:
-    """Bytes beyond the weights, measured over predicted; `points`: (label, predicted, measured)."""
+def peaks(points: Mapping[str, Sequence[tuple[Point, int, int]]]) -> Figure:
+    """Bytes beyond the weights, measured over predicted; `points`: (point, predicted, measured)."""
     drawn, axes = figure(figsize=(7.5, 3.8))
     every = [value / 1e6 for rows in points.values() for row in rows for value in row[1:]]
     ends = np.array([min(every) / 1.5, max(every) * 1.6])
@@ -109,15 +109,14 @@ def peaks(points: Mapping[str, Sequence[tuple[str, int, int]]]) -> Figure:
         look = _look(precision)
         x, y = (np.array([row[i] for row in rows]) / 1e6 for i in (1, 2))
         axes.plot(x, y, look["marker"], color=look["color"], label=precision, fillstyle="none")
-        same: dict[int, list[str]] = {}  # points of as many tokens lie on each other
-        for label, _, _ in rows:
-            batch, context = map(int, label.split(" x "))
-            same.setdefault(batch * context, []).append(label)
-        for labels in same.values():
-            at = [row[0] for row in rows].index(labels[0])
+        same: dict[int, list[Point]] = {}  # points of as many tokens lie on each other
+        for point, _, _ in rows:
+            same.setdefault(point.batch * point.tokens, []).append(point)
+        for equal in same.values():
+            at = [row[0] for row in rows].index(equal[0])
             below = precision != "int8"
             axes.annotate(
-                ", ".join(labels),
+                ", ".join(point.name for point in equal),
                 (x[at], y[at]),
                 (6, -9) if below else (-6, 6),
                 fontsize=7,
@@ -281,7 +280,7 @@ def speeds(
     axes[0].legend(loc="best", fontsize=8)
     half = next(n for n in decode if n in ("bf16", "fp16"))
     for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
-        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in one of them alone
+        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in only one of them
         ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
         panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
     return drawn
@@ -434,7 +433,7 @@ def where_time_goes(
 def calculator(
     config: LlamaConfig, precision: str, context: int, batch: int, card: int, name: str
 ) -> Figure:
-    """What one model needs, part by part, beside what a card shows; for sliders."""
+    """The memory that one model needs, part by part, beside what a card has; for sliders."""
     drawn, axes = figure(figsize=(8.5, 2.1))
     parts = peak_bytes(config, precision, context, batch)
     left = 0.0

@@ -4,8 +4,13 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.models.cost import (
@@ -14,11 +19,10 @@ from llama_int8.models.cost import (
     forward_flops,
     kv_cache_bytes,
 )
+from llama_int8.transformer import llama
 from llama_int8.transformer.config import LlamaConfig
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from llama_int8.transformer.flash import flash_attention_2
+from llama_int8.transformer.generation import KVCache
 
 # PyTorch's names (torch.nn.attention.SDPBackend) behind ours.
 BACKENDS = {
@@ -32,15 +36,11 @@ OURS = "ours, in PyTorch"
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Within the block attention runs by this backend alone, or raises RuntimeError.
+    """Within the block attention runs only by this backend, or raises RuntimeError.
 
     `OURS` is `flash_attention_2` in the place of PyTorch's function in our own `Llama`.
     Raises ValueError for an unknown name.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from llama_int8.transformer import llama
-
     if name == OURS:
         with mock.patch.object(llama, "scaled_dot_product_attention", _ours):
             yield
@@ -51,22 +51,16 @@ def using(name: str) -> Iterator[None]:
         raise ValueError(f"backend {name!r} is unknown; there are {', '.join((*BACKENDS, OURS))}")
 
 
-def _ours(
-    q: "Tensor", k: "Tensor", v: "Tensor", mask: Any, is_causal: bool, enable_gqa: bool
-) -> Any:
-    from llama_int8.transformer.flash import flash_attention_2
-
+def _ours(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, enable_gqa: bool) -> Any:
     # The model's mask is the causal one, aligned to the last key: ours as well.
     return flash_attention_2(q, k, v, is_causal or mask is not None, 128, 128)[0]
 
 
-def refusals(q: "Tensor", k: "Tensor", v: "Tensor", grouped: bool = False) -> dict[str, str]:
+def refusals(q: Tensor, k: Tensor, v: Tensor, grouped: bool = False) -> dict[str, str]:
     """Why a backend does not take these tensors, in PyTorch's own words; "" where it does.
 
     `grouped`: k and v have fewer heads than q (`enable_gqa`).
     """
-    from torch.nn.functional import scaled_dot_product_attention
-
     found = {}
     for name in BACKENDS:
         with warnings.catch_warnings(record=True) as caught:
@@ -84,12 +78,8 @@ def refusals(q: "Tensor", k: "Tensor", v: "Tensor", grouped: bool = False) -> di
     return found
 
 
-def logits_by(
-    model: "torch.nn.Module", tokens: "Tensor", backends: Sequence[str]
-) -> dict[str, "Tensor"]:
+def logits_by(model: torch.nn.Module, tokens: Tensor, backends: Sequence[str]) -> dict[str, Tensor]:
     """Logits (B, T, V) of our `Llama` by each backend that takes its dtype and its heads."""
-    import torch
-
     found = {}
     for name in backends:
         with contextlib.suppress(RuntimeError), using(name), torch.inference_mode():
@@ -99,16 +89,14 @@ def logits_by(
 
 def over_length(
     lengths: Sequence[int],
-    runs: Mapping[str, Callable[["Tensor", "Tensor", "Tensor"], Any]],
+    runs: Mapping[str, Callable[[Tensor, Tensor, Tensor], Any]],
     heads: int,
     head_dim: int,
-    dtype: "torch.dtype",
+    dtype: torch.dtype,
     device: str,
     rounds: int,
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """{length: {run: {"seconds": one a round, "peak": bytes beyond q, k and v}}}; runs take turns."""
-    import torch
-
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for length in lengths:
         generator = torch.Generator().manual_seed(0)
@@ -128,11 +116,10 @@ def over_length(
     return found
 
 
-def by_backend(name: str) -> Callable[["Tensor", "Tensor", "Tensor"], Any]:
+def by_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Any]:
     """A run for `over_length`: PyTorch's causal attention by one backend."""
-    from torch.nn.functional import scaled_dot_product_attention
 
-    def run(q: "Tensor", k: "Tensor", v: "Tensor") -> Any:
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         with using(name):
             return scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -140,11 +127,9 @@ def by_backend(name: str) -> Callable[["Tensor", "Tensor", "Tensor"], Any]:
 
 
 def prefill_over_length(
-    model: "torch.nn.Module", lengths: Sequence[int], backends: Sequence[str], rounds: int
+    model: torch.nn.Module, lengths: Sequence[int], backends: Sequence[str], rounds: int
 ) -> dict[int, dict[str, list[float]]]:
     """{length: {backend: seconds in which our `Llama` reads a prompt, one a round}}."""
-    import torch
-
     device = next(model.parameters()).device
     found = {}
     for length in lengths:
@@ -160,15 +145,11 @@ def prefill_over_length(
     return found
 
 
-def measured_share(model: "torch.nn.Module", backend: str, new: int, past: int) -> float:
+def measured_share(model: torch.nn.Module, backend: str, new: int, past: int) -> float:
     """Share of PyTorch's operations' time that attention takes while our `Llama` reads `new` tokens.
 
     What lies between operations is left out: a graph or a compiler would remove it.
     """
-    import torch
-
-    from llama_int8.transformer.generation import KVCache
-
     weight = next(model.parameters())
     tokens = torch.ones(1, new, dtype=torch.long, device=weight.device)
     config = model.config

@@ -1,19 +1,16 @@
 """The figures of notebook 08."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from llama_int8.course.plots import CURVES, SHAPES, figure
 from llama_int8.lessons.n09.backends import BACKENDS, OURS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from llama_int8.transformer.flash import Tile
+from llama_int8.transformer.flash import Tile
 
 LOOKS = dict(zip((*BACKENDS, OURS), zip(CURVES, SHAPES, strict=True), strict=False))
 PREDICTED = (("#949494", ":"), ("#666666", "-."), ("#000000", "--"))
@@ -29,7 +26,7 @@ def _look(name: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": 5}
 
 
-def running(scores: "Tensor", maxima: "Tensor", totals: "Tensor", block: int) -> Figure:
+def running(scores: Tensor, maxima: Tensor, totals: Tensor, block: int) -> Figure:
     """One row of scores, and the maximum and the sum after each block of it."""
     drawn, axes = figure(2, figsize=(9, 3.2))
     x = np.arange(len(scores))
@@ -50,9 +47,9 @@ def running(scores: "Tensor", maxima: "Tensor", totals: "Tensor", block: int) ->
 
 
 def tiles(
-    done: Sequence["Tile"],
-    state: tuple["Tensor", "Tensor", "Tensor"],
-    final: "Tensor",
+    done: Sequence[Tile],
+    state: tuple[Tensor, Tensor, Tensor],
+    final: Tensor,
     shape: tuple[int, int],
     visited: np.ndarray,
 ) -> Figure:
@@ -115,7 +112,7 @@ def moved(
 
 
 def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Time and peak memory of attention alone over the length, a line for each way."""
+    """Time and peak memory of attention by itself over the length, a line for each way."""
     drawn, axes = figure(2, figsize=(9.5, 3.9))
     lengths = list(found)
     for name in found[lengths[0]]:

@@ -1,6 +1,7 @@
 """One model on a CPU by every path that the machine has, raced: prefill and decode, side by side."""
 
 import contextlib
+import copy
 import math
 import os
 import time
@@ -12,17 +13,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 import llama_int8.models as models
-from llama_int8.evaluation.experiment import NO_DECOMPOSITION, set_threshold
+from llama_int8.evaluation.experiment import set_threshold
 from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import Spread, spread
-from llama_int8.models.cost import forward_bytes, forward_flops
+from llama_int8.models.cost import QUANTIZED, forward_bytes, forward_flops
 from llama_int8.models.synthetic import bitsandbytes_linear
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
 from llama_int8.quantization.cpu.linear import Int8FastLinear, replace_layers
 from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.outliers import plant_outliers
+from llama_int8.quantization.precisions import (
+    INT8,
+    LLM_INT8,
+    LLM_INT8_AT_0,
+    NO_DECOMPOSITION,
+    THRESHOLD,
+)
 from llama_int8.transformer.config import LlamaConfig
 
 if TYPE_CHECKING:
@@ -32,21 +41,6 @@ BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
 BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
-IN_DECODE = (ONE_CALL, BF16_CALL)  # not raced in prefill: the rungs before them do the same there
-THRESHOLD_0 = "LLM.int8(), threshold 0"
-# Of each path: the format whose bytes it reads, and the precision it multiplies in.
-STORED = {
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    BF16_CALL: "bf16",
-    "LLM.int8()": "int8",
-    THRESHOLD_0: "int8",
-    **dict.fromkeys(("weights only", "W8A8 by token", *FAST), "int8-fast"),
-}
-ARITHMETIC = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "weights only": "bf16"}
-ARITHMETIC |= {BF16_CALL: "fp32"} | {path: "int8" for path in STORED if "8" in path}
-PATHS = tuple(STORED)
 LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
 
 
@@ -87,8 +81,9 @@ def decode(runner: Runner, batch: int, context: int, steps: int) -> float:
 class HuggingFaceRunner:
     """Any of Hugging Face's models, with its own cache."""
 
-    def __init__(self, model: "torch.nn.Module", precision: str = "") -> None:
-        self.model, self.precision = model, precision
+    def __init__(self, model: "torch.nn.Module", threshold_of: str | None = None) -> None:
+        """`threshold_of`: "int8" or NO_DECOMPOSITION, which share one model and are set anew."""
+        self.model, self.threshold_of = model, threshold_of
 
     def prefill(self, tokens: "torch.Tensor") -> Any:
         self._set_threshold()
@@ -110,8 +105,8 @@ class HuggingFaceRunner:
         return step
 
     def _set_threshold(self) -> None:
-        if STORED.get(self.precision) == "int8":
-            set_threshold(self.model, NO_DECOMPOSITION if self.precision == THRESHOLD_0 else "int8")
+        if self.threshold_of is not None:
+            set_threshold(self.model, self.threshold_of)
 
 
 class FastRunner:
@@ -146,58 +141,230 @@ class FastRunner:
         self.model.position = 0
 
 
-def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
-    """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model."""
-    unknown = [path for path in paths if path not in PATHS]
-    if unknown:
-        raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
-    room = min(64, models.config_of(name).max_position_embeddings)
-    loaded: dict[str, Any] = {}  # models that several paths share
+class LoadedModels:
+    """One model in several forms. A form that several backends share is made once."""
 
-    def once(key: str, load: Callable[[], Any]) -> Any:
-        if key not in loaded:
-            loaded[key] = load()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.room = min(64, models.config_of(name).max_position_embeddings)
+        self._held: dict[str, Any] = {}
+
+    def hugging_face(self, precision: str) -> "torch.nn.Module":
+        """Hugging Face's model in a precision that `load_model` knows."""
+        return self._once(precision, partial(models.load_model, self.name, precision, "cpu"))
+
+    def with_layers(
+        self, make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
+    ) -> "torch.nn.Module":
+        """The bf16 model with every linear layer, the output layer too, replaced by `make(layer)`."""
+        import torch
+
+        def replace_layer(_: str, layer: "torch.nn.Linear") -> "torch.nn.Module":
+            return make(layer)
+
+        if not self.name.startswith(models.SYNTHETIC):
+            model = models.load_model(self.name, BASELINE, "cpu")
+            return replace_layers(model, make=replace_layer)
+        config = models.config_of(self.name)
+        return models.build_synthetic(config, torch.bfloat16, "cpu", replace_layer, skip=())
+
+    def own(self) -> FastLlama:
+        """Our own model, with int8-fast's weights."""
+        swapped = self.hugging_face("int8-fast")
+        return self._once("own", partial(FastLlama, swapped, context=self.room))
+
+    def own_in_bf16(self) -> FastLlama:
+        """Our own model in 16 bit."""
+        return FastLlama(self.with_layers(KernelBf16Linear.from_linear), context=self.room)
+
+    def _once(self, form: str, load: Callable[[], Any]) -> Any:
+        if form not in self._held:
+            self._held[form] = load()
             memory.release()
-        return loaded[key]
-
-    runners: dict[str, Runner] = {}
-    for path in paths:
-        if path in FAST:
-            swapped = once("fast", partial(models.load_model, name, "int8-fast", "cpu"))
-            if path == SWAPPED:
-                runners[path] = HuggingFaceRunner(swapped)
-                continue
-            own = once("own", partial(FastLlama, swapped, context=room))
-            runners[path] = FastRunner(own, compiled=path == ONE_CALL)
-        elif path == BF16_CALL:
-            control = FastLlama(with_layers(name, KernelBf16Linear.from_linear), context=room)
-            runners[path] = FastRunner(control, compiled=True)
-        elif path == "weights only":
-            runners[path] = HuggingFaceRunner(with_layers(name, WeightOnlyLinear.from_linear))
-        elif path == "W8A8 by token":
-            runners[path] = HuggingFaceRunner(with_layers(name, VectorwiseLinear))
-        else:
-            stored = STORED[path]
-            model = once(stored, partial(models.load_model, name, stored, "cpu"))
-            runners[path] = HuggingFaceRunner(model, path)
-    return runners
+        return self._held[form]
 
 
-def with_layers(
-    name: str, make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
-) -> "torch.nn.Module":
-    """The bf16 model with every linear layer, the output layer too, replaced by `make(layer)`."""
+# ---- the backends
+
+
+@dataclass(frozen=True)
+class Look:
+    """How figures draw a backend."""
+
+    colour: str
+    hatch: str  # of bars
+    marker: str  # of lines
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer as a backend runs it, for `race_layers`."""
+
+    name: str
+    make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
+    inputs: str = "bf16"  # the format of what enters it
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One path of a model on a CPU. All that the race and its figures must know of it is here."""
+
+    name: str
+    stored: str  # the format whose bytes it reads
+    arithmetic: str  # the precision it multiplies in
+    load: Callable[[LoadedModels], Runner]
+    look: Look
+    layer: Layer | None = None
+    # A decode step is one compiled call. It reads a prompt as another backend does, so it is not
+    # raced in prefill.
+    one_call: bool = False
+
+    @property
+    def in_8_bits(self) -> bool:
+        """Whether its weights are int8 codes."""
+        return self.stored in QUANTIZED
+
+
+def _cast(precision: str) -> Callable[["torch.nn.Linear"], "torch.nn.Module"]:
+    return lambda linear: copy.deepcopy(linear).to(_dtype(precision))
+
+
+def _dtype(precision: str) -> "torch.dtype":
     import torch
 
-    if name.startswith(models.SYNTHETIC):
-        config = models.config_of(name)
-        return models.build_synthetic(config, torch.bfloat16, "cpu", lambda _, x: make(x), skip=())
-    return replace_layers(models.load_model(name, BASELINE, "cpu"), make=lambda _, x: make(x))
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _bitsandbytes(linear: "torch.nn.Linear") -> "torch.nn.Module":
+    layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=THRESHOLD)
+    return layer.to("cpu").eval()
+
+
+# 16 bit and more have blues and black, int8 has the other colours.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "fp32",
+            stored="fp32",
+            arithmetic="fp32",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face("fp32")),
+            look=Look("#000000", "", "D"),
+        ),
+        Backend(
+            "fp16",
+            stored="fp16",
+            arithmetic="fp16",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face("fp16")),
+            look=Look("#56B4E9", "", "v"),
+            layer=Layer("fp16", _cast("fp16"), inputs="fp16"),
+        ),
+        Backend(
+            BASELINE,
+            stored="bf16",
+            arithmetic="bf16",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face("bf16")),
+            look=Look("#0072B2", "", "o"),
+            layer=Layer(BASELINE, _cast("bf16")),
+        ),
+        Backend(
+            BF16_CALL,
+            stored="bf16",
+            arithmetic="fp32",
+            load=lambda loaded: FastRunner(loaded.own_in_bf16(), compiled=True),
+            look=Look("#004C7A", "||", "d"),
+            one_call=True,
+        ),
+        Backend(
+            LLM_INT8,
+            stored="int8",
+            arithmetic="int8",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face(INT8), INT8),
+            look=Look("#D55E00", "///", "s"),
+            layer=Layer(LLM_INT8, _bitsandbytes),
+        ),
+        Backend(
+            LLM_INT8_AT_0,
+            stored="int8",
+            arithmetic="int8",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face(INT8), NO_DECOMPOSITION),
+            look=Look("#8A3B00", "...", "X"),
+        ),
+        Backend(
+            "weights only",
+            stored="int8-fast",
+            arithmetic="bf16",
+            load=lambda loaded: HuggingFaceRunner(loaded.with_layers(WeightOnlyLinear.from_linear)),
+            look=Look("#E69F00", "xx", "P"),
+            layer=Layer("weights only", WeightOnlyLinear.from_linear),
+        ),
+        Backend(
+            "W8A8 by token",
+            stored="int8-fast",
+            arithmetic="int8",
+            load=lambda loaded: HuggingFaceRunner(loaded.with_layers(VectorwiseLinear)),
+            look=Look("#CC79A7", "--", "^"),
+            layer=Layer("W8A8 by token", VectorwiseLinear),
+        ),
+        Backend(
+            SWAPPED,
+            stored="int8-fast",
+            arithmetic="int8",
+            load=lambda loaded: HuggingFaceRunner(loaded.hugging_face("int8-fast")),
+            look=Look("#00704F", "\\\\", "<"),
+        ),
+        Backend(
+            OWN,
+            stored="int8-fast",
+            arithmetic="int8",
+            load=lambda loaded: FastRunner(loaded.own(), compiled=False),
+            look=Look("#3D9B80", "++", ">"),
+        ),
+        Backend(
+            ONE_CALL,
+            stored="int8-fast",
+            arithmetic="int8",
+            load=lambda loaded: FastRunner(loaded.own(), compiled=True),
+            look=Look("#009E73", "", "*"),
+            layer=Layer("int8-fast", Int8FastLinear.from_linear),
+            one_call=True,
+        ),
+    )
+}
+PATHS = tuple(BACKENDS)
+
+
+def look(name: str) -> Look:
+    """Of a backend, or of the layer that one of them runs."""
+    of_layers = {backend.layer.name: backend for backend in _with_layer()}
+    return (BACKENDS.get(name) or of_layers[name]).look
+
+
+def _with_layer() -> list[Backend]:
+    return [backend for backend in BACKENDS.values() if backend.layer]
+
+
+def _in_one_call(path: str) -> bool:
+    """False for other people's programs, too, which are no backends of ours."""
+    return path in BACKENDS and BACKENDS[path].one_call
+
+
+def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
+    """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model."""
+    unknown = [path for path in paths if path not in BACKENDS]
+    if unknown:
+        raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(BACKENDS)}")
+    loaded = LoadedModels(name)
+    return {path: BACKENDS[path].load(loaded) for path in paths}
+
+
+# ---- the race
 
 
 def race(
     runners: Mapping[str, Runner],
     cases: Sequence[Case],
+    *,
     steps: int,
     rounds: int,
     vocabulary: int,
@@ -213,7 +380,7 @@ def race(
         with threads(case.threads):
             runs = {}
             for path, runner in runners.items():
-                if case.phase == "prefill" and path in IN_DECODE:
+                if case.phase == "prefill" and _in_one_call(path):
                     continue
                 run, units = _work(runner, case, steps, vocabulary)
                 warm = run()
@@ -279,9 +446,9 @@ def ceiling(
     own products, attention too, which no path has in int8.
     """
     new, past = (case.tokens, 0) if case.phase == "prefill" else (1, case.tokens)
-    read = forward_bytes(config, STORED[path], new, past, case.batch)
+    read = forward_bytes(config, BACKENDS[path].stored, new, past, case.batch)
     work = forward_flops(config, new, past, case.batch)
-    return max(read / bandwidth, work / rates[ARITHMETIC[path]])
+    return max(read / bandwidth, work / rates[BACKENDS[path].arithmetic])
 
 
 def resident_bytes(name: str, path: str) -> int:
@@ -360,39 +527,16 @@ def race_layers(
     for layer, (outputs, inputs) in shapes.items():
         linear = torch.nn.Linear(inputs, outputs, bias=False)
         copies = max(1, held // (outputs * inputs))
-        x = torch.randn(tokens, inputs, dtype=torch.bfloat16)
-        x[:, :: inputs // 6] *= 20
-        runs = {
-            kind: _layer_run([make(linear) for _ in range(copies)], x.to(dtype))
-            for kind, (make, dtype) in _layer_kinds().items()
-        }
+        x = plant_outliers(torch.randn(tokens, inputs, dtype=torch.bfloat16))
+        runs = {}
+        for kind in (backend.layer for backend in _with_layer()):
+            copied = [kind.make(linear) for _ in range(copies)]
+            runs[kind.name] = _layer_run(copied, x.to(_dtype(kind.inputs)))
         times = latency.interleaved(runs, rounds)
         found[layer] = {kind: one["call"].tolist() for kind, one in times.items()}
         del runs
         memory.release()
     return found
-
-
-def _layer_kinds() -> dict[str, tuple[Callable[[Any], Any], "torch.dtype"]]:
-    import copy
-
-    import torch
-
-    def cast(dtype: "torch.dtype") -> Callable[[Any], Any]:
-        return lambda linear: copy.deepcopy(linear).to(dtype)
-
-    def bitsandbytes(linear: Any) -> Any:
-        layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=6.0)
-        return layer.to("cpu").eval()
-
-    return {
-        "fp16": (cast(torch.float16), torch.float16),
-        "bf16": (cast(torch.bfloat16), torch.bfloat16),
-        "LLM.int8()": (bitsandbytes, torch.bfloat16),
-        "weights only": (WeightOnlyLinear.from_linear, torch.bfloat16),
-        "W8A8 by token": (VectorwiseLinear, torch.bfloat16),
-        "int8-fast": (Int8FastLinear.from_linear, torch.bfloat16),
-    }
 
 
 def _layer_run(layers: Sequence[Any], x: "torch.Tensor") -> Callable[[], dict[str, float]]:
@@ -419,7 +563,7 @@ def profile_steps(runners: Mapping[str, Runner], context: int) -> dict[str, dict
     for path, runner in runners.items():
         with _visible_kernel():
             kinds = profiler.profile(runner.stepper(1, context, profiler.CALLS))
-        one_call = path in IN_DECODE
+        one_call = _in_one_call(path)
         products = kinds["int8 products"]["seconds"]
         between = kinds["between operations"]["seconds"]
         rest = sum(entry["seconds"] for entry in kinds.values()) - products - between
@@ -497,7 +641,7 @@ def record_race(
             ratio = spread(taken[BASELINE] / times)
             found.speeds.setdefault(case, {})[path] = speed
             found.over_bf16.setdefault(case, {})[path] = ratio
-            if path in STORED:  # other people's formats read other bytes
+            if path in BACKENDS:  # other people's formats read other bytes
                 limit = ceiling(config, path, case, bandwidth, rates)
                 found.shares.setdefault(case, {})[path] = limit / float(np.median(times))
             for name, unit, value in ((f"{case.key}.{path}", "tokens/s", speed),
@@ -507,10 +651,9 @@ def record_race(
     return found
 
 
-def measured_roof(
-    results: Results, precisions: Sequence[str] = ("fp32", "fp16", "bf16", "int8")
-) -> dict[int, tuple[float, dict[str, float]]]:
-    """{threads: (bytes/s read, {precision: operations/s})}, recorded."""
+def measured_roof(results: Results) -> dict[int, tuple[float, dict[str, float]]]:
+    """{threads: (bytes/s read, {precision that a backend multiplies in: operations/s})}, recorded."""
+    precisions = dict.fromkeys(backend.arithmetic for backend in BACKENDS.values())
     roof = {}
     for count in thread_counts():
         with threads(count):

@@ -2,43 +2,26 @@
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from llama_int8.course.plots import figure
 from llama_int8.lessons.n10.backends import (
+    BASELINE,
     BF16_CALL,
     ONE_CALL,
-    OWN,
-    SWAPPED,
-    THRESHOLD_0,
     Case,
+    Look,
     Race,
+    look,
 )
 from llama_int8.measure.statistics import PairedDifference, Spread
 from llama_int8.models.cost import roofline
 from llama_int8.quantization.cpu.layout import GROUP
+from llama_int8.quantization.precisions import LLM_INT8
 
-if TYPE_CHECKING:
-    import torch
-
-# Colour, hatch and marker of each path: 16 bit and more in blues and black, int8 in the rest.
-LOOKS = {
-    "fp32": ("#000000", "", "D"),
-    "fp16": ("#56B4E9", "", "v"),
-    "bf16": ("#0072B2", "", "o"),
-    BF16_CALL: ("#004C7A", "||", "d"),
-    "LLM.int8()": ("#D55E00", "///", "s"),
-    THRESHOLD_0: ("#8A3B00", "...", "X"),
-    "weights only": ("#E69F00", "xx", "P"),
-    "W8A8 by token": ("#CC79A7", "--", "^"),
-    "int8-fast": ("#009E73", "", "*"),
-    SWAPPED: ("#00704F", "\\\\", "<"),
-    OWN: ("#3D9B80", "++", ">"),
-    ONE_CALL: ("#009E73", "", "*"),
-}
 PARTS = {
     "16-bit products": ("#0072B2", ""),
     "int8 products": ("#D55E00", "///"),
@@ -130,9 +113,10 @@ def layers(
             values = [by_layer[layer][kind] for layer in by_layer]
             middle = np.array([v.median for v in values])
             ends = np.array([[v.median - v.low, v.high - v.median] for v in values]).T
-            colour, hatch, _ = LOOKS[kind]
-            panel.barh(at, middle, 0.15, xerr=ends, color=colour, hatch=hatch, edgecolor="white",
-                       label=kind, error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
+            bar = look(kind)
+            panel.barh(at, middle, 0.15, xerr=ends, color=bar.colour, hatch=bar.hatch,
+                       edgecolor="white", label=kind,
+                       error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
             for layer, place, value in zip(by_layer, at, middle + ends[1], strict=True):
                 if tokens == 1:
                     panel.annotate(f"{reading[layer][kind] / 1e9:.0f} GB/s", (value, place), (6, 0),
@@ -168,9 +152,9 @@ def where_steps_go(profiles: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms of one decode step, under the profiler")
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
-    half, most = (profiles[path]["count"] for path in ("bf16", "LLM.int8()"))
+    half, most = (profiles[path]["count"] for path in (BASELINE, LLM_INT8))
     axes.set_title(
-        f"bf16 runs {half:,.0f} operations for a token, LLM.int8() {most / half:.1f}x as many"
+        f"{BASELINE} runs {half:,.0f} operations for a token, {LLM_INT8} {most / half:.1f}x as many"
     )
     return drawn
 
@@ -178,7 +162,7 @@ def where_steps_go(profiles: Mapping[str, Mapping[str, float]]) -> Figure:
 def paths(race: Race, case: Case) -> Figure:
     """Tokens/s of every path, one bar for each number of threads; ratio and share of the ceiling.
 
-    Of the cases that differ from `case` in the number of threads alone; the shares are `case`'s own.
+    For the cases that differ from `case` only in the number of threads; the shares are `case`'s own.
     """
     speeds = race.by_threads(race.speeds, case)
     ratios = race.by_threads(race.over_bf16, case)
@@ -186,12 +170,12 @@ def paths(race: Race, case: Case) -> Figure:
     counts = list(next(iter(speeds.values())))
     height = 0.8 / len(counts)
     for row, (path, by_threads) in enumerate(speeds.items()):
-        colour, hatch, _ = LOOKS[path]
+        bar = look(path)
         for number, count in enumerate(counts):
             one = by_threads[count]
             at = row + (number - (len(counts) - 1) / 2) * height
             ends = [[one.median - one.low], [one.high - one.median]]
-            axes.barh(at, one.median, height * 0.92, xerr=ends, color=colour, hatch=hatch,
+            axes.barh(at, one.median, height * 0.92, xerr=ends, color=bar.colour, hatch=bar.hatch,
                       edgecolor="white", alpha=1 if count == case.threads else 0.55,
                       error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
             text = f"{ratios[path][count].median:.2f}x"
@@ -214,14 +198,14 @@ def batches(speeds: Mapping[str, Mapping[int, Spread]]) -> Figure:
     """Decode tokens/s of the whole batch by path, over the batch."""
     drawn, axes = figure(figsize=(8.5, 4.2))
     for path, by_batch in speeds.items():
-        colour, _, marker = LOOKS[path]
+        line = look(path)
         x = list(by_batch)
         middle = np.array([s.median for s in by_batch.values()])
         low, high = (
             np.array([getattr(s, end) for s in by_batch.values()]) for end in ("low", "high")
         )
-        axes.errorbar(x, middle, [middle - low, high - middle], capsize=2, color=colour,
-                      marker=marker, label=path)  # fmt: skip
+        axes.errorbar(x, middle, [middle - low, high - middle], capsize=2, color=line.colour,
+                      marker=line.marker, label=path)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(x, [str(k) for k in x])
@@ -251,13 +235,13 @@ def machine_roof(
     drawn, axes = figure(figsize=(8.5, 4))
     x = np.geomspace(0.5, 4096, 200)
     for precision, throughput in throughputs.items():
-        colour = LOOKS["int8-fast" if precision == "int8" else precision][0]
+        colour = _look_of(precision).colour
         axes.plot(x, [roofline(i, bandwidth, throughput) / 1e9 for i in x], color=colour,
                   label=f"{precision}: {throughput / 1e9:,.0f} GOP/s")  # fmt: skip
     for label, (precision, intensity) in points.items():
-        colour, _, marker = LOOKS["int8-fast" if precision == "int8" else precision]
+        mark = _look_of(precision)
         reached = roofline(intensity, bandwidth, throughputs[precision]) / 1e9
-        axes.plot(intensity, reached, marker, color=colour, markersize=10)
+        axes.plot(intensity, reached, mark.marker, color=mark.colour, markersize=10)
         axes.annotate(label, (intensity, reached), (6, -12), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -268,7 +252,12 @@ def machine_roof(
     return drawn
 
 
-def group_absmax(x: "torch.Tensor", size: int) -> np.ndarray:
+def _look_of(precision: str) -> Look:
+    """Of int8 in general, our own fast layers stand for it."""
+    return look("int8-fast" if precision == "int8" else precision)
+
+
+def group_absmax(x: torch.Tensor, size: int) -> np.ndarray:
     """Largest magnitude of each group of a token's activations, (K,) -> (groups,)."""
     return np.array([group.abs().max().item() for group in x.float().split(size)])
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import llama_int8.models as models
 from llama_int8.evaluation import experiment
+from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import spread
@@ -26,19 +27,24 @@ from llama_int8.models.cost import GIB, decode_bound, weight_bytes
 from llama_int8.models.grouped_heads import expand_grouped_heads
 from llama_int8.models.synthetic import random_tensor
 from llama_int8.quantization.llm_int8 import vectorwise_quantize
+from llama_int8.quantization.outliers import plant_outliers
+from llama_int8.quantization.precisions import (
+    INT8,
+    LLM_INT8,
+    LLM_INT8_AT_0,
+    NO_DECOMPOSITION,
+    THRESHOLD,
+)
 
-INT8 = "LLM.int8()"
-INT8_AT_0 = "LLM.int8(), threshold 0"
-THRESHOLD = experiment.THRESHOLD
 CHECKED_ROWS = 512  # of activations whose codes are compared
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. Decode points are (batch, tokens in the cache), most valuable first."""
+    """Sizes to measure. Decode points are (batch, tokens in the cache), most valuable first."""
 
     prompt: int = 512
-    points: tuple[tuple[int, int], ...] = ((1, 128), (1, 1024), (8, 128), (8, 1024))
+    points: tuple[Point, ...] = (Point(1, 128), Point(1, 1024), Point(8, 128), Point(8, 1024))
     steps: int = 16
     rounds: int = 5
     megabytes: int = 512  # read to find the bandwidth
@@ -46,7 +52,7 @@ class Sizes:
     def within(self, context: int) -> "Sizes":
         """The same with every length cut to a model's context; equal points are measured once."""
         longest = context - self.steps
-        points = dict.fromkeys((batch, min(length, longest)) for batch, length in self.points)
+        points = dict.fromkeys(Point(batch, min(tokens, longest)) for batch, tokens in self.points)
         return replace(self, prompt=min(self.prompt, context), points=tuple(points))
 
 
@@ -68,7 +74,7 @@ class Race:
         self.sizes = sizes.within(self.config.max_position_embeddings)
         self.half = models.baseline_precision(device)
         self.held: dict[str, nn.Module] = {}  # by path
-        needed = sum(weight_bytes(self.config, p).total for p in (self.half, "int8"))
+        needed = sum(weight_bytes(self.config, p).total for p in (self.half, INT8))
         self.together = needed * models.HEADROOM <= models.free_memory(device)
         self.expanded = expand_grouped_heads(device)
 
@@ -80,10 +86,10 @@ class Race:
             say(
                 f"{self.name}: this card's fast attention takes no grouped heads; they are expanded"
             )
-        groups = [(self.half, INT8, INT8_AT_0)]
+        groups = [(self.half, LLM_INT8, LLM_INT8_AT_0)]
         if not self.together:
             say(f"{self.name}: {self.half} and int8 do not fit together: one after the other")
-            groups = [(self.half,), (INT8, INT8_AT_0)]
+            groups = [(self.half,), (LLM_INT8, LLM_INT8_AT_0)]
         for paths in groups:
             steps = [step for step in self.steps(paths) if not self._done(step)]
             if not steps:
@@ -111,13 +117,15 @@ class Race:
         """The measurements of these paths, the most valuable first."""
         first, *others = self.sizes.points
         decode = lambda point: Step(  # noqa: E731 - three uses, one line each
-            f"decode {point[0]} x {point[1]}", paths, partial(self._decode, paths, point)
+            f"decode {point.name}", paths, partial(self._decode, paths, point)
         )
         yield decode(first)
-        yield Step(f"prefill 1 x {self.sizes.prompt}", paths, partial(self._prefill, paths))
+        yield Step(
+            f"prefill {Point(1, self.sizes.prompt).name}", paths, partial(self._prefill, paths)
+        )
         yield Step("profile of a decode step", paths, partial(self._profile, paths, first))
-        if INT8 in paths:
-            yield Step("codes", (INT8,), self._codes)
+        if LLM_INT8 in paths:
+            yield Step("codes", (LLM_INT8,), self._codes)
         for point in others:
             yield decode(point)
         yield Step("peak of the prefill", paths, partial(self._peaks, paths))
@@ -127,7 +135,7 @@ class Race:
 
     def _load(self, paths: Sequence[str], say: Callable[[str], None]) -> None:
         """Load what `paths` need, and record what each model takes of the card."""
-        for path, precision in ((self.half, self.half), (INT8, "int8")):
+        for path, precision in ((self.half, self.half), (LLM_INT8, INT8)):
             if path not in paths:
                 continue
             say(f"{self.name}: loading {path}")
@@ -144,7 +152,9 @@ class Race:
                 self.results.record(f"memory.{kind}.{path}", taken, "bytes", note=note)
             bound = weight_bytes(self.config, precision).read_per_token
             self.results.record(f"read per token.{path}", bound, "bytes")
-            self.held |= {path: model} if path == self.half else {INT8: model, INT8_AT_0: model}
+            self.held |= (
+                {path: model} if path == self.half else {LLM_INT8: model, LLM_INT8_AT_0: model}
+            )
 
     def _done(self, step: Step) -> bool:
         return f"done.{step.name}.{step.paths[0]}" in self.results.measurements
@@ -165,37 +175,37 @@ class Race:
         self.results.record(f"done.{step.name}.{step.paths[0]}", seconds, "s")
         say(f"{self.name}, {step.name}: done in {seconds:.1f} s")
 
-    def _fitting(self, paths: Sequence[str], batch: int, tokens: int) -> list[str]:
+    def _fitting(self, paths: Sequence[str], point: Point) -> list[str]:
         """The paths whose cache and activations fit; else out of memory, with the point."""
         precision = {self.half: self.half}
         able = [
             path
             for path in paths
             if experiment.fits(
-                self.held[path].config, precision.get(path, "int8"), self.device, (batch, tokens)
+                self.held[path].config, precision.get(path, INT8), self.device, point
             )
         ]
         if not able:
-            raise MemoryError(f"{batch} x {tokens} tokens do not fit beside the weights")
+            raise MemoryError(f"{point.name} tokens do not fit beside the weights")
         return able
 
     # --- the measurements
 
-    def _decode(self, paths: Sequence[str], point: tuple[int, int]) -> None:
+    def _decode(self, paths: Sequence[str], point: Point) -> None:
         batch, context = point
         runs = {
             path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
-            for path in self._fitting(paths, batch, context + self.sizes.steps)
+            for path in self._fitting(paths, Point(batch, context + self.sizes.steps))
         }
-        self._record(f"decode.{batch}x{context}", runs, batch * self.sizes.steps)
+        self._record(_case("decode", point), runs, batch * self.sizes.steps)
 
     def _prefill(self, paths: Sequence[str]) -> None:
-        point = (1, self.sizes.prompt)
+        point = Point(1, self.sizes.prompt)
         runs = {
             path: self._switched(path, prefiller(self.held[path], point))
-            for path in self._fitting(paths, *point)
+            for path in self._fitting(paths, point)
         }
-        self._record(f"prefill.1x{self.sizes.prompt}", runs, self.sizes.prompt)
+        self._record(_case("prefill", point), runs, self.sizes.prompt)
 
     def _switched(self, path: str, work: Callable[[], float]) -> Callable[[], dict[str, float]]:
         """The run with this path's threshold, which is set beside the clock."""
@@ -224,17 +234,17 @@ class Race:
     def _record_ratios(self) -> None:
         """Where the paths did not take turns: the quotient of two medians, without an interval."""
         found = self.results.measurements
-        for name, entry in list(found.items()):
-            case, _, path = name.partition(f".{INT8}")
+        cases = [_case("decode", point) for point in self.sizes.points]
+        for case in [*cases, _case("prefill", Point(1, self.sizes.prompt))]:
             half = found.get(f"{case}.{self.half}")
-            if case.partition(".")[0] in ("decode", "prefill") and half and name != case:
-                ratio = f"ratio.{case}.{INT8}{path}"
-                if ratio not in found:
-                    quotient = entry["value"] / half["value"]
+            for path in (LLM_INT8, LLM_INT8_AT_0):
+                int8, ratio = found.get(f"{case}.{path}"), f"ratio.{case}.{path}"
+                if half and int8 and ratio not in found:
+                    quotient = int8["value"] / half["value"]
                     note = "unpaired: a quotient of two medians"
                     self.results.record(ratio, quotient, "x", note=note)
 
-    def _profile(self, paths: Sequence[str], point: tuple[int, int]) -> None:
+    def _profile(self, paths: Sequence[str], point: Point) -> None:
         """Kernels started for one token, and the share of a step's time between kernels."""
         for path in paths:
             model = self.held[path]
@@ -252,9 +262,10 @@ class Race:
 
     def _peaks(self, paths: Sequence[str]) -> None:
         """The most bytes held beside the weights while the prompt is read."""
-        for path in self._fitting(paths, 1, self.sizes.prompt):
+        point = Point(1, self.sizes.prompt)
+        for path in self._fitting(paths, point):
             experiment.set_threshold(self.held[path], precision_of(path))
-            work = prefiller(self.held[path], (1, self.sizes.prompt))
+            work = prefiller(self.held[path], point)
             peak = memory.peak_bytes(work, self.device)["peak"]
             self.results.record(f"peak.1x{self.sizes.prompt}.{path}", peak, "bytes")
 
@@ -263,14 +274,14 @@ class Race:
         bandwidth = latency.read_bandwidth(self.device, megabytes=self.sizes.megabytes)
         self.results.record("bandwidth", bandwidth / 1e9, "GB/s")
         for path in paths:
-            stored = self.half if path == self.half else INT8
+            stored = self.half if path == self.half else LLM_INT8
             bytes_ = self.results.measurements[f"read per token.{stored}"]["value"]
             self.results.record(f"bound.{path}", decode_bound(bytes_, bandwidth), "tokens/s")
 
     def _codes(self) -> None:
         """bitsandbytes' codes, scales and outlier columns on this device against our own."""
-        model = self.held[INT8]
-        experiment.set_threshold(model, "int8")
+        model = self.held[LLM_INT8]
+        experiment.set_threshold(model, INT8)
         layers = checked_layers(model)
         inputs = inputs_of(model, layers, min(CHECKED_ROWS, self.sizes.prompt))
         counts = Counts()
@@ -287,15 +298,20 @@ class Race:
             return self.held[self.half].get_submodule(name).weight.detach()
         if not self.name.startswith(models.SYNTHETIC):
             raise MemoryError("the 16-bit weights are not on the device beside the int8 ones")
-        layer = self.held[INT8].get_submodule(name)
+        layer = self.held[LLM_INT8].get_submodule(name)
         shape = (layer.out_features, layer.in_features)
         dtype = torch.float16 if self.half == "fp16" else torch.bfloat16
         return random_tensor(f"{name}.weight", shape, dtype, self.device)
 
 
+def _case(phase: str, point: Point) -> str:
+    """The case's name in results: "decode.4x128"."""
+    return f"{phase}.{point.batch}x{point.tokens}"
+
+
 def precision_of(path: str) -> str:
     """The name that `experiment.set_threshold` knows the path by."""
-    return experiment.NO_DECOMPOSITION if path == INT8_AT_0 else "int8"
+    return NO_DECOMPOSITION if path == LLM_INT8_AT_0 else INT8
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -313,7 +329,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def decoder(model: nn.Module, point: tuple[int, int], steps: int) -> Callable[[], float]:
+def decoder(model: nn.Module, point: Point, steps: int) -> Callable[[], float]:
     """Seconds of `steps` greedy steps after a prompt of this (batch, length), each time anew.
 
     The prompt is read once; its cache is cut back to its length before each call.
@@ -323,7 +339,7 @@ def decoder(model: nn.Module, point: tuple[int, int], steps: int) -> Callable[[]
     step = stepper(model, cache, tokens[:, -1:])
 
     def run() -> float:
-        new = cache.get_seq_length() - point[1]
+        new = cache.get_seq_length() - point.tokens
         if new:
             cache.crop(-new)  # a length to cut back to is not accepted by every transformers 5
         return timed(lambda: [step() for _ in range(steps)], tokens.device)
@@ -342,12 +358,12 @@ def stepper(model: nn.Module, cache: Any, token: Tensor) -> Callable[[], None]:
     return step
 
 
-def one_step(model: nn.Module, point: tuple[int, int]) -> Callable[[], None]:
+def one_step(model: nn.Module, point: Point) -> Callable[[], None]:
     tokens = experiment.tokens_of((), model, point)
     return stepper(model, latency.prefill(model, tokens), tokens[:, -1:])
 
 
-def prefiller(model: nn.Module, point: tuple[int, int]) -> Callable[[], float]:
+def prefiller(model: nn.Module, point: Point) -> Callable[[], float]:
     """Seconds of one pass over a prompt of this (batch, length) that fills a cache."""
     tokens = experiment.tokens_of((), model, point)
     return lambda: timed(lambda: latency.prefill(model, tokens), tokens.device)
@@ -370,7 +386,7 @@ def checked_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], length: int) -> dict[str, Tensor]:
-    """What enters each layer while a prompt of `length` tokens is read: (length, K)."""
+    """Inputs of each layer while a prompt of `length` tokens is read: (length, K)."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -381,7 +397,7 @@ def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], length: int) ->
 
     hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        latency.prefill(model, experiment.tokens_of((), model, (1, length)))
+        latency.prefill(model, experiment.tokens_of((), model, Point(1, length)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -391,10 +407,7 @@ def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], length: int) ->
 def with_outliers(width: int, device: str, rows: int = 64) -> Tensor:
     """Normal values (rows, width), six channels with twenty times the spread: outliers."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, width, generator=generator)
-    channels = torch.linspace(0, width - 1, 6).long().unique()
-    x[:, channels] *= 20
-    return x.to(device)
+    return plant_outliers(torch.randn(rows, width, generator=generator)).to(device)
 
 
 @dataclass
@@ -460,7 +473,7 @@ class Counts:
 
 def lines(results: Results, half: str) -> list[str]:
     """The measured numbers as a short table: a row for each case, a column for each path."""
-    found, paths = results.measurements, (half, INT8, INT8_AT_0)
+    found, paths = results.measurements, (half, LLM_INT8, LLM_INT8_AT_0)
     shown = [f"{'tokens/s':22}" + "".join(f"{path:>26}" for path in paths)]
     cases = dict.fromkeys(
         name.rpartition(f".{half}")[0] for name, m in found.items() if m["unit"] == "tokens/s"

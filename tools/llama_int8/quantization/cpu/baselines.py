@@ -1,4 +1,4 @@
-"""What `int8-fast` is measured against: weights alone in int8, and its own kernel in 16 bit."""
+"""The baselines of `int8-fast`: weight-only int8, and its own kernel in 16 bit."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -87,9 +87,14 @@ class KernelBf16Linear(nn.Module):
 
     def struct(self) -> kernels.LinearStruct:
         """Pointers to the tensors for the kernel; they must live as long as it does."""
-        bias = None if self.bias is None else self.bias.data_ptr()
-        pointers = (self.weight.data_ptr(), None, bias)
-        return kernels.LinearStruct(*pointers, self.out_features, self.in_features, 0)
+        return kernels.LinearStruct(
+            weights=self.weight.data_ptr(),
+            scale=None,
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            outputs=self.out_features,
+            inputs=self.in_features,
+            planes=0,
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

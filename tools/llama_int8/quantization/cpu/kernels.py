@@ -91,7 +91,7 @@ class Choice:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the CPU can do, by Linux's names ("avx2", "avx512_vnni"); empty on other systems."""
+    """The CPU's features, by Linux's names ("avx2", "avx512_vnni"); empty on other systems."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

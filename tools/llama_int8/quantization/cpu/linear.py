@@ -46,9 +46,9 @@ class Int8FastLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, planes: int = 1) -> Self:
-        """Quantize a linear layer. Raises TypeError for what is none, ValueError for NaN."""
+        """Quantize a linear layer. Raises TypeError unless given one, ValueError for NaN."""
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{type(linear).__name__} is no nn.Linear")
+            raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
         if linear.weight.device.type not in ("cpu", "meta"):
             raise ValueError(f"the layer is on {linear.weight.device}; int8-fast is for a CPU")
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -86,8 +86,9 @@ class Int8FastLinear(nn.Module):
 
     @classmethod
     def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:
-        packed = packing.pack(codes), packing.pack_rows(scale)
-        return cls(*packed, bias, (codes.shape[0], codes.shape[1]), planes)
+        outputs, inputs = codes.shape
+        packed, packed_scale = packing.pack(codes), packing.pack_rows(scale)
+        return cls(packed, packed_scale, bias, (outputs, inputs), planes)
 
     def codes(self) -> Tensor:
         """The int8 codes, (M, K)."""
@@ -100,9 +101,14 @@ class Int8FastLinear(nn.Module):
 
     def struct(self) -> kernels.LinearStruct:
         """Pointers to the tensors for the kernel; they must live as long as it does."""
-        bias = None if self.bias is None else self.bias.data_ptr()
-        pointers = (self.weight.data_ptr(), self.scale.data_ptr(), bias)
-        return kernels.LinearStruct(*pointers, self.out_features, self.in_features, self.planes)
+        return kernels.LinearStruct(
+            weights=self.weight.data_ptr(),
+            scale=self.scale.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            outputs=self.out_features,
+            inputs=self.in_features,
+            planes=self.planes,
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -112,10 +118,10 @@ class Int8FastLinear(nn.Module):
         dimension and for tensors that are not on a CPU.
         """
         if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise TypeError(f"the input is {x.dtype}; wanted is FP32, FP16 or bf16")
+            raise TypeError(f"the input is {x.dtype}; expected FP32, FP16 or bf16")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"the input has shape {tuple(x.shape)}; wanted is (..., {self.in_features})"
+                f"the input has shape {tuple(x.shape)}; expected (..., {self.in_features})"
             )
         if not x.device.type == self.weight.device.type == "cpu":
             raise ValueError(
@@ -125,8 +131,14 @@ class Int8FastLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)  # (..., K) -> (N, K)
         library = kernels.chosen().library
         if library is None:
-            own = (self.weight, self.scale, self.bias, self.out_features, self.planes)
-            y = packing.plain_linear(rows, *own)
+            y = packing.plain_linear(
+                rows,
+                self.weight,
+                self.scale,
+                self.bias,
+                outputs=self.out_features,
+                planes=self.planes,
+            )
         else:
             y = kernels.compiled_linear(library, rows, self.struct())
         return y.view(*x.shape[:-1], self.out_features)

@@ -68,7 +68,7 @@ class FastLlama(nn.Module):
         config = self.config
         if not 1 <= context <= config.max_position_embeddings or batch < 1:
             raise ValueError(
-                f"context is {context} and batch {batch}; wanted are 1 to "
+                f"context is {context} and batch {batch}; expected 1 to "
                 f"{config.max_position_embeddings} tokens and at least one sequence"
             )
         self.context, self.batch, self.position = context, batch, 0
@@ -159,7 +159,7 @@ class FastLlama(nn.Module):
         if tokens.dim() != dimensions or len(tokens) != self.batch or tokens.numel() == 0:
             shape = "(B, T)" if dimensions == 2 else "(B,)"
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; wanted is {shape} with B = {self.batch}"
+                f"tokens have shape {tuple(tokens.shape)}; expected {shape} with B = {self.batch}"
             )
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")

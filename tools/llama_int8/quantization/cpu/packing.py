@@ -25,12 +25,12 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of a matrix, (M, K) -> int8 (M, K), and scales bf16 (M, G): weight = scale x code.
 
     Absmax of each group of a row; the codes are those for the scale as bf16 holds it. Raises
-    TypeError for what is no matrix in floating point, ValueError for an empty matrix, for NaN and for
+    TypeError unless given a matrix in floating point, ValueError for an empty matrix, NaN and
     infinity.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise TypeError(
-            f"the weights are {weight.dtype} of shape {tuple(weight.shape)}; wanted is a matrix "
+            f"the weights are {weight.dtype} of shape {tuple(weight.shape)}; expected a matrix "
             "(outputs, inputs) in floating point"
         )
     if weight.numel() == 0:
@@ -88,7 +88,7 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
-    """What `pack` was given: uint8 (M / ROWS, K / 4, ROWS, 4) -> int8 (M, K)."""
+    """The inverse of `pack`: uint8 (M / ROWS, K / 4, ROWS, 4) -> int8 (M, K)."""
     full = packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)
     return (full.view(torch.int8) ^ -128)[:outputs, :inputs]
 
@@ -100,17 +100,17 @@ def pack_rows(scale: Tensor) -> Tensor:
 
 
 def unpack_rows(packed: Tensor, outputs: int) -> Tensor:
-    """What `pack_rows` was given: bf16 (M / ROWS, G, ROWS) -> bf16 (M, G)."""
+    """The inverse of `pack_rows`: bf16 (M / ROWS, G, ROWS) -> bf16 (M, G)."""
     return packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)[:outputs]
 
 
 def plain_linear(
     x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, planes: int = 1
 ) -> Tensor:
-    """The product in PyTorch alone, (N, K) -> (N, M) in x's dtype, bit for bit that of the kernel.
+    """The product in plain PyTorch, (N, K) -> (N, M) in x's dtype, bit for bit the kernel's.
 
     The codes of one group are multiplied in FP32, which holds every sum of 32 products exactly;
-    the groups are scaled and added in the kernel's order. Any machine can do it, none does it fast.
+    the groups are scaled and added in the kernel's order. It runs everywhere, slowly.
     """
     quantized = quantize_in_planes(x, planes)
     y = torch.empty(len(x), outputs, dtype=x.dtype)
@@ -119,9 +119,8 @@ def plain_linear(
         part = packed[first : first + blocks]
         rows = slice(first * ROWS, min(outputs, (first + blocks) * ROWS))
         count = rows.stop - rows.start
-        weights = (
-            unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
-        )  # G x (m, GROUP)
+        # G x (m, GROUP)
+        weights = unpack(part, count, 4 * part.shape[1]).float().split(GROUP, dim=1)
         of_weights = unpack_rows(scale[first : first + blocks], count).float()  # (m, G)
         sums = [
             _scaled_sums(codes, of_tokens, weights, of_weights) for codes, of_tokens in quantized
