@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_int8 import models, profiles
+import llama_int8.models as models
+import llama_int8.profiles as profiles
 from llama_int8.course.tables import show_table
 from llama_int8.measure.results import Results, public
 from llama_int8.profiles import Settings
