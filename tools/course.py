@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python3 tools/course.py run                       every notebook, profile cpu; rebuilds the report
   python3 tools/course.py run --only 06 --force     notebook 06 again, though nothing has changed
   python3 tools/course.py run --profile t4          on a T4; notebooks and figures go to .course/runs
-  python3 tools/course.py run --only 06 --model ~/models/tiny --out /tmp/tiny
+  python3 tools/course.py run --only 08 --model ~/models/tiny --out /tmp/tiny
   python3 tools/course.py run --only 00 --param new_tokens=96 --out /tmp/longer
   python3 tools/course.py test --fast               lint and the quick tests
   python3 tools/course.py test --models             every notebook with models of one's own

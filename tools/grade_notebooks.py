@@ -365,7 +365,8 @@ def with_parameters(cells: list[dict[str, Any]], notebook: str) -> list[str]:
     parameters = next(source(cell) for cell in _own_cells(notebook) if _is_parameters(cell))
     forced = (
         f'{parameters}\nPROFILE = "smoke"\n'
-        "from llama_int8.course import exercises\nget_ipython().ask_exit = lambda: None\n"
+        f"from llama_int8.lessons.n{notebook.partition('_')[0]} import exercises\n"
+        "get_ipython().ask_exit = lambda: None\n"
     )
     texts = [] if any(map(_is_parameters, cells)) else [forced]
     for cell in cells:

@@ -559,7 +559,7 @@ def test_check_never_raises_and_always_returns_a_function_that_is_right(
 
 @pytest.mark.parametrize("value", [Unprintable(), 10**5000, list(range(10_000))], ids=type)
 def test_a_message_stays_short_and_readable_whatever_the_answer(value):
-    verdict = judge("06.fastest_decode", lambda *_arguments: value)
+    verdict = judge("08.fastest_decode", lambda *_arguments: value)
     assert verdict.status == "wrong" and len(verdict.message) < 500
 
 
@@ -568,7 +568,7 @@ def test_a_callable_object_without_a_name_is_judged_like_a_function():
         def __call__(self, bytes_read, bandwidth):
             return bytes_read
 
-    verdict = judge("06.fastest_decode", Answer())
+    verdict = judge("08.fastest_decode", Answer())
     assert verdict.message.startswith("the function(13200000000.0, 320000000000.0) gives")
 
 
@@ -577,7 +577,7 @@ def test_ctrl_c_still_stops_a_check():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge("06.fastest_decode", interrupted)
+        judge("08.fastest_decode", interrupted)
 
 
 # --- exercises: the references themselves -------------------------------------------------------

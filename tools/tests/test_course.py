@@ -329,7 +329,7 @@ def test_the_real_notebooks_give_the_same_bytes_twice_apart_from_timings(tmp_pat
                 if "timing" in cell["metadata"].get("tags", []):
                     del cell["outputs"]
         assert first == second
-    for name in ("06_cards.png", "06_quality.png", "06_flips.png"):
+    for name in ("08_cards.png", "08_quality.png", "08_flips.png"):
         one, other = ((tmp_path / out / "figures" / name).read_bytes() for out in ("a", "b"))
         assert one == other
 

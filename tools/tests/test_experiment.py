@@ -513,7 +513,7 @@ def test_the_tokens_of_a_point_are_seeded_and_within_the_vocabulary(model):
 
 
 def smoke_settings(**changes):
-    return resolve("06_fp16_vs_int8", "smoke", changes=changes)
+    return resolve("08_fp16_vs_int8", "smoke", changes=changes)
 
 
 def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
@@ -525,7 +525,7 @@ def test_another_model_is_compared_in_a_results_file_of_its_own(tmp_path):
     arguments = (str(one), settings, "All letters of a text. " * 6, items, str(tmp_path))
     found = experiment.another_model(*arguments)
     mark = content_hash(one)[:8]
-    assert found.results.path.name == f"06_fp16_vs_int8@my-model-{mark}.json"
+    assert found.results.path.name == f"08_fp16_vs_int8@my-model-{mark}.json"
     kept = json.loads(found.results.path.read_text())["measurements"]
     for precision in ("bf16", "int8"):
         for name in ("perplexity", "acc", "acc_norm", "prefill", "decode", "item_seconds"):
@@ -549,7 +549,7 @@ def test_a_synthetic_model_is_compared_in_memory_and_speed_alone(tmp_path):
     settings = smoke_settings(more_points=[[1, 8]], decode_tokens=1, more_rounds=1)
     found = experiment.another_model("synthetic:smollm2-135m", settings, "", [], str(tmp_path))
     kept = json.loads(found.results.path.read_text())["measurements"]
-    assert found.results.path.name == "06_fp16_vs_int8@synthetic-smollm2-135m.json"
+    assert found.results.path.name == "08_fp16_vs_int8@synthetic-smollm2-135m.json"
     assert {"weights.int8.measured", "peak.bf16.1 x 8.measured", "decode.int8.ratio"} <= set(kept)
     assert not [name for name in kept if name.startswith(("perplexity", "acc", "item_seconds"))]
 

@@ -45,7 +45,7 @@ def test_a_renamed_folder_is_the_same_model(tmp_path):
 def test_a_run_is_not_up_to_date_once_a_data_file_has_changed(tmp_path, parameter):
     file = tmp_path / "data"
     file.write_text("one")
-    options = {"number": "06", "params": [f"{parameter}={file}"]}
+    options = {"number": "08", "params": [f"{parameter}={file}"]}
     before = fingerprint(**options)
     file.write_text("two")
     assert fingerprint(**options) != before
@@ -55,7 +55,7 @@ def test_a_run_is_not_up_to_date_once_a_data_file_has_changed(tmp_path, paramete
 
 def test_a_model_of_the_comparison_counts_too(tmp_path):
     other = model_in(tmp_path / "other")
-    options = {"number": "06", "params": [f"more_models={json.dumps([str(other)])}"]}
+    options = {"number": "08", "params": [f"more_models={json.dumps([str(other)])}"]}
     before = fingerprint(**options)
     model_in(other, "seed 1")
     assert fingerprint(**options) != before
@@ -65,7 +65,7 @@ def test_what_changed_during_a_run_is_named(tmp_path):
     mine = model_in(tmp_path / "mine")
     file = tmp_path / "text.txt"
     file.write_text("one")
-    planned = job(number="06", model=str(mine), params=[f"text_file={file}"])
+    planned = job(number="08", model=str(mine), params=[f"text_file={file}"])
     before = run_notebooks.by_content(planned.settings)
     assert run_notebooks.changed_inputs(planned, before) == ""
     model_in(mine, "seed 1")

@@ -13,15 +13,15 @@ from common import CourseError
 
 START, SCRATCH, OUTLIERS, FLASH = (
     "00_start_here",
-    "03_llama_from_scratch",
-    "05_outliers_and_llm_int8",
-    "08_flash_attention",
+    "04_llama_from_scratch",
+    "07_outliers_and_llm_int8",
+    "09_flash_attention",
 )
 EXERCISE = {
     START: "00.int8_bytes",
-    SCRATCH: "03.rotate",
-    OUTLIERS: "05.kept_share",
-    FLASH: "08.sees",
+    SCRATCH: "04.rotate",
+    OUTLIERS: "07.kept_share",
+    FLASH: "09.sees",
 }
 
 
@@ -90,7 +90,7 @@ def test_moodles_names_give_the_learners(files, tmp_path):
 
 
 def test_two_learners_of_one_name_are_told_apart_by_the_platforms_number(tmp_path):
-    folder = "Jane Doe_{}_assignsubmission_file_/08.ipynb"
+    folder = "Jane Doe_{}_assignsubmission_file_/09.ipynb"
     papers, _ = found(tmp_path, {folder.format(n): notebook() for n in (11, 12)})
     assert set(counted(papers)) == {"Jane Doe (11)", "Jane Doe (12)"}
 
@@ -100,11 +100,11 @@ def test_canvas_names_give_the_learner_and_the_latest_attempt(tmp_path):
     files = {
         late: notebook(START),
         "doejane_123_456_00_start_here.ipynb": notebook(START),  # older, though written later
-        "roerick_124_458_homework.zip": zipped({"a/b/08.ipynb": notebook()}),
+        "roerick_124_458_homework.zip": zipped({"a/b/09.ipynb": notebook()}),
         "leeann_125_459_report.html": b"<html>",
     }
     papers, others = found(tmp_path, files)
-    roes = "roerick_124_458_homework.zip/a/b/08.ipynb"
+    roes = "roerick_124_458_homework.zip/a/b/09.ipynb"
     assert counted(papers) == {"doejane": [late], "roerick": [roes]}
     (earlier,) = (one for one in papers if one.counts)
     assert (earlier.shown, earlier.counts) == ("doejane_123_456_00_start_here.ipynb", late)
@@ -140,7 +140,7 @@ def test_blackboards_learners_with_underscores_stay_apart(middles, learners, pla
         name = f"{middle}_attempt_2026-11-0{number + 1}-10-00-00_08"
         zips = place.endswith(".zip")
         files[place.format(name, n=number)] = (
-            zipped({"08.ipynb": notebook()}) if zips else notebook()
+            zipped({"09.ipynb": notebook()}) if zips else notebook()
         )
     papers, _ = found(tmp_path, files)
     assert counted(papers).keys() == learners
@@ -149,18 +149,18 @@ def test_blackboards_learners_with_underscores_stay_apart(middles, learners, pla
 @pytest.mark.parametrize(
     "names",
     [
-        "course-04-05-2024-10-11-12/{}/notebooks/08.ipynb",
-        "Klasse 7b/{}/08.ipynb",
-        "Klasse 7b/{}_08.ipynb",
-        "Klasse 7b/Aufgabe/{}/08.ipynb",
-        "week1/{}/08.ipynb",
-        "2026/{}/attempt1/08.ipynb",
-        "submitted/{}/ps4/08.ipynb",
-        "class.zip/{}/08.ipynb",
-        "drive-download-20240501T101112Z-001/{}/08.ipynb",
-        "drive-download-20240501T101112Z-00{n}/{}/08.ipynb",
-        "Homework-20240501T101112Z-1-00{n}/Homework/{}/08.ipynb",
-        "Klasse 7{n}/{}/08.ipynb",
+        "course-04-05-2024-10-11-12/{}/notebooks/09.ipynb",
+        "Klasse 7b/{}/09.ipynb",
+        "Klasse 7b/{}_09.ipynb",
+        "Klasse 7b/Aufgabe/{}/09.ipynb",
+        "week1/{}/09.ipynb",
+        "2026/{}/attempt1/09.ipynb",
+        "submitted/{}/ps4/09.ipynb",
+        "class.zip/{}/09.ipynb",
+        "drive-download-20240501T101112Z-001/{}/09.ipynb",
+        "drive-download-20240501T101112Z-00{n}/{}/09.ipynb",
+        "Homework-20240501T101112Z-1-00{n}/Homework/{}/09.ipynb",
+        "Klasse 7{n}/{}/09.ipynb",
     ],
 )
 def test_a_folder_around_the_learners_is_nobodys(names, tmp_path):
@@ -175,26 +175,26 @@ def test_a_folder_around_the_learners_is_nobodys(names, tmp_path):
 
 def test_a_learner_without_a_notebook_is_missed_inside_the_folder_around(tmp_path):
     (tmp_path / "in" / "Klasse 7b" / "zoe").mkdir(parents=True)
-    files = {f"Klasse 7b/{who}/08.ipynb": notebook() for who in ("jane", "john")}
+    files = {f"Klasse 7b/{who}/09.ipynb": notebook() for who in ("jane", "john")}
     papers, _ = found(tmp_path, {**files, "Klasse 7b/kim/report.pdf": b"%PDF"})
     assert {one.learner for one in papers if not one.path} == {"kim", "zoe"}
 
 
 def test_one_learners_folders_are_nobody_elses(tmp_path):
     files = {
-        "jane/Assignment 4/Version 1/08.ipynb": notebook(),
-        "jane/Assignment 4/Version 2/08.ipynb": notebook(),
+        "jane/Assignment 4/Version 1/09.ipynb": notebook(),
+        "jane/Assignment 4/Version 2/09.ipynb": notebook(),
     }
     papers, _ = found(tmp_path, files)
-    assert counted(papers) == {"jane": ["jane/Assignment 4/Version 2/08.ipynb"]}
+    assert counted(papers) == {"jane": ["jane/Assignment 4/Version 2/09.ipynb"]}
 
 
 def test_where_it_is_unclear_whose_a_file_is_both_are_graded_and_it_is_said(tmp_path):
     files = {
-        "anna/08.ipynb": notebook(),
-        "blue/jane/08.ipynb": notebook(),
-        "blue/john/08.ipynb": notebook(),
-        "blue/john/03.ipynb": notebook(SCRATCH),
+        "anna/09.ipynb": notebook(),
+        "blue/jane/09.ipynb": notebook(),
+        "blue/john/09.ipynb": notebook(),
+        "blue/john/04.ipynb": notebook(SCRATCH),
         "blue/notes.pdf": b"%PDF",
     }
     papers, others = found(tmp_path, files)
@@ -212,13 +212,13 @@ def test_where_it_is_unclear_whose_a_file_is_both_are_graded_and_it_is_said(tmp_
 
 
 def test_learners_of_one_name_in_two_classes_stay_apart(tmp_path):
-    files = {f"Klasse 7{n}/{who}/08.ipynb": notebook() for n in "ab" for who in ("jane", "john")}
+    files = {f"Klasse 7{n}/{who}/09.ipynb": notebook() for n in "ab" for who in ("jane", "john")}
     papers, _ = found(tmp_path, files)
-    assert counted(papers) == {name.removesuffix("/08.ipynb"): [name] for name in files}
+    assert counted(papers) == {name.removesuffix("/09.ipynb"): [name] for name in files}
 
 
 def test_copies_that_nothing_names_are_two_peoples_and_it_is_said(tmp_path):
-    copies = ("Copy of 08_flash_attention (1).ipynb", "Copy of 08_flash_attention.ipynb")
+    copies = ("Copy of 09_flash_attention (1).ipynb", "Copy of 09_flash_attention.ipynb")
     papers, _ = found(tmp_path, {name: notebook() for name in copies})
     assert counted(papers) == {"in": [copies[0]], "in (2)": [copies[1]]}
     assert [name in line for name, line in zip(copies, hand_ins.unclear(papers), strict=True)] == [
@@ -229,9 +229,9 @@ def test_copies_that_nothing_names_are_two_peoples_and_it_is_said(tmp_path):
 
 def test_iliass_folder_around_the_learners_is_nobodys(tmp_path):
     files = {
-        "Abgaben/Doe_Jane_jdoe_123/20261102100000_08.ipynb": notebook(),
-        "Abgaben/Doe_Jane_jdoe_123/20261101100000_08.ipynb": notebook(),
-        "Abgaben/Roe_Rick_rroe_124/20261101100000_08.ipynb": notebook(),
+        "Abgaben/Doe_Jane_jdoe_123/20261102100000_09.ipynb": notebook(),
+        "Abgaben/Doe_Jane_jdoe_123/20261101100000_09.ipynb": notebook(),
+        "Abgaben/Roe_Rick_rroe_124/20261101100000_09.ipynb": notebook(),
     }
     papers, _ = found(tmp_path, files)
     first, _, third = files
@@ -255,12 +255,12 @@ def test_a_checkout_of_each_learner_gives_its_notebooks_and_one_line_for_the_res
 
 def test_a_zip_file_for_each_learner_and_one_for_the_class(tmp_path):
     files = {
-        "anna.zip": zipped({"notebooks/08.ipynb": notebook(), "__MACOSX/._08.ipynb": b"\0"}),
-        "ben.zip": zipped({"again.zip": zipped({"08.ipynb": notebook()})}),
+        "anna.zip": zipped({"notebooks/09.ipynb": notebook(), "__MACOSX/._09.ipynb": b"\0"}),
+        "ben.zip": zipped({"again.zip": zipped({"09.ipynb": notebook()})}),
     }
     papers, others = found(tmp_path / "each", files)
     assert set(counted(papers)) == {"anna", "ben"} and others == []
-    flat = zipped({"anna_08.ipynb": notebook(), "ben_08.ipynb": notebook()})
+    flat = zipped({"anna_09.ipynb": notebook(), "ben_09.ipynb": notebook()})
     papers, _ = found(tmp_path / "flat", {"class.zip": flat})
     assert set(counted(papers)) == {"anna", "ben"}
 
@@ -278,22 +278,22 @@ def test_a_zip_file_writes_nowhere_else(tmp_path):
 @pytest.mark.parametrize(
     "name, learner",
     [
-        ("Copy of 08_flash_attention anna.ipynb", "anna"),
-        ("Anna Lee - Copy of 08_flash_attention.ipynb", "Anna Lee"),
+        ("Copy of 09_flash_attention anna.ipynb", "anna"),
+        ("Anna Lee - Copy of 09_flash_attention.ipynb", "Anna Lee"),
         ("anna_Copy_of_08_flash_attention.ipynb", "anna"),
-        ("Copy_of_anna_08.ipynb", "anna"),
-        ("anna - Kopie von 08.ipynb", "anna"),
-        ("anna - Kopie 08.ipynb", "anna"),
-        ("Copy of 08_flash_attention.ipynb", "in"),
-        ("Kopie von anna_08.ipynb", "anna"),
-        ("Copie de 08_flash_attention (1) anna.ipynb", "anna"),
-        ("Cópia de anna 08.ipynb", "anna"),
-        ("anna 08 - Copy (2).ipynb", "anna"),
+        ("Copy_of_anna_09.ipynb", "anna"),
+        ("anna - Kopie von 09.ipynb", "anna"),
+        ("anna - Kopie 09.ipynb", "anna"),
+        ("Copy of 09_flash_attention.ipynb", "in"),
+        ("Kopie von anna_09.ipynb", "anna"),
+        ("Copie de 09_flash_attention (1) anna.ipynb", "anna"),
+        ("Cópia de anna 09.ipynb", "anna"),
+        ("anna 09 - Copy (2).ipynb", "anna"),
         ("anna-flash_attention.ipynb", "anna"),
-        ("Anna Lee - 08_flash_attention.ipynb", "Anna Lee"),
+        ("Anna Lee - 09_flash_attention.ipynb", "Anna Lee"),
         ("anna_08.IPYNB", "anna"),
-        ("anna_08.ipynb.json", "anna"),
-        ("anna_08.ipynb.txt", "anna"),
+        ("anna_09.ipynb.json", "anna"),
+        ("anna_09.ipynb.txt", "anna"),
         ("anna_08.json", "anna"),
     ],
 )
@@ -303,12 +303,12 @@ def test_a_file_beside_others_is_known_under_any_usual_name(name, learner, tmp_p
 
 
 def test_a_number_of_two_digits_is_the_notebooks_if_there_is_one(monkeypatch):
-    ten = {**hand_ins.courses_notebooks(), "10_what_comes_next": []}
-    monkeypatch.setattr(hand_ins, "courses_notebooks", lambda: ten)
-    assert hand_ins.learner_of(Path("anna_10.ipynb"), Path("x")) == "anna"
-    assert hand_ins.learner_of(Path("anna_11.ipynb"), Path("x")) == "anna_11"
-    assert hand_ins.learner_of(Path("2010 anna 08.ipynb"), Path("x")) == "2010 anna"
-    assert hand_ins.which_notebook([], "anna_10") == "10_what_comes_next"
+    more = {**hand_ins.courses_notebooks(), "11_what_comes_next": []}
+    monkeypatch.setattr(hand_ins, "courses_notebooks", lambda: more)
+    assert hand_ins.learner_of(Path("anna_11.ipynb"), Path("x")) == "anna"
+    assert hand_ins.learner_of(Path("anna_12.ipynb"), Path("x")) == "anna_12"
+    assert hand_ins.learner_of(Path("2010 anna 09.ipynb"), Path("x")) == "2010 anna"
+    assert hand_ins.which_notebook([], "anna_11") == "11_what_comes_next"
     assert hand_ins.which_notebook([], "anna_110") is None
 
 
@@ -317,11 +317,11 @@ def test_a_notebook_is_known_by_exercises_ids_heading_or_the_words_of_its_name()
         return {"cell_type": kind, "source": text, **more}
 
     which = hand_ins.which_notebook
-    assert which([cell("code", "check('03.rotate', f)")], "notebook 5 FINAL") == SCRATCH
+    assert which([cell("code", "check('04.rotate', f)")], "notebook 5 FINAL") == SCRATCH
     assert which([cell("code", "x", id="exercise-rms-norm")], "homework") == SCRATCH
     colabs = cell("code", "x", metadata={"id": "exercise-rms-norm"})
     assert which([colabs], "homework") == SCRATCH
-    assert which([cell("markdown", "# 03 LLaMA from scratch\n\nText")], "homework") == SCRATCH
+    assert which([cell("markdown", "# 04 LLaMA from scratch\n\nText")], "homework") == SCRATCH
     assert which([], "LLaMA from Scratch, anna") == SCRATCH
     assert which([cell("code", "x", id="bootstrap")], "homework") is None  # all notebooks have one
 
@@ -354,11 +354,11 @@ def test_what_is_wrong_with_a_file_is_said(content, words, tmp_path):
 
 
 def test_every_file_is_somebodys_or_told(tmp_path):
-    locked = bytearray(zipped({"08.ipynb": notebook()}))
+    locked = bytearray(zipped({"09.ipynb": notebook()}))
     for place in (6, locked.index(b"PK\1\2") + 8):  # the flags, in both of its places
         locked[place] |= 1
     files = {
-        "anna/08.ipynb": notebook(),
+        "anna/09.ipynb": notebook(),
         "anna/report.html": b"<html>",
         "anna/08.py": b"print()",
         "ben/homework.rar": b"Rar!",
@@ -366,7 +366,7 @@ def test_every_file_is_somebodys_or_told(tmp_path):
         "ben/locked.zip": bytes(locked),
         "ben/data.csv": b"1",
         "carla/notes.txt": b"hello",
-        "carla/08.ipynb.crdownload": notebook()[:50],
+        "carla/09.ipynb.crdownload": notebook()[:50],
         "dora/.ipynb_checkpoints/08-checkpoint.ipynb": notebook(),
         "roster.csv": b"anna",
         "emil/env/pyvenv.cfg": b"",
@@ -381,7 +381,7 @@ def test_every_file_is_somebodys_or_told(tmp_path):
         "anna/08.py": "an export",
         "ben/homework.rar": "unpack it and grade again",
         "ben/broken.zip": "cannot be read",
-        "ben/locked.zip/08.ipynb": "locked by a password",
+        "ben/locked.zip/09.ipynb": "locked by a password",
         "ben/data.csv": "no notebook",
         "carla/notes.txt": "no notebook",
         "roster.csv": "no notebook",
@@ -390,7 +390,7 @@ def test_every_file_is_somebodys_or_told(tmp_path):
     }
     assert reasons.keys() == expected.keys()
     assert all(words in reasons[name] for name, words in expected.items())
-    assert counted(papers) == {"anna": ["anna/08.ipynb"], "carla": ["carla/08.ipynb.crdownload"]}
+    assert counted(papers) == {"anna": ["anna/09.ipynb"], "carla": ["carla/09.ipynb.crdownload"]}
     missing = {one.learner: one.problem for one in papers if not one.path}
     assert missing.keys() == {"ben", "dora", "emil"}
     assert "only broken.zip, data.csv, homework.rar" in missing["ben"]
@@ -407,21 +407,21 @@ def test_a_folder_with_exports_only_is_told_what_it_holds(tmp_path):
 
 def test_the_latest_attempt_of_a_learner_counts_in_whatever_folder(tmp_path):
     files = {
-        "anna/attempt1/08.ipynb": notebook(),
-        "anna/attempt2/08.ipynb": notebook(),
-        "anna_08.ipynb": notebook(),
-        "ben_08.ipynb": notebook(),
-        "ben_08 (1).ipynb": notebook(),
-        "carla/08 final.ipynb": notebook(),
-        "carla/08 final FINAL.ipynb": b"half a file",  # later, and cannot be read
+        "anna/attempt1/09.ipynb": notebook(),
+        "anna/attempt2/09.ipynb": notebook(),
+        "anna_09.ipynb": notebook(),
+        "ben_09.ipynb": notebook(),
+        "ben_09 (1).ipynb": notebook(),
+        "carla/09 final.ipynb": notebook(),
+        "carla/09 final FINAL.ipynb": b"half a file",  # later, and cannot be read
     }
     papers, _ = found(tmp_path, files)
     assert counted(papers) == {
-        "anna": ["anna_08.ipynb"],
-        "ben": ["ben_08 (1).ipynb"],
-        "carla": ["carla/08 final.ipynb"],
+        "anna": ["anna_09.ipynb"],
+        "ben": ["ben_09 (1).ipynb"],
+        "carla": ["carla/09 final.ipynb"],
     }
     instead = {one.shown: one.counts for one in papers if one.counts}
-    assert instead["anna/attempt1/08.ipynb"] == "anna_08.ipynb"
-    assert instead["ben_08.ipynb"] == "ben_08 (1).ipynb"
+    assert instead["anna/attempt1/09.ipynb"] == "anna_09.ipynb"
+    assert instead["ben_09.ipynb"] == "ben_09 (1).ipynb"
     assert len(papers) == len(files)

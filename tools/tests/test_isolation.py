@@ -365,8 +365,8 @@ for place in places:
     overwrite(pathlib.Path(place) / "vandal.txt", "I was here")
 """
     # The last cell has a check, so that all before it run.
-    write(folder / "anna" / "08.ipynb", VANDAL, right(SEES), by_path, BY_NAME, right(MERGE))
-    write(folder / "ben" / "08.ipynb", BEN + right(SEES), right(MERGE))
+    write(folder / "anna" / "09.ipynb", VANDAL, right(SEES), by_path, BY_NAME, right(MERGE))
+    write(folder / "ben" / "09.ipynb", BEN + right(SEES), right(MERGE))
     before = contents(tmp_path)
     rows = graded(folder, out)
     after = contents(tmp_path)
@@ -386,14 +386,14 @@ def test_what_cannot_be_prevented_is_told_and_nobody_is_graded_with_it(
     folder = tmp_path / "in"
     harmless = f"""\
 open({str(teacher / ".bashrc")!r}, "a").write("alias ls=rm")
-open({str(folder / "ben" / "08.ipynb")!r}, "w").write("spoilt")
+open({str(folder / "ben" / "09.ipynb")!r}, "w").write("spoilt")
 """
     harmful = f"open({str(teacher / 'cache' / 'model' / 'config.json')!r}, 'w').write('spoilt')\n"
-    write(folder / "anna" / "08.ipynb", harmless, right(SEES))
-    write(folder / "ben" / "08.ipynb", harmful, right(SEES))
-    write(folder / "carla" / "08.ipynb", right(SEES))
+    write(folder / "anna" / "09.ipynb", harmless, right(SEES))
+    write(folder / "ben" / "09.ipynb", harmful, right(SEES))
+    write(folder / "carla" / "09.ipynb", right(SEES))
     with pytest.raises(
-        CourseError, match=r"grading stopped: while ben's ben/08\.ipynb ran"
+        CourseError, match=r"grading stopped: while ben's ben/09\.ipynb ran"
     ) as stop:
         grade_notebooks.main(folder, tmp_path / "points.csv", 60, 6.0)
     assert str(teacher / "cache" / "model" / "config.json") in str(stop.value)
@@ -408,8 +408,8 @@ open({str(folder / "ben" / "08.ipynb")!r}, "w").write("spoilt")
     assert "while ben's" in rows["carla", SEES]["message"]
     printed = capsys.readouterr().out
     assert "This system cannot keep a notebook from writing outside" in printed
-    assert "CHANGED while anna's anna/08.ipynb ran" in printed
-    assert str(teacher / ".bashrc") in printed and str(folder / "ben" / "08.ipynb") in printed
+    assert "CHANGED while anna's anna/09.ipynb ran" in printed
+    assert str(teacher / ".bashrc") in printed and str(folder / "ben" / "09.ipynb") in printed
 
 
 def test_what_has_changed_is_seen_by_size_date_or_permissions(teacher, tmp_path):

@@ -89,8 +89,8 @@ def test_an_empty_list_of_names_is_an_error_with_the_known_ones(fails, text):
         (["generate", "--prompt", "x", "--precision", "bf61"], ["'bf61'", "Did you mean bf16?"]),
         (["evaluate", "--task", "piqua"], ["'piqua'; there are piqa", "Did you mean piqa?"]),
         (["evaluate", "--task", "Hella-Swag"], ["'hella-swag'", "Did you mean hellaswag?"]),
-        (["run", "--only", "6"], ["'6'", "06_fp16_vs_int8", "Did you mean 06?"]),
-        (["run", "--only", "fp16_vs_int8"], ["Did you mean 06_fp16_vs_int8?"]),
+        (["run", "--only", "6"], ["'6'", "06_quantization_math", "Did you mean 06?"]),
+        (["run", "--only", "fp16_vs_int8"], ["Did you mean 08_fp16_vs_int8?"]),
         (["run", "--only", "00", "--param", "new_token=3"], ["Did you mean new_tokens?"]),
         (["run", "--only", "00", "--param", "newtokens=3"], ["Did you mean new_tokens?"]),
         (["run", "--model", "Llama-3.2-1B"], ["did you mean llama-3.2-1b?"]),
@@ -107,9 +107,9 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(fails, argum
     "text", ["00, 06", "06,00,", "00_start_here,06", "notebooks/00_start_here.ipynb,06"]
 )
 def test_notebooks_are_found_by_number_name_or_path(text):
-    names = ["00_start_here", "05_outliers", "06_fp16_vs_int8"]
+    names = ["00_start_here", "05_outliers", "06_quantization_math"]
     only = text.strip(" ,").split(",")
-    assert run_notebooks.select(names, only) == ["00_start_here", "06_fp16_vs_int8"]
+    assert run_notebooks.select(names, only) == ["00_start_here", "06_quantization_math"]
 
 
 def test_a_parameter_is_read_with_blanks_and_capitals():

@@ -34,8 +34,11 @@ CPU = read_profile("cpu").notebooks
 NOTEBOOK = next(iter(CPU))
 
 
+COURSES_OWN = {"cpu": "cpu", "smoke": "cpu", "t4": "cuda", "gpu": "cuda"}  # name: device
+
+
 def test_the_profiles_are_the_yaml_files_a_base_before_what_is_based_on_it():
-    assert PROFILES == ["cpu", "smoke", "t4", "gpu"]
+    assert [name for name in PROFILES if name in COURSES_OWN] == [*COURSES_OWN]
     assert sorted(PROFILES) == course.PROFILES
     files = Path(profiles.__file__).parent.glob("*.yaml")
     assert sorted(PROFILES) == sorted(file.stem for file in files)
@@ -55,7 +58,7 @@ def test_every_profile_has_the_same_notebooks_and_parameters_of_the_same_types(n
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_names_its_device_and_a_time_limit(name):
     profile = read_profile(name)
-    assert profile.device == ("cpu" if name in ("smoke", "cpu") else "cuda")
+    assert profile.device == COURSES_OWN.get(name, profile.device) in ("cpu", "cuda")
     assert profile.cell_timeout_s >= 60
 
 
@@ -309,7 +312,7 @@ def test_what_was_changed_or_shortened_is_marked(shown, capsys):
 
 def test_the_table_names_no_folder_of_this_machine(shown, tmp_path):
     changes = {"results_dir": str(tmp_path / "drive"), "text_file": str(tmp_path / "a.txt")}
-    settings, results = start_lesson("06_fp16_vs_int8", "cpu", None, changes)
+    settings, results = start_lesson("08_fp16_vs_int8", "cpu", None, changes)
     assert str(tmp_path) not in str(shown)
     assert shown["results_dir"][0].startswith("**`drive`** (set by hand")
     assert shown["text_file"][0].startswith("**`a.txt`** (set by hand")
@@ -317,17 +320,17 @@ def test_the_table_names_no_folder_of_this_machine(shown, tmp_path):
 
 
 def test_a_device_of_the_notebooks_own_wins_over_the_profiles(shown):
-    settings, _ = start_lesson("07_int8_on_cpu", "t4", device="cpu")
+    settings, _ = start_lesson("10_fast_int8", "t4", device="cpu")
     assert settings.device == "cpu" and shown["machine"][0] == "`a-cpu`"
 
 
 def test_a_profiles_model_that_cannot_be_had_is_replaced_and_named(shown, monkeypatch):
     monkeypatch.setattr(start_module.models, "available_model", lambda *_: "smollm2-135m")
-    settings, results = start_lesson("06_fp16_vs_int8", "t4", device="cpu", fetch=True)
+    settings, results = start_lesson("08_fp16_vs_int8", "t4", device="cpu", fetch=True)
     assert settings.model == results.model == "smollm2-135m"
     assert shown["model"][0] == "**`smollm2-135m`** (`llama-2-7b-chat` is not available)"
     assert results.settings.model == "llama-2-7b-chat"  # what was asked for stays in the results
-    assert results.path.name == "06_fp16_vs_int8@smollm2-135m.json"
+    assert results.path.name == "08_fp16_vs_int8@smollm2-135m.json"
 
 
 def test_a_model_that_somebody_named_is_not_replaced(shown, monkeypatch):

@@ -72,7 +72,7 @@ def test_the_notebook_runs_where_one_precision_fits_and_two_do_not(folder, tmp_p
     assert len(list(folder.glob("*.safetensors"))) > 5
     parameters = [f"--param={name}={value}" for name, value in SMALL.items()]
     course = Course(ROOT)
-    options = ["--only", "06", "--force", "--model", folder, "--out", tmp_path]
+    options = ["--only", "08", "--force", "--model", folder, "--out", tmp_path]
     done = subprocess.run(
         course.command("run", *options, *parameters),
         env=course.environment(OMP_NUM_THREADS="2", MALLOC_ARENA_MAX="2"),
@@ -83,7 +83,7 @@ def test_the_notebook_runs_where_one_precision_fits_and_two_do_not(folder, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.rglob("06_fp16_vs_int8@synthetic-*.json")
+    (file,) = tmp_path.rglob("08_fp16_vs_int8@synthetic-*.json")
     found = json.loads(file.read_text())["measurements"]
     assert found["weights.bf16.measured"]["value"] == BF16
     assert found["weights.int8.measured"]["value"] == INT8

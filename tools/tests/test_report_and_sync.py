@@ -174,7 +174,7 @@ class TestTheCommittedReport:
         shutil.rmtree(root / "results")
         shutil.rmtree(root / "figures")
         text, missing = self.rendered(root)
-        assert "not measured" in text and "06: decode.int8" in missing
+        assert "not measured" in text and "08: decode.int8" in missing
 
     def test_after_an_evaluation_of_fewer_precisions(self, root):
         (path,) = (root / "results").glob("*/piqa@smollm2-135m.json")
@@ -223,7 +223,7 @@ class TestTheCommittedReport:
     def test_a_notebook_that_was_deleted_takes_its_links_along(self, root, monkeypatch, tmp_path):
         notebooks = tmp_path / "notebooks"
         shutil.copytree(ROOT / "notebooks", notebooks)
-        (notebooks / "08_flash_attention.ipynb").unlink()
+        (notebooks / "09_flash_attention.ipynb").unlink()
         monkeypatch.setattr(sync_notebooks, "NOTEBOOKS", notebooks)
         assert "its notebook is not in this copy" in self.rendered(root)[0]
 

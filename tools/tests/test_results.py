@@ -356,8 +356,8 @@ def test_other_models_and_files_are_named_without_their_paths_too(tmp_path):
         "text_file": str(own / "a.txt"),
         "task_file": str(own / "b.jsonl"),
     }
-    chosen = resolve("06_fp16_vs_int8", "cpu", changes=changes)
-    results = Results("06_fp16_vs_int8", chosen, str(tmp_path))
+    chosen = resolve("08_fp16_vs_int8", "cpu", changes=changes)
+    results = Results("08_fp16_vs_int8", chosen, str(tmp_path))
     results.record("speed", 1.0, "s")
     found = on_disk(results)["settings"]
     assert (found["text_file"], found["task_file"]) == ("a.txt", "b.jsonl")
@@ -459,7 +459,7 @@ def test_a_stage_of_another_setting_model_machine_or_notebook_does_not_count(
         other = with_model(tmp_path, "smollm2-135m")
     if change == "notebook":
         settings = resolve(NOTEBOOK, "cpu")
-        other = Results("06_fp16_vs_int8", settings, str(tmp_path))
+        other = Results("08_fp16_vs_int8", settings, str(tmp_path))
     assert other.stage("score", lambda: "new") == "new"
 
 
@@ -502,8 +502,8 @@ def test_a_stage_follows_from_the_content_of_its_data_files(tmp_path):
 
     def stage(text):
         file.write_text(text)
-        chosen = resolve("06_fp16_vs_int8", "cpu", changes={"text_file": str(file)})
-        return Results("06_fp16_vs_int8", chosen, str(tmp_path)).stage("score", lambda: text)
+        chosen = resolve("08_fp16_vs_int8", "cpu", changes={"text_file": str(file)})
+        return Results("08_fp16_vs_int8", chosen, str(tmp_path)).stage("score", lambda: text)
 
     assert [stage(text) for text in ("one", "two", "one")] == ["one", "two", "one"]
 

@@ -444,7 +444,7 @@ def test_a_gpu_that_is_not_there_is_named(saved, monkeypatch):
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
-    monkeypatch.setattr(models.loading, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(models.load, "free_memory", lambda device: 1000)
     monkeypatch.setattr(models, "free_memory", lambda device: 1000)
     monkeypatch.setattr(generate_text.models, "load_tokenizer", None)
     monkeypatch.setattr(generate_text, "load_meta_tokenizer", None)

@@ -478,7 +478,9 @@ def test_an_installed_package_holds_every_file_of_the_data_folder():
     package = Path(tasks.__file__).parents[1]
     project = tomllib.loads((package.parents[1] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["llama_int8"]
-    files = {path for path in package.glob("data/**/*") if path.is_file()}
+    files = {
+        p for p in package.glob("data/**/*") if p.is_file() and p.suffix not in (".py", ".pyc")
+    }
     assert files == {p for pattern in patterns for p in package.glob(pattern)} & files
 
 

@@ -213,7 +213,7 @@ def padding_rows(lengths, longest):
             "padding_rows([7, 4], 7) gives [[True, True, True, True, True, True, True], [True, ",
         ),
         (
-            "01.previous_token_score",
+            "02.previous_token_score",
             "the mean of all entries below the diagonal",
             """
 import numpy as np
@@ -224,7 +224,7 @@ def previous_token_score(weights):
             "leave query 1 out as well",
         ),
         (
-            "01.previous_token_score",
+            "02.previous_token_score",
             "above the diagonal",
             """
 import torch
@@ -235,7 +235,7 @@ def previous_token_score(weights):
         ),
         # --- 02
         (
-            "02.shifted_loss",
+            "03.shifted_loss",
             "labels not shifted",
             """
 import torch
@@ -246,7 +246,7 @@ def shifted_loss(log_p, tokens):
             "must be shifted by one",
         ),
         (
-            "02.shifted_loss",
+            "03.shifted_loss",
             "exponentials averaged",
             """
 import math
@@ -257,7 +257,7 @@ def shifted_loss(log_p, tokens):
             "the mean of the logarithms, not the logarithm of the mean",
         ),
         (
-            "02.shifted_loss",
+            "03.shifted_loss",
             "one step too far",
             """
 def shifted_loss(log_p, tokens):
@@ -270,7 +270,7 @@ def shifted_loss(log_p, tokens):
             "error",
         ),
         (
-            "02.perplexity",
+            "03.perplexity",
             "forgets the minus",
             """
 import numpy as np
@@ -280,7 +280,7 @@ def perplexity(log_probabilities):
             "the sign",
         ),
         (
-            "02.perplexity",
+            "03.perplexity",
             "the loss, without exp",
             """
 def perplexity(log_probabilities):
@@ -290,7 +290,7 @@ def perplexity(log_probabilities):
             "that is the mean loss; perplexity is exp of it",
         ),
         (
-            "02.cache_bytes",
+            "03.cache_bytes",
             "one of keys and values",
             """
 def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
@@ -300,7 +300,7 @@ def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
             "both are kept",
         ),
         (
-            "02.cache_bytes",
+            "03.cache_bytes",
             "query heads beside key-value heads",
             """
 def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
@@ -311,7 +311,7 @@ def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
             "queries are not kept",
         ),
         (
-            "02.nucleus",
+            "03.nucleus",
             "leaves out the token that crosses p",
             """
 import torch
@@ -323,7 +323,7 @@ def nucleus(probabilities, p):
             "the token that crosses p is missing",
         ),
         (
-            "02.nucleus",
+            "03.nucleus",
             "in order of probability",
             """
 def nucleus(probabilities, p):
@@ -339,7 +339,7 @@ def nucleus(probabilities, p):
             "in the order of their numbers",
         ),
         (
-            "02.nucleus",
+            "03.nucleus",
             "returns probabilities",
             """
 def nucleus(probabilities, p):
@@ -354,7 +354,7 @@ def nucleus(probabilities, p):
             "nucleus([0.5, 0.25, 0.15, 0.1], 0.8) gives [0.5, 0.25, 0.15], expected [0, 1, 2]",
         ),
         (
-            "02.repetition_penalty",
+            "03.repetition_penalty",
             "divides negative logits, too",
             """
 import numpy as np
@@ -366,7 +366,7 @@ def penalized(logits, seen, penalty):
             "dividing a negative logit makes its token likelier",
         ),
         (
-            "02.repetition_penalty",
+            "03.repetition_penalty",
             "the signs mixed up",
             """
 def penalized(logits, seen, penalty):
@@ -378,7 +378,7 @@ def penalized(logits, seen, penalty):
             "that makes seen tokens likelier",
         ),
         (
-            "02.repetition_penalty",
+            "03.repetition_penalty",
             "as often as the token was seen",
             """
 def penalized(logits, seen, penalty):
@@ -393,7 +393,7 @@ def penalized(logits, seen, penalty):
         ),
         # --- 03
         (
-            "03.rms_norm",
+            "04.rms_norm",
             "takes the mean off",
             """
 import torch
@@ -405,7 +405,7 @@ def rms_norm(x, weight, eps):
             "takes the mean off first",
         ),
         (
-            "03.rms_norm",
+            "04.rms_norm",
             "forgets the root",
             """
 def rms_norm(x, weight, eps):
@@ -415,7 +415,7 @@ def rms_norm(x, weight, eps):
             "the root is missing",
         ),
         (
-            "03.rms_norm",
+            "04.rms_norm",
             "lists as if they were tensors",
             """
 def rms_norm(x, weight, eps):
@@ -425,7 +425,7 @@ def rms_norm(x, weight, eps):
             "error",
         ),
         (
-            "03.rotate",
+            "04.rotate",
             "uses the new value for the second half",
             """
 import math
@@ -440,7 +440,7 @@ def rotated(x, angles):
             "both from the old values",
         ),
         (
-            "03.rotate",
+            "04.rotate",
             "degrees",
             """
 import numpy as np
@@ -454,7 +454,7 @@ def rotated(x, angles):
             "angles are in radians already",
         ),
         (
-            "03.rotate",
+            "04.rotate",
             "the sign of rotate_half",
             """
 import torch
@@ -467,7 +467,7 @@ def rotated(x, angles):
             "turned the other way",
         ),
         (
-            "03.shared_heads",
+            "04.shared_heads",
             "repeat",
             """
 import torch
@@ -477,7 +477,7 @@ def shared_heads(query_heads, key_value_heads):
             "`repeat` for `repeat_interleave`",
         ),
         (
-            "03.shared_heads",
+            "04.shared_heads",
             "groups of the wrong size",
             """
 def shared_heads(query_heads, key_value_heads):
@@ -486,7 +486,7 @@ def shared_heads(query_heads, key_value_heads):
             "the size of a group is query_heads // key_value_heads",
         ),
         (
-            "03.inner_width",
+            "04.inner_width",
             "rounds to the nearest multiple",
             """
 def inner_width(width, multiple_of):
@@ -496,7 +496,7 @@ def inner_width(width, multiple_of):
             "not to the nearest",
         ),
         (
-            "03.inner_width",
+            "04.inner_width",
             "always one multiple more",
             """
 def inner_width(width, multiple_of):
@@ -506,7 +506,7 @@ def inner_width(width, multiple_of):
             "a width that is a multiple already stays",
         ),
         (
-            "03.metas_rows",
+            "04.metas_rows",
             "odd rows first",
             """
 import numpy as np
@@ -517,7 +517,7 @@ def metas_rows(head_dim):
             "even rows come first",
         ),
         (
-            "03.training_days",
+            "05.training_days",
             "hours",
             """
 def training_days(tokens, tokens_per_second_per_gpu, gpus):
@@ -528,7 +528,7 @@ def training_days(tokens, tokens_per_second_per_gpu, gpus):
         ),
         # --- 04
         (
-            "04.spacing",
+            "06.spacing",
             "the difference to nextafter, whatever the format",
             """
 import numpy as np
@@ -539,7 +539,7 @@ def spacing(x, mantissa_bits):
             "spacing(1.0, 7) gives 1.1920928955078125e-07, expected 0.0078125",
         ),
         (
-            "04.spacing",
+            "06.spacing",
             "rounds the logarithm",
             """
 import math
@@ -550,7 +550,7 @@ def spacing(x, mantissa_bits):
             "math.floor, not round",
         ),
         (
-            "04.absmax_codes",
+            "06.absmax_codes",
             "the largest code is 128, and nothing clips it",
             """
 import torch
@@ -562,7 +562,7 @@ def absmax_codes(values, bits):
             "+128 does not fit an int8",
         ),
         (
-            "04.absmax_codes",
+            "06.absmax_codes",
             "zeros alone are divided by 0",
             """
 def absmax_codes(values, bits):
@@ -573,7 +573,7 @@ def absmax_codes(values, bits):
             "error",
         ),
         (
-            "04.absmax_codes",
+            "06.absmax_codes",
             "the codes are cast without being rounded",
             """
 import numpy as np
@@ -586,7 +586,7 @@ def absmax_codes(values, bits):
             "int() cuts towards zero",
         ),
         (
-            "04.absmax_codes",
+            "06.absmax_codes",
             "8 bits whatever `bits` is",
             """
 def absmax_codes(values, bits=8):
@@ -596,7 +596,7 @@ def absmax_codes(values, bits=8):
             "`bits` decides the largest code",
         ),
         (
-            "04.unbiased_codes",
+            "06.unbiased_codes",
             "uses ceil",
             """
 import numpy as np
@@ -606,7 +606,7 @@ def unbiased_codes(values, scale):
             "ceil is floor's bias the other way",
         ),
         (
-            "04.unbiased_codes",
+            "06.unbiased_codes",
             "halves away from 0",
             """
 import math
@@ -616,7 +616,7 @@ def unbiased_codes(values, scale):
             "round() takes the even one",
         ),
         (
-            "04.zero_point",
+            "06.zero_point",
             "unsigned codes",
             """
 import numpy as np
@@ -628,7 +628,7 @@ def scale_and_zero_point(low, high, bits):
             "right for codes from 0 on",
         ),
         (
-            "04.zero_point",
+            "06.zero_point",
             "the two values swapped",
             """
 def scale_and_zero_point(low, high, bits):
@@ -640,7 +640,7 @@ def scale_and_zero_point(low, high, bits):
             "the scale comes first, then the zero point",
         ),
         (
-            "04.dequantize_rows",
+            "06.dequantize_rows",
             "scales along the columns",
             """
 import numpy as np
@@ -651,7 +651,7 @@ def dequantize_rows(codes, SCB):
             "SCB.unsqueeze(1)",
         ),
         (
-            "04.dequantize_rows",
+            "06.dequantize_rows",
             "the product in int8",
             """
 import numpy as np
@@ -662,7 +662,7 @@ def dequantize_rows(codes, SCB):
             "dequantize_rows([[127, -64], [12, -127]], [0.5, 2.0]) gives",
         ),
         (
-            "04.restored",
+            "06.restored",
             "adds the zero point",
             """
 def restored_values(codes, scale, zero_point):
@@ -671,7 +671,7 @@ def restored_values(codes, scale, zero_point):
             "must give 0, so subtract it",
         ),
         (
-            "04.integer_dot",
+            "06.integer_dot",
             "forgets the last term",
             """
 import numpy as np
@@ -682,7 +682,7 @@ def integer_dot(x, y, p, q):
             "in each of the K terms",
         ),
         (
-            "04.integer_dot",
+            "06.integer_dot",
             "the codes stay int8",
             """
 import numpy as np
@@ -694,7 +694,7 @@ def integer_dot(x, y, p, q):
             "expected -32867",
         ),
         (
-            "04.layer_bytes",
+            "06.layer_bytes",
             "a scale a row though there are groups",
             """
 def layer_bytes(rows, columns, bits, group_size, scale_bytes):
@@ -704,7 +704,7 @@ def layer_bytes(rows, columns, bits, group_size, scale_bytes):
             "each group has a scale of its own",
         ),
         (
-            "04.layer_bytes",
+            "06.layer_bytes",
             "no branch for rows without groups",
             """
 def layer_bytes(rows, columns, bits, group_size, scale_bytes):
@@ -715,7 +715,7 @@ def layer_bytes(rows, columns, bits, group_size, scale_bytes):
             "layer_bytes(4096, 4096, 8, None, 4) gives None, expected 16793600.0",
         ),
         (
-            "04.largest_inner",
+            "06.largest_inner",
             "by 127 squared",
             """
 def largest_inner(bits):
@@ -727,7 +727,7 @@ def largest_inner(bits):
         ),
         # --- 05
         (
-            "05.outlier_columns",
+            "07.outlier_columns",
             "rows for columns",
             """
 import numpy as np
@@ -738,7 +738,7 @@ def columns_with_outliers(x, threshold):
             "those are rows, the tokens",
         ),
         (
-            "05.outlier_columns",
+            "07.outlier_columns",
             "a mask, not numbers",
             """
 import torch
@@ -748,7 +748,7 @@ def columns_with_outliers(x, threshold):
             "the numbers of the columns",
         ),
         (
-            "05.outlier_columns",
+            "07.outlier_columns",
             "all must be large",
             """
 def columns_with_outliers(x, threshold):
@@ -761,7 +761,7 @@ def columns_with_outliers(x, threshold):
             "one large value is enough",
         ),
         (
-            "05.row_codes",
+            "07.row_codes",
             "the outliers set the scale",
             """
 import numpy as np
@@ -774,7 +774,7 @@ def row_codes(row, threshold):
             "but still set the scale",
         ),
         (
-            "05.row_codes",
+            "07.row_codes",
             "drops the outliers from the row",
             """
 def row_codes(row, threshold):
@@ -785,7 +785,7 @@ def row_codes(row, threshold):
             "outliers keep their places",
         ),
         (
-            "05.kept_share",
+            "07.kept_share",
             "values for columns",
             """
 import numpy as np
@@ -795,7 +795,7 @@ def kept_share(x, threshold):
             "the whole column stays",
         ),
         (
-            "05.kept_share",
+            "07.kept_share",
             "a count",
             """
 def kept_share(x, threshold):
@@ -808,7 +808,7 @@ def kept_share(x, threshold):
             "that is the number of columns; a share divides by all of them",
         ),
         (
-            "05.decomposed_row",
+            "07.decomposed_row",
             "never adds the outliers",
             """
 import numpy as np
@@ -825,7 +825,7 @@ def decomposed_row(x, weights, threshold):
             "the outliers are dropped",
         ),
         (
-            "05.decomposed_row",
+            "07.decomposed_row",
             "quantizes the activations, and not the weights",
             """
 import numpy as np
@@ -840,7 +840,7 @@ def decomposed_row(x, weights, threshold):
             "the weights are int8 codes, too",
         ),
         (
-            "05.criterion",
+            "07.criterion",
             "or for and",
             """
 import numpy as np
@@ -853,7 +853,7 @@ def criterion(large, layers, positions):
             "both must hold",
         ),
         (
-            "05.fair_difference",
+            "07.fair_difference",
             "each on its own text",
             """
 import statistics
@@ -863,7 +863,7 @@ def fair_difference(int8_on_own, int8_on_text, bf16_on_text):
             "Score both on the same text",
         ),
         (
-            "05.fair_difference",
+            "07.fair_difference",
             "a ratio",
             """
 def fair_difference(int8_on_own, int8_on_text, bf16_on_text):
@@ -873,7 +873,7 @@ def fair_difference(int8_on_own, int8_on_text, bf16_on_text):
             "that is a ratio",
         ),
         (
-            "05.inference_bytes",
+            "07.inference_bytes",
             "with gradients",
             """
 def inference_bytes(parameters):
@@ -883,7 +883,7 @@ def inference_bytes(parameters):
             "counts a gradient for each weight",
         ),
         (
-            "05.inference_bytes",
+            "07.inference_bytes",
             "gigabytes",
             """
 def inference_bytes(parameters):
@@ -892,7 +892,7 @@ def inference_bytes(parameters):
             "gives 13.5, expected 13476831232",
         ),
         (
-            "05.smoothing",
+            "07.smoothing",
             "multiplied where it is divided",
             """
 import torch
@@ -904,7 +904,7 @@ def smoothing(x_absmax, w_absmax, alpha):
         ),
         # --- 06
         (
-            "06.longest_context",
+            "08.longest_context",
             "rounds to the nearest token",
             """
 def longest_context(free, fixed, cache_per_token, rest_per_token):
@@ -916,7 +916,7 @@ def longest_context(free, fixed, cache_per_token, rest_per_token):
             "the last token must fit whole: round down",
         ),
         (
-            "06.longest_context",
+            "08.longest_context",
             "negative contexts",
             """
 def longest_context(free, fixed, cache_per_token, rest_per_token):
@@ -925,7 +925,7 @@ def longest_context(free, fixed, cache_per_token, rest_per_token):
             "holds 0 tokens, not fewer",
         ),
         (
-            "06.scored_tokens",
+            "08.scored_tokens",
             "the windows themselves",
             """
 def scored_tokens(count, length, stride):
@@ -938,7 +938,7 @@ def scored_tokens(count, length, stride):
             "would score the same tokens twice",
         ),
         (
-            "06.scored_tokens",
+            "08.scored_tokens",
             "the end counted in",
             """
 def scored_tokens(count, length, stride):
@@ -951,7 +951,7 @@ def scored_tokens(count, length, stride):
             "the end is not counted in",
         ),
         (
-            "06.length_normalized",
+            "08.length_normalized",
             "the score, not the choice",
             """
 def length_normalized(log_likelihoods, choices):
@@ -960,7 +960,7 @@ def length_normalized(log_likelihoods, choices):
             "the number of the choice",
         ),
         (
-            "06.length_normalized",
+            "08.length_normalized",
             "argmin",
             """
 import numpy as np
@@ -971,7 +971,7 @@ def length_normalized(log_likelihoods, choices):
             "the likeliest is the largest",
         ),
         (
-            "06.flip_p_value",
+            "08.flip_p_value",
             "twice the tail, beyond 1",
             """
 from math import comb
@@ -982,7 +982,7 @@ def flip_p_value(lost, won):
             "a probability cannot",
         ),
         (
-            "06.flip_p_value",
+            "08.flip_p_value",
             "the tail ends one early",
             """
 from math import comb
@@ -994,7 +994,7 @@ def flip_p_value(lost, won):
             "range(k) ends at k - 1",
         ),
         (
-            "06.fastest_decode",
+            "08.fastest_decode",
             "seconds for a token",
             """
 def fastest_decode(bytes_read, bandwidth):
@@ -1004,7 +1004,7 @@ def fastest_decode(bytes_read, bandwidth):
             "tokens per second are the reciprocal",
         ),
         (
-            "06.interval",
+            "08.interval",
             "NumPy's std divides by n",
             """
 import numpy as np
@@ -1016,7 +1016,7 @@ def interval(differences):
             "divides by n - 1, not by n",
         ),
         (
-            "06.interval",
+            "08.interval",
             "mean and half-width",
             """
 import numpy as np
@@ -1028,7 +1028,7 @@ def interval(differences):
         ),
         # --- 07
         (
-            "07.explained_by_bytes",
+            "10.explained_by_bytes",
             "subtracts",
             """
 def explained_by_bytes(ratio, bytes_before, bytes_after):
@@ -1039,7 +1039,7 @@ def explained_by_bytes(ratio, bytes_before, bytes_after):
             "that is a difference; factors multiply",
         ),
         (
-            "07.group_codes",
+            "10.group_codes",
             "nested lists",
             """
 def group_codes(values, size):
@@ -1053,7 +1053,7 @@ def group_codes(values, size):
             "gives [[64, -127], [127, 4]], expected [64, -127, 127, 4]",
         ),
         (
-            "07.group_codes",
+            "10.group_codes",
             "a group of zeros",
             """
 import numpy as np
@@ -1067,7 +1067,7 @@ def group_codes(values, size):
             "a group of zeros has scale 0",
         ),
         (
-            "07.unsigned_product",
+            "10.unsigned_product",
             "takes off 128 once",
             """
 def unsigned_product(weights, codes):
@@ -1079,7 +1079,7 @@ def unsigned_product(weights, codes):
             "128 for each product, times its code",
         ),
         (
-            "07.pairs_fit",
+            "10.pairs_fit",
             "65,535, without a sign",
             """
 def pairs_fit(largest_weight, largest_code):
@@ -1088,7 +1088,7 @@ def pairs_fit(largest_weight, largest_code):
             "one of the 16 bits is the sign",
         ),
         (
-            "07.break_even_batch",
+            "10.break_even_batch",
             "one operation a weight",
             """
 def break_even_batch(bandwidth, throughput, bytes_per_weight):
@@ -1100,7 +1100,7 @@ def break_even_batch(bandwidth, throughput, bytes_per_weight):
         ),
         # --- 08
         (
-            "08.standard_moved",
+            "09.standard_moved",
             "the scores once",
             """
 def standard_moved(length, head_dim):
@@ -1111,7 +1111,7 @@ def standard_moved(length, head_dim):
             "each of T x T matrices is stored and loaded",
         ),
         (
-            "08.standard_moved",
+            "09.standard_moved",
             "in bytes",
             """
 def standard_moved(length, head_dim):
@@ -1120,7 +1120,7 @@ def standard_moved(length, head_dim):
             "elements were asked for, not bytes",
         ),
         (
-            "08.merge",
+            "09.merge",
             "adds the sums",
             """
 def merge(m1, l1, m2, l2):
@@ -1130,7 +1130,7 @@ def merge(m1, l1, m2, l2):
             "sums under different maxima cannot be added",
         ),
         (
-            "08.merge",
+            "09.merge",
             "undoes the maxima first",
             """
 import numpy as np
@@ -1141,7 +1141,7 @@ def merge(m1, l1, m2, l2):
             "exp(800) overflows",
         ),
         (
-            "08.sees",
+            "09.sees",
             "counts from the first key",
             """
 def sees(query, key, queries, keys):
@@ -1151,7 +1151,7 @@ def sees(query, key, queries, keys):
             "that mask begins at the first key",
         ),
         (
-            "08.tiles_visited",
+            "09.tiles_visited",
             "a whole square of tiles",
             """
 def tiles_visited(length, block):
@@ -1161,7 +1161,7 @@ def tiles_visited(length, block):
             "tiles above the diagonal are skipped",
         ),
         (
-            "08.tiles_visited",
+            "09.tiles_visited",
             "half of the square",
             """
 import math
@@ -1172,7 +1172,7 @@ def tiles_visited(length, block):
             "tiles on the diagonal are visited whole",
         ),
         (
-            "08.crossing_length",
+            "09.crossing_length",
             "without the mask",
             """
 def crossing_length(weights, layers, width):
@@ -1222,7 +1222,7 @@ def padding_rows(lengths, longest):
 """,
     ),
     (
-        "02.shifted_loss",
+        "03.shifted_loss",
         """
 import torch.nn.functional as F, torch
 def shifted_loss(log_p, tokens):
@@ -1231,7 +1231,7 @@ def shifted_loss(log_p, tokens):
 """,
     ),
     (
-        "02.perplexity",
+        "03.perplexity",
         """
 import numpy as np
 def perplexity(log_probabilities):
@@ -1239,7 +1239,7 @@ def perplexity(log_probabilities):
 """,
     ),
     (
-        "02.nucleus",
+        "03.nucleus",
         """
 import numpy as np
 def nucleus(probabilities, p):
@@ -1250,7 +1250,7 @@ def nucleus(probabilities, p):
 """,
     ),
     (
-        "03.rms_norm",
+        "04.rms_norm",
         """
 import torch
 def rms_norm(x, weight, eps):
@@ -1259,7 +1259,7 @@ def rms_norm(x, weight, eps):
 """,
     ),
     (
-        "03.rotate",
+        "04.rotate",
         """
 import torch
 def rotated(x, angles):
@@ -1269,7 +1269,7 @@ def rotated(x, angles):
 """,
     ),
     (
-        "03.metas_rows",
+        "04.metas_rows",
         """
 import torch
 def metas_rows(head_dim):
@@ -1277,7 +1277,7 @@ def metas_rows(head_dim):
 """,
     ),
     (
-        "04.spacing",
+        "06.spacing",
         """
 import math
 def spacing(x, mantissa_bits):
@@ -1285,7 +1285,7 @@ def spacing(x, mantissa_bits):
 """,
     ),
     (
-        "04.unbiased_codes",
+        "06.unbiased_codes",
         """
 import numpy as np
 def unbiased_codes(values, scale):
@@ -1293,7 +1293,7 @@ def unbiased_codes(values, scale):
 """,
     ),
     (
-        "04.zero_point",
+        "06.zero_point",
         """
 import torch
 def scale_and_zero_point(low, high, bits):
@@ -1303,7 +1303,7 @@ def scale_and_zero_point(low, high, bits):
 """,
     ),
     (
-        "05.decomposed_row",
+        "07.decomposed_row",
         """
 import torch
 def decomposed_row(x, weights, threshold):
@@ -1318,7 +1318,7 @@ def decomposed_row(x, weights, threshold):
 """,
     ),
     (
-        "05.kept_share",
+        "07.kept_share",
         """
 import torch
 def kept_share(x, threshold):
@@ -1326,7 +1326,7 @@ def kept_share(x, threshold):
 """,
     ),
     (
-        "05.smoothing",
+        "07.smoothing",
         """
 import numpy as np
 def smoothing(x_absmax, w_absmax, alpha):
@@ -1335,7 +1335,7 @@ def smoothing(x_absmax, w_absmax, alpha):
 """,
     ),
     (
-        "06.interval",
+        "08.interval",
         """
 import numpy as np
 def interval(differences):
@@ -1344,7 +1344,7 @@ def interval(differences):
 """,
     ),
     (
-        "07.pairs_fit",
+        "10.pairs_fit",
         """
 import numpy as np
 def pairs_fit(largest_weight, largest_code):
@@ -1352,7 +1352,7 @@ def pairs_fit(largest_weight, largest_code):
 """,
     ),
     (
-        "08.merge",
+        "09.merge",
         """
 import torch
 def merge(m1, l1, m2, l2):
@@ -1361,7 +1361,7 @@ def merge(m1, l1, m2, l2):
 """,
     ),
     (
-        "08.sees",
+        "09.sees",
         """
 import torch
 def sees(query, key, queries, keys):

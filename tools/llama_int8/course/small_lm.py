@@ -1,6 +1,6 @@
 """A small byte-level language model of exchangeable parts: the original Transformer's or LLaMA's.
 
-Every part is the course's own: the blocks of notebook 01 and of notebook 03.
+Every part is the course's own: the blocks of notebook 02 and of notebook 04.
 """
 
 import math

@@ -1,6 +1,6 @@
 """What paired scores of several precisions say: computed and recorded in one place.
 
-Notebook 06 and `course.py evaluate` record the same names through these functions.
+Notebook 08 and `course.py evaluate` record the same names through these functions.
 """
 
 from collections.abc import Mapping, Sequence

@@ -287,10 +287,10 @@ def another_model(
 ) -> compare.Summary:
     """The comparison for one more model, recorded in a results file of its own.
 
-    A synthetic model has no tokenizer: memory and speed alone. `settings`, `folder`: notebook 06's.
+    A synthetic model has no tokenizer: memory and speed alone. `settings`, `folder`: notebook 08's.
     """
     half = models.baseline_precision(settings.device)
-    results = Results("06_fp16_vs_int8", settings, folder)
+    results = Results("08_fp16_vs_int8", settings, folder)
     synthetic = name.startswith(models.SYNTHETIC)
     revision = None if synthetic else models.revision_of(models.model_folder(name))
     results.use_model(name, revision)

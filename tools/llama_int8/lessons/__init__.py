@@ -20,3 +20,9 @@ def exercises() -> dict[str, Exercise]:
     for lesson in LESSONS:
         found |= import_module(f"{__name__}.{lesson}.exercises").EXERCISES
     return found
+
+
+def lesson_map() -> list[tuple[str, str, str]]:
+    """Number, topic and question of every lesson, as its folder states them."""
+    modules = {lesson: import_module(f"{__name__}.{lesson}") for lesson in LESSONS}
+    return [(lesson[1:], module.TOPIC, module.QUESTION) for lesson, module in modules.items()]

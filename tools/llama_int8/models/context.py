@@ -9,7 +9,7 @@ from llama_int8.profiles import Settings
 READ_WHOLE = ("window", "map_tokens", "atlas_tokens", "prompt_lengths")
 WITH_AN_ANSWER = ("prompt_tokens", "lengths", "contexts", "points")
 STEPS = 8  # tokens after a prompt, at the least: a profile of one step takes several
-FACTS = 320  # tokens of notebook 02's stories beside the distance: other facts, and the question
+FACTS = 320  # tokens of notebook 03's stories beside the distance: other facts, and the question
 NEAR = 16  # its shortest distance
 
 
@@ -47,10 +47,10 @@ def _limits(settings: Settings, context: int) -> dict[str, int]:
     limits = dict.fromkeys(READ_WHOLE, context)
     limits |= dict.fromkeys(WITH_AN_ANSWER, context - added)
     limits["new_tokens"] = answer
-    limits["text_tokens"] = answer if "task" in settings else context  # 06: an answer; 03: a text
-    limits["check_tokens"] = context // 4  # notebook 05 reads four times as many in one piece
+    limits["text_tokens"] = answer if "task" in settings else context  # 08: an answer; 04: a text
+    limits["check_tokens"] = context // 4  # notebook 07 reads four times as many in one piece
     limits["distances"] = max(context - FACTS, NEAR)
-    if "prompt_lengths" in settings:  # notebook 08 times attention alone at its `lengths`
+    if "prompt_lengths" in settings:  # notebook 09 times attention alone at its `lengths`
         del limits["lengths"]
     return limits
 

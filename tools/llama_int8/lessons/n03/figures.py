@@ -1,4 +1,4 @@
-"""The figures of notebook 02."""
+"""The figures of notebook 03."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The figures of notebook 04."""
+"""The figures of notebook 06."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

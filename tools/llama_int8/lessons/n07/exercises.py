@@ -286,7 +286,7 @@ EXERCISES = register(
             ([1.0, 0.5, -20.0], [[0.0, 0.0, 0.0], [1.0, 0.25, -0.625]], 6.0),
         ),
         (
-            "Two products. The inliers as int8 codes (05.row_codes) with the codes of the weights; "
+            "Two products. The inliers as int8 codes (07.row_codes) with the codes of the weights; "
             "the outliers as they are with the weights restored from their codes.",
             "For each row of weights with absmax SCB: sum(codes * CB) * SCA * SCB / 127**2 + "
             "sum(outlier * CB * SCB / 127).",

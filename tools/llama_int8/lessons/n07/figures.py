@@ -1,4 +1,4 @@
-"""The figures of notebook 05."""
+"""The figures of notebook 07."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

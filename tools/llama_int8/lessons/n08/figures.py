@@ -1,4 +1,4 @@
-"""The figures of notebook 06."""
+"""The figures of notebook 08."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The figures of notebook 07, and the piece of the kernel that it prints."""
+"""The figures of notebook 10, and the piece of the kernel that it prints."""
 
 from collections.abc import Mapping
 from importlib.resources import files

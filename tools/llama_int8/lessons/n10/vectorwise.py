@@ -1,4 +1,4 @@
-"""int8 in fifteen lines of PyTorch: fast, and at a price in quality (notebook 07)."""
+"""int8 in fifteen lines of PyTorch: fast, and at a price in quality (notebook 10)."""
 
 import torch
 from torch import Tensor, nn
