@@ -1,6 +1,7 @@
 """The import rule of tools/README.md: imports point down, and never in a circle."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -122,6 +123,18 @@ def test_a_circle_would_be_found_even_behind_a_lazy_import(tmp_path):
     (tmp_path / "one.py").write_text("def f():\n    import two\n")
     (tmp_path / "two.py").write_text("from one import f\n")
     assert set(circle(graph(tmp_path))) == {"one", "two"}
+
+
+def test_the_map_names_every_file():
+    text = (TOOLS / "README.md").read_text(encoding="utf-8").split("```")[1]
+    words = set(re.findall(r"[\w.]+", text))
+    lessons = ("figures.py", "exercises.py", "__init__.py")
+    for name, path in modules(TOOLS).items():
+        if path.name not in lessons:
+            assert {path.name, path.stem} & words, f"tools/README.md does not say what {name} is for"
+    named = {word for word in words if word.endswith(".py")}
+    there = {path.name for path in TOOLS.rglob("*.py")}
+    assert named <= there, f"tools/README.md names {', '.join(sorted(named - there))}, which are gone"
 
 
 # --- the public interface -----------------------------------------------------------------------
