@@ -229,6 +229,7 @@ def fingerprint(job: Job) -> str:
         (cell["cell_type"], "".join(cell["source"]))
         for cell in sync_notebooks.read(job.source)["cells"]
         if cell["id"] not in sync_notebooks.MANAGED_CELLS
+        and not sync_notebooks.is_solution(cell["id"])
     ]
     versions = sorted((d.metadata["Name"], d.version) for d in distributions())
     everything = {

@@ -3,17 +3,19 @@
 Works on the notebooks' JSON with only the standard library, so that it runs before any set-up.
 """
 
+import ast
 import json
 import re
 import shutil
 import sys
 import tomllib
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import addresses
-from common import ROOT, CourseError
+from common import ROOT, TOOLS, CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
 MANAGED_CELLS = ("badge", "bootstrap", "navigation")
@@ -23,6 +25,19 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 DOCUMENTS = ("*.md", "*.cff", "pyproject.toml", "notebooks/*.md", "tools/*.md")
 OWN_FILES = ("pyproject.toml", "CITATION.cff")  # name no repository but the course's
 GENERATED = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
+
+LESSONS = TOOLS / "llama_int8" / "lessons"
+CHECKED = re.compile(r'\bexercises\.check\("(\d\d\.\w+)", (\w+)\)')
+SOLUTION_ID = "-solution"
+SOLUTION = """\
+<details>
+<summary>One solution</summary>
+
+```python
+{code}
+```
+
+</details>"""
 
 BOOTSTRAP = """\
 # On a fresh machine (Colab, say) this fetches the course's package; elsewhere it does nothing.
@@ -135,7 +150,56 @@ def synced(notebook: dict[str, Any], name: str, address: str) -> dict[str, Any]:
             cell["source"] = contents[cell["id"]].splitlines(keepends=True)
     if missing := set(contents) - found:
         raise CourseError(f"{name} has no cell with the id {', '.join(sorted(missing))}")
-    return normalised(notebook)
+    return normalised(with_solutions(notebook, name))
+
+
+def with_solutions(notebook: dict[str, Any], name: str) -> dict[str, Any]:
+    """The notebook with a folded solution below each cell that checks an exercise.
+
+    Raises CourseError for an exercise that the lesson does not have.
+    """
+    known = references(name.partition("_")[0])
+    cells = []
+    for cell in notebook["cells"]:
+        if is_solution(cell["id"]):
+            continue
+        cells.append(cell)
+        source = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+        shown = []
+        for exercise, function in CHECKED.findall(source):
+            if exercise not in known:
+                raise CourseError(
+                    f"{name}, cell {cell['id']}: no exercise is called {exercise!r}; its lesson has "
+                    f"{', '.join(known) or 'none'}"
+                )
+            shown.append(re.sub(r"^def \w+", f"def {function}", known[exercise], count=1))
+        if shown:
+            text = SOLUTION.format(code="\n\n\n".join(shown))
+            new = {"cell_type": "markdown", "id": cell["id"] + SOLUTION_ID, "metadata": {}}
+            cells.append({**new, "source": _lines(text)})
+    return {**notebook, "cells": cells}
+
+
+def is_solution(cell_id: str) -> bool:
+    return cell_id.endswith(SOLUTION_ID)
+
+
+@cache
+def references(number: str) -> dict[str, str]:
+    """Source of each exercise's reference of a lesson, by the exercise's name.
+
+    Read from the text, not imported: `sync` runs before any package is installed.
+    """
+    file = LESSONS / f"n{number}" / "exercises.py"
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    found = {}
+    for node in ast.parse(text).body:
+        for decorator in getattr(node, "decorator_list", []):
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "exercise":
+                found[decorator.args[0].value] = ast.get_source_segment(text, node)
+    return found
 
 
 def navigation(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import inspect
 import json
 import os
 import re
@@ -79,9 +78,9 @@ def checked(name: str, body: str, function: str = "answer", arguments: str = "*a
 
 
 def right(name: str) -> str:
-    source = inspect.getsource(find(name).reference)
+    source = find(name).source()
     function = find(name).reference.__name__
-    return f"{source}\n{function} = exercises.check({name!r}, {function})\n"
+    return f"{source}\n\n\n{function} = exercises.check({name!r}, {function})\n"
 
 
 # Notebook 09 has five exercises, none of which needs a model.
@@ -555,9 +554,7 @@ def solved(folder: Path, number: str) -> None:
         source = "".join(cell["source"])
         for name, function in re.findall(r'check\("(\d\d\.\w+)", (\w+)\)', source):
             reference = find(name).reference
-            own = inspect.getsource(reference).replace(
-                f"def {reference.__name__}(", f"def {function}("
-            )
+            own = find(name).source().replace(f"def {reference.__name__}(", f"def {function}(")
             blank = re.search(r"^def .*?(?=^\w+ = exercises\.check)", source, re.M | re.S)
             source = source.replace(blank[0], f"{own}\n\n")
             cell["source"] = source

@@ -131,10 +131,14 @@ def test_the_map_names_every_file():
     lessons = ("figures.py", "exercises.py", "__init__.py")
     for name, path in modules(TOOLS).items():
         if path.name not in lessons:
-            assert {path.name, path.stem} & words, f"tools/README.md does not say what {name} is for"
+            assert {path.name, path.stem} & words, (
+                f"tools/README.md does not say what {name} is for"
+            )
     named = {word for word in words if word.endswith(".py")}
     there = {path.name for path in TOOLS.rglob("*.py")}
-    assert named <= there, f"tools/README.md names {', '.join(sorted(named - there))}, which are gone"
+    assert named <= there, (
+        f"tools/README.md names {', '.join(sorted(named - there))}, which are gone"
+    )
 
 
 # --- the public interface -----------------------------------------------------------------------

@@ -6,12 +6,15 @@ names a file, `check` writes there, too, a line of JSON as it begins and one wit
 verdicts get out of a notebook that is run without anyone looking on.
 """
 
+import ast
 import copy
 import inspect
 import json
 import os
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,15 +26,34 @@ Status = Literal["correct", "blank", "wrong", "error"]
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: what is right, on which inputs it is checked, and which mistakes are known."""
+    """One exercise: what is right, on which inputs it is checked, and which mistakes are known.
+
+    Stands in the place of its reference, and can be called like it.
+    """
 
     name: str
     points: int
     reference: Callable[..., Any]
     cases: tuple[tuple[Any, ...], ...]
     hints: tuple[str, ...]
-    mistakes: tuple[tuple[Callable[..., Any], str], ...] = field(default=())
+    mistakes: list[tuple[Callable[..., Any], str]] = field(default_factory=list)
     rtol: float = 1e-5  # FP32 passes; whole numbers are compared exactly
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.reference(*arguments)
+
+    def mistake(self, message: str, answer: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Say `message` to whoever answers like `answer`; without it, a decorator of the answer."""
+        if answer is None:
+            return partial(self.mistake, message)
+        self.mistakes.append((answer, message))
+        return answer
+
+    def source(self) -> str:
+        """The source of the reference, without its decorator."""
+        lines = textwrap.dedent(inspect.getsource(self.reference)).splitlines()
+        (function,) = ast.parse("\n".join(lines)).body
+        return "\n".join(lines[function.lineno - 1 :])
 
 
 EXERCISES: dict[str, Exercise] = {}  # those of the lessons that have been imported
@@ -47,10 +69,28 @@ class Verdict:
     outcomes: tuple[Any, ...] = ()  # what a right answer gave in each case, as lists of numbers
 
 
-def register(*exercises: Exercise) -> dict[str, Exercise]:
-    """Make exercises known to `check`, `hint` and `solution`; return them by name."""
-    EXERCISES.update((exercise.name, exercise) for exercise in exercises)
-    return {exercise.name: exercise for exercise in exercises}
+def exercise(
+    name: str,
+    *,
+    points: int,
+    cases: Sequence[tuple[Any, ...]],
+    hints: Sequence[str],
+    rtol: float = 1e-5,
+) -> Callable[[Callable[..., Any]], Exercise]:
+    """Make the function below the reference of an exercise that `check`, `hint` and `solution` know.
+
+    `cases`: tuples of arguments. Its `mistake` adds the known mistakes, which are told apart in
+    their order. Raises ValueError where a name is taken.
+    """
+
+    def register(reference: Callable[..., Any]) -> Exercise:
+        taken = EXERCISES.get(name)
+        if taken and taken.reference.__module__ != reference.__module__:
+            raise ValueError(f"two exercises are called {name!r}")
+        EXERCISES[name] = Exercise(name, points, reference, tuple(cases), tuple(hints), rtol=rtol)
+        return EXERCISES[name]
+
+    return register
 
 
 def find(name: str) -> Exercise:
@@ -130,7 +170,7 @@ def hint(name: str, number: int = 1) -> None:
 
 def solution(name: str) -> None:
     """Print the source of the reference solution."""
-    print(inspect.getsource(find(name).reference))
+    print(find(name).source())
 
 
 def _hand_in(**verdict: Any) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from llama_int8.course.exercises import Exercise
+from llama_int8.course.exercises import EXERCISES, Exercise
 
 LESSONS = tuple(sorted(p.parent.name for p in Path(__file__).parent.glob("n[0-9]*/exercises.py")))
 
@@ -16,10 +16,9 @@ LESSONS = tuple(sorted(p.parent.name for p in Path(__file__).parent.glob("n[0-9]
 @cache
 def exercises() -> dict[str, Exercise]:
     """The exercises of all lessons by name, such as "06.spacing"."""
-    found: dict[str, Exercise] = {}
     for lesson in LESSONS:
-        found |= import_module(f"{__name__}.{lesson}.exercises").EXERCISES
-    return found
+        import_module(f"{__name__}.{lesson}.exercises")
+    return EXERCISES
 
 
 def lesson_map() -> list[tuple[str, str, str]]:
