@@ -41,6 +41,7 @@ pillow==11.3.0
 psutil==5.9.5
 PyYAML==6.0.3
 safetensors==0.8.0
+scipy==1.16.3
 tokenizers==0.22.2
 tqdm==4.67.3
 transformers==5.15.0
