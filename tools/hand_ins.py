@@ -567,12 +567,23 @@ def _paper(file: Found, folder: Path, titles: dict[tuple[str, ...], str]) -> Han
         file.shown,
         file.path,
         cells,
-        problem,
+        problem or _of_another_edition(cells),
         notebook,
         id=number,
         named=named,
         unclear=file.shared and len(file.own) > 2,
         attempt=attempt,
+    )
+
+
+def _of_another_edition(cells: list[dict[str, Any]]) -> str:
+    """What to say of a notebook whose exercises are all unknown; "" for any other."""
+    names = CHECKED.findall("\n".join(map(source, cells)))
+    if not names or any(name in EXERCISES for name in names):
+        return ""
+    return (
+        f"none of its exercises ({', '.join(names[:3])}{', ...' if names[3:] else ''}) is in this "
+        "edition of the course; hand in the notebook of this edition"
     )
 
 

@@ -141,7 +141,10 @@ def plan(
         base = out or STATE / "runs" / (
             profile if model is None else f"{profile}-{model_file_name(model, model_hash(model))}"
         )
-        keep_results = out is None and not params and profile != "smoke"
+        # A results file names machine, notebook and model. A second CPU profile would take the place
+        # of the reference run's, so only a GPU's profiles stand beside it.
+        kept = profile == REFERENCE_PROFILE or chosen.device != "cpu"
+        keep_results = out is None and not params and kept
         for name in names:
             own = {key: v for key, v in changes.items() if key in chosen.notebooks[name]}
             jobs.append(
@@ -235,7 +238,7 @@ def fingerprint(job: Job) -> str:
     everything = {
         "cells": cells,
         "settings": by_content(job.settings),
-        "package": package_hash(),
+        "package": package_hash(f"n{job.name.partition('_')[0]}"),
         "versions": [sys.version, *versions],
         "machine": machine_name(job.settings.device),
     }

@@ -27,7 +27,7 @@ OWN_FILES = ("pyproject.toml", "CITATION.cff")  # name no repository but the cou
 GENERATED = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 LESSONS = TOOLS / "llama_int8" / "lessons"
-CHECKED = re.compile(r'\bexercises\.check\("(\d\d\.\w+)", (\w+)\)')
+CHECKED = re.compile(r"""\bexercises\.check\(\s*["'](\d\d\.\w+)["'],\s*(\w+),?\s*\)""")
 SOLUTION_ID = "-solution"
 SOLUTION = """\
 <details>
@@ -158,7 +158,6 @@ def with_solutions(notebook: dict[str, Any], name: str) -> dict[str, Any]:
 
     Raises CourseError for an exercise that the lesson does not have.
     """
-    known = references(name.partition("_")[0])
     cells = []
     for cell in notebook["cells"]:
         if is_solution(cell["id"]):
@@ -167,9 +166,10 @@ def with_solutions(notebook: dict[str, Any], name: str) -> dict[str, Any]:
         source = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
         shown = []
         for exercise, function in CHECKED.findall(source):
+            known = references(exercise.partition(".")[0])
             if exercise not in known:
                 raise CourseError(
-                    f"{name}, cell {cell['id']}: no exercise is called {exercise!r}; its lesson has "
+                    f"{name}, cell {cell['id']}: no exercise is called {exercise!r}; that lesson has "
                     f"{', '.join(known) or 'none'}"
                 )
             shown.append(re.sub(r"^def \w+", f"def {function}", known[exercise], count=1))

@@ -201,11 +201,21 @@ def _tensor_middles(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 @cache
-def package_hash() -> str:
-    """SHA-256 over the package's files: a number follows from the code, too."""
+def package_hash(lesson: str | None = None) -> str:
+    """SHA-256 over the package's files: a number follows from the code, too.
+
+    `lesson`, such as "n06": what only other lessons use is left out, since no lesson imports another.
+    """
     digest, package = hashlib.sha256(), Path(__file__).parent
     for path in sorted(package.rglob("*")):
         if path.suffix in (".py", ".yaml", ".txt", ".jsonl", ".cpp"):
             name = path.relative_to(package).as_posix()
-            digest.update(name.encode() + b"\0" + path.read_bytes())
+            if lesson is None or not _of_another_lesson(name, lesson):
+                digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _of_another_lesson(name: str, lesson: str) -> bool:
+    """Whether a file of the package belongs to another lesson; their topics belong to all."""
+    folder, _, rest = name.removeprefix("lessons/").partition("/")
+    return name.startswith("lessons/") and bool(rest) and folder != lesson and rest != "__init__.py"

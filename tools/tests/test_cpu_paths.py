@@ -1,6 +1,7 @@
 """The race of all paths on a CPU: every path is the same model, and every number has its case."""
 
 import copy
+import dataclasses
 import time
 from dataclasses import replace
 
@@ -251,3 +252,9 @@ def test_fast_paths_give_the_same_tokens_as_the_swapped_model(runners):
     fast(batch[:, :-1])
     found = fast.step(batch[:, -1])
     assert np.allclose(found, wanted, atol=0.05 * wanted.std())
+
+
+@pytest.mark.parametrize("field", ["stored", "arithmetic"])
+def test_a_backend_of_a_format_that_nobody_can_measure_is_refused_before_it_is_raced(field):
+    with pytest.raises(ValueError, match=f"{field} is 'int4'; known are fp32, fp16, bf16, int8"):
+        dataclasses.replace(next(iter(backends.BACKENDS.values())), **{field: "int4"})

@@ -1,12 +1,15 @@
 """What is "up to date" follows from the content of models and data files, and folders from it too."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from tiny_llama import tiny_config
 
 import run_notebooks
 from common import CourseError
+from llama_int8 import files, profiles
 from llama_int8.files import content_hash
 from llama_int8.models import MODELS
 
@@ -102,3 +105,35 @@ def test_a_registered_name_is_never_a_folder_of_the_same_name(tmp_path, monkeypa
     assert job(model="./smollm2-135m").settings.model == str(tmp_path / "smollm2-135m")
     with pytest.raises(CourseError, match="'smollm' is neither a registered model nor a folder"):
         job(model="smollm")
+
+
+def test_an_edit_of_one_lesson_leaves_the_other_notebooks_up_to_date(monkeypatch, tmp_path):
+    package = tmp_path / "llama_int8"
+    shutil.copytree(Path(files.__file__).parent, package)
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+
+    def hashes():
+        files.package_hash.cache_clear()
+        return [files.package_hash(lesson) for lesson in ("n06", "n07", None)]
+
+    before = hashes()
+    with (package / "lessons/n07/exercises.py").open("a") as file:
+        file.write("# another hint")
+    other, own, whole = hashes()
+    assert other == before[0] and own != before[1] and whole != before[2]
+    with (package / "course/plots.py").open("a") as file:
+        file.write("# another colour")
+    assert hashes()[0] != before[0]
+    files.package_hash.cache_clear()
+
+
+def test_only_the_reference_profile_and_those_of_a_gpu_write_into_results(monkeypatch, tmp_path):
+    """A second CPU profile would put its numbers in the place of the reference run's."""
+    folder = tmp_path / "profiles"
+    shutil.copytree(Path(profiles.__file__).parent, folder)
+    (folder / "laptop.yaml").write_text("base: cpu\nnotebooks:\n  00_start_here: {new_tokens: 6}\n")
+    monkeypatch.setattr(profiles, "FOLDER", folder)
+    monkeypatch.setattr(run_notebooks, "_require_gpu", lambda _profile: None)
+    where = {name: job(profile=name).results for name in ("cpu", "t4", "gpu", "smoke", "laptop")}
+    shared = {name for name, path in where.items() if path == run_notebooks.ROOT / "results"}
+    assert shared == {"cpu", "t4", "gpu"}

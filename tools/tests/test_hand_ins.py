@@ -425,3 +425,17 @@ def test_the_latest_attempt_of_a_learner_counts_in_whatever_folder(tmp_path):
     assert instead["anna/attempt1/09.ipynb"] == "anna_09.ipynb"
     assert instead["ben_09.ipynb"] == "ben_09 (1).ipynb"
     assert len(papers) == len(files)
+
+
+def test_a_notebook_of_another_edition_is_named_as_such(tmp_path):
+    cells = [
+        {"cell_type": "code", "source": f"f = exercises.check('{name}', f)"}
+        for name in ("04.spacing", "04.zero_point", "04.restored", "04.layer_bytes")
+    ]
+    assert hand_ins._of_another_edition(cells) == (
+        "none of its exercises (04.spacing, 04.zero_point, 04.restored, ...) is in this edition of "
+        "the course; hand in the notebook of this edition"
+    )
+    known = {"cell_type": "code", "source": "f = exercises.check('06.spacing', f)"}
+    assert hand_ins._of_another_edition([*cells, known]) == ""
+    assert hand_ins._of_another_edition([]) == ""

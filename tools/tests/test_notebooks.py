@@ -17,7 +17,7 @@ from llama_int8.files import content_hash
 
 PATHS = sync_notebooks.notebook_paths()
 # Run in every test: the base model in those notebooks that ask most of a model.
-ALWAYS = "base", ("00", "04", "06", "10")
+ALWAYS = "base", ("00", "04", "05", "06", "10")
 
 
 def own_cases():

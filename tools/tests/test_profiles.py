@@ -357,3 +357,14 @@ def test_the_gpus_memory_chooses_the_profile(monkeypatch, gibibytes, profile):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: properties)
     assert automatic_profile() == profile
     assert resolve(NOTEBOOK).profile == profile
+
+
+def test_a_parameter_that_is_set_by_itself_is_refused_with_what_to_write(monkeypatch):
+    shell = SimpleNamespace(user_ns={"ROUNDS": 3})
+    monkeypatch.setattr(start_module, "get_ipython", lambda: shell)
+    with pytest.raises(
+        ValueError, match=r"ROUNDS is set by itself.*CHANGES = \{'rounds': \.\.\.\}"
+    ):
+        start_lesson("00_start_here", "smoke")
+    shell.user_ns = {"MODEL": None, "CHANGES": {}, "ROUND": 1}
+    assert start_lesson("00_start_here", "smoke")[0].rounds == 2

@@ -85,7 +85,8 @@ def exercise(
 
     def register(reference: Callable[..., Any]) -> Exercise:
         taken = EXERCISES.get(name)
-        if taken and taken.reference.__module__ != reference.__module__:
+        own = (reference.__module__, reference.__qualname__)
+        if taken and (taken.reference.__module__, taken.reference.__qualname__) != own:
             raise ValueError(f"two exercises are called {name!r}")
         EXERCISES[name] = Exercise(name, points, reference, tuple(cases), tuple(hints), rtol=rtol)
         return EXERCISES[name]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
+
 import llama_int8.models as models
 import llama_int8.profiles as profiles
 from llama_int8.course.tables import show_table
@@ -29,6 +31,7 @@ def start_lesson(
 
     Raises ValueError for what `profiles.resolve` does not know, ModelError for a model.
     """
+    _refuse_single_names(notebook)
     asked = profiles.resolve(notebook, profile, model, changes)
     if device is not None:
         asked = Settings(asked, device=device)
@@ -43,6 +46,20 @@ def start_lesson(
         settings = Settings(settings, model=name)
     show_table(["name", "value", "meaning"], _rows(notebook, asked, settings, results), right=False)
     return settings, results
+
+
+def _refuse_single_names(notebook: str) -> None:
+    """Raise ValueError where `NEW_TOKENS = 96`, or papermill's `-p`, sets a parameter by itself.
+
+    It would change nothing, and the run would look like one with the profile's values.
+    """
+    shell = get_ipython()
+    for name in profiles.meanings(notebook) if shell else ():
+        if name != "model" and name.upper() in shell.user_ns:
+            raise ValueError(
+                f"{name.upper()} is set by itself, which changes nothing; write "
+                f"CHANGES = {{{name!r}: ...}}, or with papermill -y 'CHANGES: {{{name}: ...}}'"
+            )
 
 
 def _rows(

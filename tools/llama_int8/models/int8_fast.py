@@ -2,7 +2,7 @@
 
 Format: Hugging Face's folder. `config.json` has a `quantization_config` with `quant_method`
 "llama-int8-fast" and the layout's `version`. In `model.safetensors` every linear layer, the output
-layer included, has `weight` (uint8: codes + 128 in the order of `quantization.cpu.blocks.pack`),
+layer included, has `weight` (uint8: codes + 128 in the order of `quantization.cpu.packing.pack`),
 `scale` (bf16, one for every 32 inputs of a row, in the order of `pack_rows`) and, if it has one,
 `bias` (FP32); the rest is bf16. The output layer, `lm_head`, reads its activations in two planes.
 """

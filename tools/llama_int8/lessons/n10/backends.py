@@ -18,7 +18,7 @@ from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import Spread, spread
-from llama_int8.models.cost import QUANTIZED, forward_bytes, forward_flops
+from llama_int8.models.cost import BYTES_PER_VALUE, QUANTIZED, forward_bytes, forward_flops
 from llama_int8.models.synthetic import bitsandbytes_linear
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
@@ -41,6 +41,7 @@ BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
 BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
+ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
 LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
 
 
@@ -218,6 +219,12 @@ class Backend:
     # A decode step is one compiled call. It reads a prompt as another backend does, so it is not
     # raced in prefill.
     one_call: bool = False
+
+    def __post_init__(self) -> None:
+        for field, known in (("stored", BYTES_PER_VALUE), ("arithmetic", ARITHMETIC)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"{self.name}: {field} is {value!r}; known are {', '.join(known)}")
 
     @property
     def in_8_bits(self) -> bool:
