@@ -4,6 +4,17 @@ It runs inside the notebook's kernel, under whatever ipywidgets is there, and fa
 a control changes the picture, or where a move leaves an error under the controls.
 """
 
+from pathlib import Path
+
+import nbformat
+
+
+def has_controls(path: Path) -> bool:
+    """Whether a notebook has an interactive figure."""
+    cells = nbformat.read(path, as_version=4).cells
+    return any(cell.cell_type == "code" and "explore(" in cell.source for cell in cells)
+
+
 CELL = """\
 def _move_every_control():  # a function, so that no name of the notebook gets another meaning
     import gc

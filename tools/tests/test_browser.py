@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import moves
 import pytest
 from conftest import ROOT
 
@@ -207,7 +208,9 @@ def ways(control):
         yield "text", write
 
 
-@pytest.mark.parametrize("path", sync_notebooks.notebook_paths(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", filter(moves.has_controls, sync_notebooks.notebook_paths()), ids=lambda path: path.stem
+)
 def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, pages):
     page, complaints = pages.take(path)
     assert page.evaluate(ERRORS) == []

@@ -315,7 +315,7 @@ def test_the_real_notebooks_give_the_same_bytes_twice_apart_from_timings(tmp_pat
         "--profile",
         "smoke",
         "--only",
-        "00,06",
+        "00,08",
     ]
     environment = {**os.environ, "COURSE_PYTHON": sys.executable}
     for out in ("a", "b"):
