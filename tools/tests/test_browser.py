@@ -209,7 +209,9 @@ def ways(control):
 
 
 @pytest.mark.parametrize(
-    "path", filter(moves.has_controls, sync_notebooks.notebook_paths()), ids=lambda path: path.stem
+    "path",
+    [path for path in sync_notebooks.notebook_paths() if moves.has_controls(path)],
+    ids=lambda path: path.stem,
 )
 def test_every_control_of_every_figure_moves_its_picture_in_a_browser(path, pages):
     page, complaints = pages.take(path)
