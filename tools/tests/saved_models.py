@@ -12,6 +12,17 @@ from llama_int8.models.hugging_face import empty_model
 from llama_int8.models.synthetic import random_tensor
 from llama_int8.transformer.config import LlamaConfig
 
+TINY = LlamaConfig(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
+
 
 def save_synthetic(
     config: LlamaConfig, folder: Path, dtype: torch.dtype, shard_bytes: int = 2 * 10**9

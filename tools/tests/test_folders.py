@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from saved_models import TINY
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
@@ -22,19 +23,7 @@ from llama_int8.models import (
 from llama_int8.models.registry import existing_folder
 from llama_int8.names import did_you_mean, listed
 from llama_int8.transformer.checkpoints import write_meta
-from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.llama import Llama
-
-TINY = LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 
 # Names
 

@@ -3,6 +3,7 @@
 A fresh process, because huggingface_hub reads HF_ENDPOINT and HF_HOME when it is imported.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,24 +22,14 @@ from hub_stand_in import (
     MISSING_OR_PRIVATE,
     HubStandIn,
 )
-from saved_models import save_synthetic
+from saved_models import TINY, save_synthetic
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import llama_int8
 from llama_int8.files import content_hash
-from llama_int8.transformer.config import LlamaConfig
 
-CONFIG = LlamaConfig(
-    vocab_size=16,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
+CONFIG = dataclasses.replace(TINY, vocab_size=16)
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 # What the client process does: register a model with the given sources, fetch it, say what came.

@@ -18,7 +18,7 @@ from byte_tokenizer import byte_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from saved_models import save_synthetic
+from saved_models import TINY, save_synthetic
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
@@ -53,16 +53,6 @@ from llama_int8.transformer.llama import Llama
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TINY = LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 TOKENS = torch.tensor([[1, 17, 42, 3, 95, 8]])
 SHARD = 20_000  # bytes: several shards even for a tiny model
 
