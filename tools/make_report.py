@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from llama_int8.models import DEFAULT_MODEL, MODELS, cost
 from llama_int8.quantization.precisions import LLM_INT8
 
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"  # by a run of an earlier version
 RUN_KEYS = set("notebook model profile environment settings measurements claims figures".split())
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[(.*?)\]\((figures/.*?)\)")
@@ -335,19 +336,26 @@ class Report:
         return "\n\n".join(tables)
 
     def machines(self) -> str:
-        """A table of the machines: hardware and versions."""
-        environments = {r["environment"]["machine"]: r["environment"] for r in self.runs}
-        if not environments:
+        """A table of the machines: when and at which commit they measured, hardware, versions."""
+        by_machine: dict[str, list[dict[str, Any]]] = {}
+        for run in self.runs:
+            by_machine.setdefault(run["environment"]["machine"], []).append(run)
+        if not by_machine:
             return f"*{NOT_MEASURED}*"
-        keys = list(dict.fromkeys(key for e in environments.values() for key in e))
-        return markdown_table(
-            ["", *environments],
+        columns = {name: _about(runs) for name, runs in by_machine.items()}
+        keys = dict.fromkeys(key for about in columns.values() for key in about)
+        on_a_gpu = {key for key in keys if "GPU" in key} | {"compute capability", "CUDA"}
+        rows = [
             [
-                [k, *(e.get(k, "none") for e in environments.values())]
-                for k in keys
-                if k != "machine"
-            ],
-        )
+                k,
+                *(
+                    about.get(k, "none" if k in on_a_gpu else NOT_RECORDED)
+                    for about in columns.values()
+                ),
+            ]
+            for k in keys
+        ]
+        return markdown_table(["", *columns], rows)
 
     def claims_table(self) -> str:
         """Every claim with source, deciding cell, measurement and verdict of each machine."""
@@ -591,6 +599,17 @@ def _wrong_entries(run: dict[str, Any]) -> Iterator[str]:
                 "high" in entry
             ):
                 yield f"{name} is {entry}"
+
+
+def _about(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The environment of one machine's runs, with the dates and commits of all of them."""
+    dates = sorted({run["date"] for run in runs if "date" in run})
+    commits = dict.fromkeys(run["commit"][:10] for run in runs if "commit" in run)
+    about = {
+        "measured": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else NOT_RECORDED,
+        "commits": ", ".join(commits) or NOT_RECORDED,
+    }
+    return about | {k: v for k, v in runs[-1]["environment"].items() if k != "machine"}
 
 
 def _read(path: Path) -> str:

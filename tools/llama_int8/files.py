@@ -32,6 +32,8 @@ MODEL_FILES = (
 )
 WHOLE_BYTES = 4 * 2**30  # files up to this size are hashed whole: a changed row must be seen
 SAMPLES, SAMPLE_BYTES = 64, 4096
+# The folders that a score follows from: figures, tables and meters change none.
+SCORING = ("evaluation", "models", "quantization", "transformer", "data")
 END_BYTES = 2**16  # PyTorch's archives end in a list of every tensor's checksum
 
 
@@ -201,16 +203,18 @@ def _tensor_middles(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 @cache
-def package_hash(lesson: str | None = None) -> str:
+def package_hash(lesson: str | None = None, layers: tuple[str, ...] | None = None) -> str:
     """SHA-256 over the package's files: a number follows from the code, too.
 
     `lesson`, such as "n06": what only other lessons use is left out, since no lesson imports another.
+    `layers`, such as SCORING: only these folders.
     """
     digest, package = hashlib.sha256(), Path(__file__).parent
     for path in sorted(package.rglob("*")):
         if path.suffix in (".py", ".yaml", ".txt", ".jsonl", ".cpp"):
             name = path.relative_to(package).as_posix()
-            if lesson is None or not _of_another_lesson(name, lesson):
+            elsewhere = layers is not None and name.partition("/")[0] not in layers
+            if not elsewhere and (lesson is None or not _of_another_lesson(name, lesson)):
                 digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -64,7 +64,7 @@ def test_the_simulated_rung_is_close_to_the_real_layers(climbed):
 def test_each_rung_is_a_stage_of_its_own(model):
     stages = []
 
-    def stage(name, compute):
+    def stage(name, compute, *, timed):
         stages.append(name)
         return compute()
 

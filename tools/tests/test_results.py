@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from safetensors.numpy import save_file
 import llama_int8
 from llama_int8 import files
 from llama_int8.errors import ModelFilesError
-from llama_int8.files import content_hash, package_hash
+from llama_int8.files import SCORING, content_hash, package_hash
 from llama_int8.measure import results as results_module
 from llama_int8.measure.results import KIND_OF_UNIT, KINDS, Results, write_json
 from llama_int8.models import MODELS
@@ -391,7 +394,8 @@ def test_a_folder_among_the_parameters_keeps_stages_and_is_recorded_nowhere(tmp_
     results = Results(NOTEBOOK, chosen)
     results.record("speed", 1.0, "s")
     assert results.root == tmp_path / "drive" and results.keeps_stages
-    assert results.identity == Results(NOTEBOOK, resolve(NOTEBOOK, "cpu")).identity
+    unnamed = Results(NOTEBOOK, resolve(NOTEBOOK, "cpu"))
+    assert results.follows_from() == unnamed.follows_from()
     assert chosen.customized == [] and "drive" not in results.path.read_text(encoding="utf-8")
 
 
@@ -401,6 +405,7 @@ def test_the_real_environment_names_versions_and_no_path(monkeypatch):
     assert torch.__version__.startswith(found["torch"])
     assert found["machine"] == results_module.machine_name("cpu")
     assert found["machine"].strip("abcdefghijklmnopqrstuvwxyz0123456789.-") == ""
+    assert found["instruction sets"] and found["C++ compiler"]
     assert str(Path.home()) + os.sep not in json.dumps(found)
 
 
@@ -472,17 +477,145 @@ def test_folders_of_the_same_name_do_not_share_stages(tmp_path, stated):
         assert results.stage("score", lambda folder=folder: folder) == folder
 
 
-def test_identity_is_what_a_result_follows_from(results, tmp_path):
+def test_what_a_result_follows_from(results, tmp_path):
     settings = dict(resolve(NOTEBOOK, "cpu"))
-    del settings["model"], settings["results_dir"]
-    rest = [settings, {"machine": "a-cpu"}, package_hash()]
+    for name in ("model", "results_dir", "profile", "customized"):
+        settings.pop(name, None)
+    rest = {
+        "notebook": NOTEBOOK,
+        "settings": settings,
+        "environment": {"machine": "a-cpu"},
+        "package": package_hash(),
+    }
     folder = model_in(tmp_path / "mine")
     results.use_model(str(folder), "abc")
-    assert results.identity == [NOTEBOOK, [content_hash(folder), "abc"], *rest]
+    of_folder = {"model": content_hash(folder), "revision": "abc"}
+    assert results.follows_from() == of_folder | rest
     results.use_model("synthetic:llama-7b")
-    assert results.identity == [NOTEBOOK, ["synthetic:llama-7b", None], *rest]
+    synthetic = {"model": "synthetic:llama-7b", "revision": None}
+    assert results.follows_from() == synthetic | rest
     results.record("speed", 1.0, "s")  # numbers do not change it
-    assert results.identity == json.loads(json.dumps(results.identity))
+    assert results.follows_from() == json.loads(json.dumps(results.follows_from()))
+
+
+MACHINES = (
+    {"machine": "old", "processor": "A", "cores": 2, "torch": "2.13.0", "GPU": "Tesla T4"},
+    {"machine": "new", "processor": "B", "cores": 4, "torch": "2.13.0", "GPU": "Tesla T4"},
+)
+
+
+def on_machine(monkeypatch, folder, machine, **parameters):
+    monkeypatch.setattr(results_module, "environment", lambda _device: machine)
+    return with_model(folder, "smollm2-135m", **parameters)
+
+
+def test_on_a_new_machine_scores_are_kept_and_timings_run_again(tmp_path, monkeypatch, capsys):
+    old, new = (partial(on_machine, monkeypatch, tmp_path, machine) for machine in MACHINES)
+    old().stage("score", lambda: "old", timed=False)
+    old().stage("race", lambda: "old")
+    capsys.readouterr()
+    assert new().stage("score", lambda: "new", timed=False) == "old"
+    assert new().stage("race", lambda: "new") == "new"
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "score: kept from an earlier run",
+        "race: run again, since cores, machine, processor changed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"torch": "2.14.0"}, "torch"),
+        ({"GPU": "NVIDIA L4"}, "GPU"),
+        ({"rounds": 9}, "rounds"),
+        ({"package_hash": lambda *_, **__: "other"}, "the course's code"),
+    ],
+)
+def test_scores_are_run_again_where_they_may_differ_and_the_reason_is_said(
+    tmp_path, monkeypatch, capsys, change, reason
+):
+    on_machine(monkeypatch, tmp_path, MACHINES[0]).stage("score", lambda: "old", timed=False)
+    (name, value), parameters, machine = *change.items(), {}, MACHINES[0]
+    if name == "package_hash":
+        monkeypatch.setattr(results_module, name, value)
+    elif name == "rounds":
+        parameters = change
+    else:
+        machine = {**machine, **change}
+    again = on_machine(monkeypatch, tmp_path, machine, **parameters)
+    assert again.stage("score", lambda: "new", timed=False) == "new"
+    assert f"score: run again, since {reason} changed" in capsys.readouterr().err
+
+
+def test_scores_outlive_an_edit_of_figures_and_no_edit_of_what_scores(tmp_path, monkeypatch):
+    package = tmp_path / "llama_int8"
+    shutil.copytree(
+        Path(files.__file__).parent, package, ignore=lambda _, n: {"__pycache__"} & {*n}
+    )
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+
+    def scoring():
+        package_hash.cache_clear()
+        return package_hash(layers=SCORING)
+
+    before = scoring()
+    for place, same in (
+        ("course/plots.py", True),
+        ("measure/latency.py", True),
+        ("evaluation/loglikelihood.py", False),
+        ("quantization/cpu/kernel.cpp", False),
+    ):
+        path = package / place
+        text = path.read_text()
+        path.write_text(text + "\n")
+        assert (scoring() == before) is same, place
+        path.write_text(text)
+    package_hash.cache_clear()
+
+
+def test_a_damaged_kept_stage_of_the_same_name_gives_no_reason_and_no_error(tmp_path, results):
+    results.stage("score", lambda: 1)
+    (kept,) = (tmp_path / "stages").rglob("*.json")
+    damaged = kept.with_name(kept.name.replace(kept.stem[-12:], "0123456789ab"))
+    for content in ("{", "[]", '{"follows_from": null}', ""):
+        damaged.write_text(content)
+        kept.unlink(missing_ok=True)
+        assert results.stage("score", lambda: 2) == 2
+
+
+def test_results_carry_the_date_and_the_commit(results):
+    results.record("speed", 1.0, "s")
+    content = on_disk(results)
+    assert abs(date.fromisoformat(content["date"]) - datetime.now(UTC).date()) <= timedelta(days=1)
+    assert content["commit"] == results_module.commit()
+
+
+def in_repository(folder, *arguments):
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_the_packages_own_and_says_that_it_was_changed(tmp_path, monkeypatch):
+    package = tmp_path / "tools/llama_int8"
+    (package / "measure").mkdir(parents=True)
+    monkeypatch.setattr(results_module, "__file__", str(package / "measure/results.py"))
+
+    def commit():
+        return results_module.commit.__wrapped__()
+
+    assert commit() == "unknown"  # no repository
+    in_repository(tmp_path, "init", "-q")
+    (package / "files.py").write_text("")
+    assert commit() == "unknown"  # a repository that does not know the package
+    in_repository(tmp_path, "add", ".")
+    in_repository(tmp_path, "commit", "-q", "-m", "first")
+    head = in_repository(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("beside the package")
+    assert commit() == head
+    (package / "files.py").write_text("changed = True\n")
+    assert commit() == f"{head}, changed"
 
 
 def test_a_stage_follows_from_the_models_content_and_not_from_its_place(tmp_path, capsys):
@@ -510,7 +643,7 @@ def test_a_stage_follows_from_the_content_of_its_data_files(tmp_path):
 
 def test_a_stage_follows_from_the_code_of_the_package(tmp_path, monkeypatch):
     with_model(tmp_path, "smollm2-135m").stage("score", lambda: "old")
-    monkeypatch.setattr(results_module, "package_hash", lambda: "another")
+    monkeypatch.setattr(results_module, "package_hash", lambda **_: "another")
     assert with_model(tmp_path, "smollm2-135m").stage("score", lambda: "new") == "new"
 
 

@@ -229,9 +229,9 @@ class Evaluation:
         return found
 
     def _options(self, results: Results, task: Task, precision: str, what: str) -> dict[str, Any]:
-        notebook, model, settings, *rest = results.identity
-        settings.pop("precisions")  # of the others only the baseline counts
-        about = [notebook, model, settings, *rest, self.baseline, precision, what]
+        about = results.follows_from(timed=False)
+        about["settings"].pop("precisions")  # of the others only the baseline counts
+        about |= {"baseline": self.baseline, "precision": precision, "what": what}
         return {
             "label": f"{task.name}, {precision}",
             "journal": Journal(self.kept / "stages" / task.name, precision, about),

@@ -62,7 +62,7 @@ def climb(
     windows: torch.Tensor,
     rungs: Mapping[str, Scheme],
     absmax: Mapping[str, torch.Tensor],
-    stage: Callable[[str, Callable[[], Any]], Any] = lambda _, compute: compute(),
+    stage: Callable[..., Any] = lambda _, compute, *, timed: compute(),
 ) -> dict[str, dict[str, Any]]:
     """{rung: {"nll": mean of each window, "kept": share of activations left in high precision}}.
 
@@ -78,6 +78,6 @@ def climb(
         return {"nll": nll.tolist(), "kept": kept.share if scheme.activations else None}
 
     return {
-        name: stage(name, lambda scheme=scheme: measure(scheme))
+        name: stage(name, lambda scheme=scheme: measure(scheme), timed=False)
         for name, scheme in tqdm(rungs.items(), desc="rungs", leave=False)
     }

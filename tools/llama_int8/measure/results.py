@@ -1,8 +1,8 @@
 """Every number that the report shows: recorded by a notebook, kept in one JSON file.
 
 A file is `results/<machine>/<notebook>.json`, with `@<model>` before the ending where the model is
-not the profile's own. It holds the environment, the settings, a hash of the model's files, and for
-each number its value, unit, kind, sample size and spread.
+not the profile's own. It holds the date, the commit, the environment, the settings, a hash of the
+model's files, and for each number its value, unit, kind, sample size and spread.
 """
 
 import hashlib
@@ -15,16 +15,19 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from llama_int8.errors import ModelFilesError
-from llama_int8.files import file_hash, package_hash, write_atomic
+from llama_int8.files import SCORING, file_hash, package_hash, write_atomic
 from llama_int8.models.content import is_folder, model_hash
+from llama_int8.processor import processor
 from llama_int8.profiles import Settings, profile_names, read_profile
 
 # What a difference between two runs means depends on the kind of number; `course.py compare`
@@ -48,31 +51,35 @@ KINDS = ("exact", "memory", "quality", "timing", "text")
 DEFAULT_FOLDER = "course_output"  # for results and figures, beside the notebook
 NAME_BYTES = 80  # of a folder's name in a file's: most systems take 255 for all of it
 PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy")
+PEERS = ("llama-cpp-python", "torchao")  # whom the benchmarks race against
 
 
 def machine_name(device: str) -> str:
-    """A file name for the machine: the GPU's name, or the processor's with its cores."""
+    """A file name for the machine: the GPU's name, or what tells its processor, and the cores."""
     if device != "cpu":
         import torch
 
         return _slug(torch.cuda.get_device_name())
-    return _slug(f"{_processor()}-{os.cpu_count()}-cores")
+    return _slug("-".join([*processor().words(), f"{os.cpu_count()}-cores"]))
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a number depends on: hardware, versions, threads."""
+    """What a number depends on: hardware, versions, threads, the compiler of the kernels."""
     import torch
+
+    from llama_int8.quantization.cpu.kernels import compiler_version
 
     found = {
         "machine": machine_name(device),
-        "processor": _processor(),
+        **processor().describe(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "PyTorch's instruction set": torch.backends.cpu.get_cpu_capability(),
         "memory GiB": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.system(),
         "Python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        "C++ compiler": compiler_version(),
+        **package_versions(),
     }
     if device != "cpu":
         properties = torch.cuda.get_device_properties(0)
@@ -81,6 +88,39 @@ def environment(device: str) -> dict[str, Any]:
         found["compute capability"] = f"{properties.major}.{properties.minor}"
         found["CUDA"] = torch.version.cuda
     return found
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that numbers follow from, and of the peers that are installed."""
+    found = {name: version(name) for name in PACKAGES}
+    for name in PEERS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@cache
+def commit() -> str:
+    """The commit that the package is of, with "changed" where its files differ; else "unknown"."""
+    package = Path(__file__).parents[1]
+    with suppress(PackageNotFoundError, ValueError, KeyError):  # installed from a repository
+        source = distribution("llama-int8").read_text("direct_url.json")
+        if source and package.parent == Path(distribution("llama-int8").locate_file("")):
+            return json.loads(source)["vcs_info"]["commit_id"]
+    # Only where git knows these files: an environment may lie in somebody else's repository.
+    if _git(package, "ls-files", "--error-unmatch", "files.py") is None:
+        return "unknown"
+    changed = _git(package, "status", "--porcelain", "--", ".")
+    return f"{_git(package, 'rev-parse', 'HEAD')}{', changed' if changed else ''}"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers; None where it cannot."""
+    command = ["git", "-C", str(folder), *arguments]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+    return None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -115,6 +155,8 @@ class Results:
             "profile": settings.profile,
             "model": model_title(settings.model, self._sha256),
             "settings": public(settings),
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": commit(),
             "environment": self.environment,
             "measurements": {},
             "figures": {},
@@ -128,16 +170,28 @@ class Results:
         )
         return self.root / "results" / self.environment["machine"] / f"{self.notebook}{suffix}.json"
 
-    @property
-    def identity(self) -> list[Any]:
-        """What a kept stage follows from: notebook, model, settings, environment, package.
+    def follows_from(self, *, timed: bool = True) -> dict[str, Any]:
+        """What numbers follow from: notebook, model, settings, environment, package.
 
-        Models and files count by their content, not by their place.
+        Models and files count by their content, not by their place. Without `timed` they are
+        scores, which follow from no more of the machine than its kind of device, from the versions,
+        and from the part of the package that scores.
         """
-        others = {k: v for k, v in self.settings.items() if k not in ("model", "more_models")}
-        model = self.model_sha256 or _full(self._model)
-        about = [self.notebook, [model, self._revision], by_content(others)]
-        return [*about, self.environment, package_hash()]
+        elsewhere = ("model", "more_models", "profile", "customized")  # these change no number
+        settings = {k: v for k, v in self.settings.items() if k not in elsewhere}
+        environment, package = self.environment, package_hash()
+        if not timed:
+            of_scores = ("GPU", "compute capability", *PACKAGES)
+            environment = {k: v for k, v in environment.items() if k in of_scores}
+            package = package_hash(layers=SCORING)
+        return {
+            "notebook": self.notebook,
+            "model": self.model_sha256 or _full(self._model),
+            "revision": self._revision,
+            "settings": by_content(settings),
+            "environment": environment,
+            "package": package,
+        }
 
     @property
     def model(self) -> str:
@@ -265,25 +319,29 @@ class Results:
         """Keep the verdict on a claim (`course.claims` knows its wording and source)."""
         self._add("claims", name, {"measured": measured, "verdict": verdict, "because": because})
 
-    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+    def stage(self, name: str, compute: Callable[[], Any], *, timed: bool = True) -> Any:
         """Run `compute` and keep what it returns, or return what an earlier run has kept.
 
-        What it returns must be plain JSON data. A kept stage counts only for the same settings,
-        files of the model, machine, versions and package. Without a folder of one's own nothing is
-        kept.
+        What it returns must be plain JSON data. A kept stage counts only where `follows_from` is
+        the same; scores (not `timed`) so outlive a change of the machine. What is run again is
+        said, with the reason. Without a folder of one's own nothing is kept.
         """
         if not self.keeps_stages:
             return json.loads(json.dumps(compute(), allow_nan=False))
-        same = json.dumps([name, *self.identity], sort_keys=True)
+        about = json.loads(json.dumps(self.follows_from(timed=timed)))
+        same = json.dumps([name, about], sort_keys=True)
         key = hashlib.sha256(same.encode()).hexdigest()[:12]
-        path = self.root / "stages" / self.notebook / f"{_slug(name)[:NAME_BYTES]}-{key}.json"
+        stem = _slug(name)[:NAME_BYTES]
+        path = self.root / "stages" / self.notebook / f"{stem}-{key}.json"
         if path.exists():
             print(f"{name}: kept from an earlier run", file=sys.stderr)
-        else:
-            found = compute()
-            self.check_model()
-            write_json(path, found)
-        return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+        if changed := _changed(path, about):
+            print(f"{name}: run again, since {changed} changed", file=sys.stderr)
+        result = json.loads(json.dumps(compute(), allow_nan=False))
+        self.check_model()
+        write_json(path, {"name": name, "follows_from": about, "result": result})
+        return result
 
     def _add(self, section: str, name: str, entry: dict[str, Any]) -> None:
         content = {**self._content, section: {**self._content[section], name: entry}}
@@ -298,6 +356,30 @@ class Results:
         """Of the model's files and of the code: what else the numbers follow from."""
         model = {"model_sha256": self.model_sha256} if self.model_sha256 else {}
         return {**model, "package_sha256": package_hash()}
+
+
+def _changed(path: Path, about: Mapping[str, Any]) -> str:
+    """What differs between `about` and the latest kept stage of this name, in words; "" for none."""
+    stem, _, key = path.stem.rpartition("-")
+    others = path.parent.glob(f"{stem}-{'[0-9a-f]' * len(key)}.json")
+    for other in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            before = json.loads(other.read_text(encoding="utf-8"))["follows_from"]
+            return ", ".join(differences(before, about))
+    return ""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of what numbers follow from (`Results.follows_from`), where the two differ."""
+    found = []
+    for part in sorted(before.keys() | now.keys()):
+        old, new = before.get(part), now.get(part)
+        if part in ("settings", "environment"):
+            names = (old or {}).keys() | (new or {}).keys()
+            found += sorted(n for n in names if (old or {}).get(n) != (new or {}).get(n))
+        elif old != new:
+            found.append("the course's code" if part == "package" else f"the {part}")
+    return found
 
 
 def model_title(name: str, sha256: str | None = None) -> str:
@@ -381,19 +463,3 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip(
         "-"
     )
-
-
-def _processor() -> str:
-    try:
-        if platform.system() == "Linux":
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        if platform.system() == "Darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return platform.processor() or platform.machine()

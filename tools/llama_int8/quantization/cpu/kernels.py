@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llama_int8.files import build_once, cache_folder
+from llama_int8.processor import processor
 
 CHOICE = "LLAMA_INT8_KERNEL"
 PYTORCH = "pytorch"
@@ -91,12 +92,8 @@ class Choice:
 
 
 def cpu_features() -> frozenset[str]:
-    """The CPU's features, by Linux's names ("avx2", "avx512_vnni"); empty on other systems."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
+    """The CPU's features, by Linux's names ("avx2", "avx512_vnni"), as far as they are known."""
+    return processor().has
 
 
 def chosen() -> Choice:
@@ -151,11 +148,26 @@ def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
     lacking = [feature for feature in needed if feature not in cpu_features()]
     if lacking:
         return f"the CPU lacks {lacking[0]}", None
-    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
-    if compiler is None:
+    if (compiler := _compiler()) is None:
         return "there is no C++ compiler (g++) on this machine", None
     with as_file(files(__package__) / "kernel.cpp") as source:
         return _compiled(compiler, source, [*FLAGS.split(), *flags.split()])
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+
+
+@functools.cache
+def compiler_version() -> str:
+    """The first line of what the machine's C++ compiler says of itself, or "none"."""
+    if (compiler := _compiler()) is None:
+        return "none"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = [compiler, "--version"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return said.stdout.strip().partition("\n")[0] or "unknown"
+    return "unknown"
 
 
 def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, ctypes.CDLL | None]:
