@@ -433,7 +433,7 @@ def test_grade_writes_predictions_beside_the_points_where_there_are_any(tmp_path
     folder, out = tmp_path / "in", tmp_path / "in" / "points.csv"  # among what was handed in
     beside = tmp_path / "in" / "points-predictions.csv"
     ask = "from llama_int8.course.predict import predict\n"
-    check = "from llama_int8.course import exercises\nexercises.check('08.decode_bound', None)"
+    check = "from llama_int8.course import exercises\nexercises.check('08.longest_context', None)"
     write(folder / "ben" / "08.ipynb", f"{ask}guess = predict('{NAME}', None)", check)
     assert grade_notebooks.main(folder, out, 60, 6.0) == 0
     assert out.exists() and not beside.exists()
