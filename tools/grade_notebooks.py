@@ -7,6 +7,8 @@ kernel of its own, up to its last cell with a `check`; the file itself is read a
 which is judged once more out here. Of several answers to an exercise a right one counts, else
 the last. Every exercise of the notebook gets a row, whatever became of its cell, and every file
 that is not graded is named with the reason. Where it is unclear whose a file is, that is said.
+What learners predicted (course/predict.py) comes out by the same way, into a file of its own beside
+the points, if anybody did.
 
 An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
 costs its own exercise only: the course's cell takes its place, in which the reference solution
@@ -40,7 +42,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -71,9 +73,12 @@ EXERCISES = exercises()
 NOTEBOOK_CELLS = 10  # so many times the limit of a cell is the limit of one run of a notebook
 LEFT_OUT = 2  # so many cells without an exercise may be left out of a notebook
 COLUMNS = ("learner", "notebook", "exercise", "status", "points", "of", "message")
+PREDICTION_COLUMNS = ("learner", "notebook", "name", "guess", "unit", "measured")
 CHECK = re.compile(r"\bcheck\s*\(")
+PREDICTED = re.compile(r"""\bpredict\(\s*["']([^"']*)["']""")
 LOADS = re.compile(r"\b(load_model|load_tokenizer|embedded_folder|from_pretrained)\b")
 LONGEST_MESSAGE = 1000  # characters; spreadsheets take 32,767 in a cell
+LONGEST_GUESS = 100
 OWN_FOLDER = " (a graded notebook can write in its working folder, its home and $TMPDIR only)"
 UNPROTECTED = (
     "This system cannot keep a notebook from writing outside its own folder; what it changes there is "
@@ -100,6 +105,26 @@ class Row:
     points: int
     of: int
     message: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A line of the file of predictions: a guess, and what this run of the notebook measured."""
+
+    learner: str
+    notebook: str
+    name: str
+    guess: str
+    unit: str
+    measured: str
+
+
+@dataclass
+class Graded:
+    """The lines of one file."""
+
+    rows: list[Row]
+    predictions: list[Prediction] = field(default_factory=list)
 
 
 @dataclass
@@ -129,6 +154,15 @@ class Run:
     errors: dict[int, str] = field(default_factory=dict)  # by cell
     fatal: Fatal | None = None
     late: bool = False  # the notebook's time was up
+    predictions: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last by name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a notebook's runs gave: status and message by exercise, and predictions by name."""
+
+    exercises: dict[str, tuple[str, str]]
+    predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
@@ -138,8 +172,9 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
             f"--seconds is {seconds} and --memory {memory:g}; both must be more than 0"
         )
     second = out.with_stem(out.stem + "-2")
+    own = (out, second, _for_predictions(out), _for_predictions(second))
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as unpacked:
-        handed_in, others = hand_ins.find(folder, Path(unpacked), besides=(out, second))
+        handed_in, others = hand_ins.find(folder, Path(unpacked), besides=own)
     check_writable(out)
     for other in others:
         print(f"not graded: {other.shown}: {other.reason}")
@@ -147,9 +182,11 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
         print(line)
     _prepare(handed_in)
     rows: list[Row] = []
+    predictions: list[Prediction] = []
+    guesses = _for_predictions(out)
     told: set[str] = set()
     stopped = ""
-    watch = isolation.Watch(folder, own=(out, second))
+    watch = isolation.Watch(folder, own=own)
     for number, one in enumerate(handed_in, 1):
         if one.learner not in told:
             told.add(one.learner)
@@ -157,14 +194,21 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
         start = time.monotonic()
         left_out = stopped and one.runs
         fresh = _not_graded(one, stopped) if left_out else grade(one, Limits(seconds, memory))
-        rows += fresh
-        _report(fresh, f"[{number} of {len(handed_in)}]", time.monotonic() - start)
+        rows += fresh.rows
+        predictions += fresh.predictions
+        _report(fresh.rows, f"[{number} of {len(handed_in)}]", time.monotonic() - start)
         if not stopped and one.runs:
             stopped = _look_around(watch, one)
         # A spreadsheet has the file open, most often; nothing of hours may be lost.
-        out = _write(rows, out, second if number == len(handed_in) else None)
+        last = number == len(handed_in)
+        out = _write(rows, out, second if last else None)
+        if predictions or guesses.exists():  # one of an earlier grading
+            instead = _for_predictions(second) if last else None
+            guesses = _write(predictions, guesses, instead, PREDICTION_COLUMNS)
     print_table(rows)
     print(f"\n{len(rows)} rows in {out}")
+    if predictions:
+        print(f"{len(predictions)} predictions in {guesses}")
     if stopped:
         raise CourseError(stopped)
     return 0
@@ -202,9 +246,13 @@ def _few(paths: list[str]) -> str:
     return ", ".join(paths[:5]) + more
 
 
-def _not_graded(one: HandedIn, why: str) -> list[Row]:
+def _for_predictions(out: Path) -> Path:
+    return out.with_stem(out.stem + "-predictions")
+
+
+def _not_graded(one: HandedIn, why: str) -> Graded:
     names = courses_notebooks()[one.notebook]
-    return _rows(one, dict.fromkeys(names, ("not graded", why)))
+    return Graded(_rows(one, dict.fromkeys(names, ("not graded", why))))
 
 
 def _row_of(other: Other) -> Row:
@@ -223,14 +271,19 @@ def _report(rows: list[Row], number: str, seconds: float) -> None:
     print(f"{start} {points} of {of} points, {seconds:.0f} s{more}", flush=True)
 
 
-def _write(rows: list[Row], out: Path, instead: Path | None) -> Path:
-    """Write the points, to `instead` if there is one and `out` cannot be written; the file it was."""
+def _write(
+    rows: Sequence[Row | Prediction],
+    out: Path,
+    instead: Path | None,
+    columns: tuple[str, ...] = COLUMNS,
+) -> Path:
+    """Write rows, to `instead` if there is one and `out` cannot be written; the file it was."""
     try:
-        write_rows(rows, out)
+        write_rows(rows, out, columns)
     except CourseError as error:
         print(error, flush=True)
         if instead:
-            write_rows(rows, instead)
+            write_rows(rows, instead, columns)
             return instead
     return out
 
@@ -238,24 +291,25 @@ def _write(rows: list[Row], out: Path, instead: Path | None) -> Path:
 # --- grading one file
 
 
-def grade(one: HandedIn, limits: Limits) -> list[Row]:
-    """The rows of one file."""
+def grade(one: HandedIn, limits: Limits) -> Graded:
+    """The rows of one file, and its predictions."""
     if one.path is None:
-        return [Row(one.learner, "-", "", "missing", 0, 0, one.problem)]
+        return Graded([Row(one.learner, "-", "", "missing", 0, 0, one.problem)])
     if one.counts:
         message = (
             f"not graded: {one.shown} is the same notebook as {one.counts}, which counts, as the "
             "latest that can be read"
         )
-        return [Row(one.learner, one.notebook, "", "duplicate", 0, 0, message)]
+        return Graded([Row(one.learner, one.notebook, "", "duplicate", 0, 0, message)])
     if one.notebook is None:
         message = one.problem or "no exercise of the course is in it"
         name = one.shown.rpartition("/")[2]
-        return [Row(one.learner, name, "", "unreadable", 0, 0, message)]
+        return Graded([Row(one.learner, name, "", "unreadable", 0, 0, message)])
     if one.problem:
         names = courses_notebooks()[one.notebook]
-        return _rows(one, dict.fromkeys(names, ("unreadable", one.problem)))
-    return _rows(one, judge_cells(one.cells, one.notebook, limits))
+        return Graded(_rows(one, dict.fromkeys(names, ("unreadable", one.problem))))
+    outcome = judge_cells(one.cells, one.notebook, limits)
+    return Graded(_rows(one, outcome.exercises), predictions_of(one, outcome.predictions))
 
 
 def _rows(one: HandedIn, found: dict[str, tuple[str, str]]) -> list[Row]:
@@ -270,10 +324,31 @@ def _rows(one: HandedIn, found: dict[str, tuple[str, str]]) -> list[Row]:
     return rows
 
 
-def judge_cells(
-    cells: list[dict[str, Any]], notebook: str, limits: Limits
-) -> dict[str, tuple[str, str]]:
-    """Status and message of each exercise, from as many runs as fatal cells ask for."""
+def predictions_of(one: HandedIn, found: dict[str, dict[str, Any]]) -> list[Prediction]:
+    """The guesses that a notebook handed in, of those that the course's own notebook asks for."""
+    own = [source(cell) for cell in _own_cells(one.notebook)]
+    asked = dict.fromkeys(name for text in own for name in PREDICTED.findall(text))
+    predictions = []
+    for name in asked:
+        line = found.get(name, {})
+        guess, unit, measured = (_as_text(line.get(key)) for key in ("guess", "unit", "measured"))
+        if guess:
+            predictions.append(Prediction(one.learner, one.notebook, name, guess, unit, measured))
+    return predictions
+
+
+def _as_text(value: Any) -> str:
+    """A number or a text of a learner's notebook for a table; nothing for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return ""
+    text = " ".join(str(value).split())[:LONGEST_GUESS]
+    # A spreadsheet would compute what begins like a formula.
+    formula = isinstance(value, str) and text.startswith(("=", "+", "-", "@"))
+    return f"'{text}" if formula else text
+
+
+def judge_cells(cells: list[dict[str, Any]], notebook: str, limits: Limits) -> Outcome:
+    """The outcome of a notebook, from as many runs as fatal cells ask for."""
     code = tuple(filter(None, map(source, cells)))
     if code == tuple(filter(None, map(source, _own_cells(notebook)))):
         return _as_handed_out(notebook, limits)
@@ -281,7 +356,7 @@ def judge_cells(
 
 
 @cache
-def _as_handed_out(notebook: str, limits: Limits) -> dict[str, tuple[str, str]]:
+def _as_handed_out(notebook: str, limits: Limits) -> Outcome:
     """The result of the unchanged notebook: the same for every learner."""
     return _judge(_own_cells(notebook), notebook, limits)
 
@@ -291,9 +366,7 @@ def _own_cells(notebook: str) -> list[dict[str, Any]]:
     return sync_notebooks.read(sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb")["cells"]
 
 
-def _judge(
-    cells: list[dict[str, Any]], notebook: str, limits: Limits
-) -> dict[str, tuple[str, str]]:
+def _judge(cells: list[dict[str, Any]], notebook: str, limits: Limits) -> Outcome:
     exercises = courses_notebooks()[notebook]
     own = {name: source(c) for c in _own_cells(notebook) for name in CHECKED.findall(source(c))}
     texts = with_parameters(cells, notebook)
@@ -302,9 +375,11 @@ def _judge(
     checked = [[name for name in exercises if name in CHECKED.findall(text)] for text in texts]
     replaced: dict[int, list[Verdict]] = {}
     notes: list[str] = []
+    predictions: dict[str, dict[str, Any]] = {}
     run = Run()
     for _ in range(len(exercises) + LEFT_OUT + 1 if texts else 0):
         run = run_cells(texts, limits)
+        predictions |= run.predictions
         if run.fatal is None:
             break
         cell, first_line = run.fatal.cell, texts[run.fatal.cell].strip().partition("\n")[0]
@@ -335,7 +410,7 @@ def _judge(
             run, any(name in names for names in checked), limits
         )
         found[name] = (status, "; ".join([message, *notes]))
-    return found
+    return Outcome(found, predictions)
 
 
 def best(verdicts: list[Verdict]) -> tuple[str, str] | None:
@@ -433,7 +508,9 @@ def _run_each(
             run.fatal = Fatal("died", "the cell ended its kernel (an exit or a crash)", number)
         if run.fatal is None and exceeded():  # what it keeps would cost the next cell
             run.fatal = Fatal("memory", "", number)
-        run.verdicts += [_verdict(number, line) for line in _lines(file, before)]
+        lines = _lines(file, before)
+        run.verdicts += [_verdict(number, line) for line in lines if _is_verdict(line)]
+        run.predictions |= {line["name"]: line for line in lines if _is_prediction(line)}
         if run.fatal or run.late:
             return
 
@@ -529,7 +606,7 @@ def _size(file: Path) -> int:
 
 
 def _lines(file: Path, start: int) -> list[dict[str, Any]]:
-    """The verdicts written from a place in the file on; anything else there is passed over.
+    """What `check` and `predict` wrote from a place in the file on; all else there is passed over.
 
     A killed kernel's last line may be torn, and a notebook may write or delete what it likes.
     """
@@ -538,13 +615,19 @@ def _lines(file: Path, start: int) -> list[dict[str, Any]]:
     lines = []
     content = file.read_bytes()
     for text in content[start if start <= len(content) else 0 :].splitlines():
-        try:
+        with suppress(ValueError, RecursionError):
             line = json.loads(text)
-            if line["status"] != "begun" and line["name"] in EXERCISES:
+            if isinstance(line, dict) and isinstance(line.get("name"), str):
                 lines.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
     return lines
+
+
+def _is_verdict(line: dict[str, Any]) -> bool:
+    return line.get("status", "begun") != "begun" and line["name"] in EXERCISES
+
+
+def _is_prediction(line: dict[str, Any]) -> bool:
+    return line.get("kind") == "prediction"
 
 
 def _verdict(cell: int, line: dict[str, Any]) -> Verdict:
@@ -575,15 +658,17 @@ def check_writable(out: Path) -> None:
         ) from None
 
 
-def write_rows(rows: list[Row], out: Path) -> None:
+def write_rows(
+    rows: Sequence[Row | Prediction], out: Path, columns: tuple[str, ...] = COLUMNS
+) -> None:
     """Replace the file by one with these rows."""
     new = out.with_name(f".{out.name}.new")
     try:
         # A name from another system's zip may hold what UTF-8 cannot.
         with new.open("w", encoding="utf-8", errors="replace", newline="") as file:
             table = csv.writer(file)
-            table.writerow(COLUMNS)
-            table.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+            table.writerow(columns)
+            table.writerows([getattr(row, name) for name in columns] for row in rows)
         new.replace(out)
     except OSError as error:
         raise CourseError(f"cannot write {out}: {error.strerror}") from None

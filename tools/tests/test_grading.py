@@ -321,7 +321,7 @@ def test_a_check_that_says_correct_of_anything_earns_nothing(tmp_path):
         + checked(MOVED, "return 1"),
         "exercises.judge, exercises._equal = kept, lambda *a: True\n"
         + checked(MERGE, "return 1.0, 1.0, 1.0"),
-        f"exercises._hand_in(name={SEES!r}, status='correct', points=1, message='correct')",
+        f"exercises.hand_in(name={SEES!r}, status='correct', points=1, message='correct')",
         f"own = exercises.EXERCISES\nown[{TILES!r}] = dataclasses.replace("
         f"own[{TILES!r}], cases=((1, 1),), reference=lambda *a: 1)\n" + checked(TILES, "return 1"),
         checked(CROSSING, "..."),
@@ -356,7 +356,7 @@ def test_a_notebook_as_it_was_handed_out_runs_once_for_all_learners(tmp_path, mo
     def judge(_cells, notebook, _limits):
         judged.append(notebook)
         names = grade_notebooks.courses_notebooks()[notebook]
-        return dict.fromkeys(names, ("blank", "not filled in yet"))
+        return grade_notebooks.Outcome(dict.fromkeys(names, ("blank", "not filled in yet")))
 
     monkeypatch.setattr(grade_notebooks, "_judge", judge)
     grade_notebooks._as_handed_out.cache_clear()

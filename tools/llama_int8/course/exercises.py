@@ -105,7 +105,7 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
     """Tell a blank, a wrong and a right answer apart, and say where a wrong one differs."""
     exercise = find(name)
     if not callable(answer):
-        return Verdict("wrong", f"expected a function; this is {_shown(answer)}")
+        return Verdict("wrong", f"expected a function; this is {shown(answer)}")
     outcomes = []
     for case in exercise.cases:
         try:
@@ -113,8 +113,8 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
         except NotImplementedError:
             outcomes.append(...)
         except (Exception, SystemExit) as error:  # a learner's code may raise anything
-            shown = _call(answer, case)
-            return Verdict("error", f"{shown} raised {type(error).__name__}: {error}")
+            call = _call(answer, case)
+            return Verdict("error", f"{call} raised {type(error).__name__}: {error}")
     if all(outcome is None or outcome is ... for outcome in outcomes):
         if outcomes[0] is None and _has_a_body(answer):
             message = "gives None in every case: `return` the result; print() only shows it"
@@ -130,8 +130,8 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
             return Verdict("wrong", message)
     for case, outcome, want in zip(exercise.cases, outcomes, wanted, strict=True):
         if not _equal(outcome, want, exercise.rtol):
-            gives = f"{_call(answer, case)} gives {_shown(outcome)}"
-            return Verdict("wrong", f"{gives}, expected {_shown(want)}")
+            gives = f"{_call(answer, case)} gives {shown(outcome)}"
+            return Verdict("wrong", f"{gives}, expected {shown(want)}")
     raise AssertionError("unreachable: a wrong answer differs somewhere")
 
 
@@ -150,10 +150,10 @@ def confirms(name: str, outcomes: Any) -> bool:
 
 def check(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
     """Print the verdict on `answer`; return it if it is correct, else the reference solution."""
-    _hand_in(name=name, status="begun")
+    hand_in(name=name, status="begun")
     verdict = judge(name, answer)
     # It is the reference where only the line of the check runs again: an earlier one gave it back.
-    _hand_in(name=name, **asdict(verdict), own=answer is not find(name).reference)
+    hand_in(name=name, **asdict(verdict), own=answer is not find(name).reference)
     sign = {"correct": "✓", "blank": "…"}.get(verdict.status, "✗")
     goes_on = "" if verdict.status == "correct" else " (the notebook goes on with the reference)"
     print(f"{sign} {name}: {verdict.message}{goes_on}")
@@ -174,10 +174,11 @@ def solution(name: str) -> None:
     print(find(name).source())
 
 
-def _hand_in(**verdict: Any) -> None:
+def hand_in(**line: Any) -> None:
+    """Write a verdict, or a prediction, to the file of COURSE_VERDICTS, if there is one."""
     if VERDICTS:
         with open(VERDICTS, "a", encoding="utf-8") as verdicts:
-            verdicts.write(json.dumps(verdict) + "\n")
+            verdicts.write(json.dumps(line) + "\n")
 
 
 def _has_a_body(answer: Callable[..., Any]) -> bool:
@@ -187,10 +188,11 @@ def _has_a_body(answer: Callable[..., Any]) -> bool:
 
 
 def _call(answer: Callable[..., Any], case: tuple[Any, ...]) -> str:
-    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(_shown, case))})"
+    return f"{getattr(answer, '__name__', 'the function')}({', '.join(map(shown, case))})"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """What a learner gave, as Python writes it, at most 300 characters long."""
     try:
         text = repr(value)
     except Exception:  # a learner's class, or an int of more digits than Python prints

@@ -12,6 +12,13 @@ from llama_int8.course.tables import show_table
 from llama_int8.measure.results import Results, public
 from llama_int8.profiles import Settings
 
+_running: Results | None = None  # of the lesson that was started last in this process
+
+
+def running() -> Results | None:
+    """The results of the lesson that runs; None before the first has started."""
+    return _running
+
 
 def start_lesson(
     notebook: str,
@@ -31,6 +38,7 @@ def start_lesson(
 
     Raises ValueError for what `profiles.resolve` does not know, ModelError for a model.
     """
+    global _running
     _refuse_single_names(notebook)
     asked = profiles.resolve(notebook, profile, model, changes)
     if device is not None:
@@ -45,6 +53,7 @@ def start_lesson(
         results.use_model(name, models.revision_of(models.model_folder(name)))
         settings = Settings(settings, model=name)
     show_table(["name", "value", "meaning"], _rows(notebook, asked, settings, results), right=False)
+    _running = results
     return settings, results
 
 

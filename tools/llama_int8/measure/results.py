@@ -2,7 +2,8 @@
 
 A file is `results/<machine>/<notebook>.json`, with `@<model>` before the ending where the model is
 not the profile's own. It holds the date, the commit, the environment, the settings, a hash of the
-model's files, and for each number its value, unit, kind, sample size and spread.
+model's files, for each number its value, unit, kind, sample size and spread, and a learner's
+predictions, if any.
 """
 
 import hashlib
@@ -280,7 +281,7 @@ class Results:
                 f"{name}: unit {unit!r}, kind {kind!r}; known units are "
                 f"{', '.join(KIND_OF_UNIT)}, known kinds {', '.join(KINDS)}"
             )
-        value, low, high, n = map(_plain, (value, low, high, n))
+        value, low, high, n = map(plain, (value, low, high, n))
         if kind == "text" and not isinstance(value, str):
             raise ValueError(f"{name}: value is {value!r}; with kind 'text' it must be a string")
         numbers = {k: v for k, v in {"low": low, "high": high, "n": n}.items() if v is not None}
@@ -319,6 +320,18 @@ class Results:
         """Keep the verdict on a claim (`course.claims` knows its wording and source)."""
         self._add("claims", name, {"measured": measured, "verdict": verdict, "because": because})
 
+    def add_prediction(
+        self, name: str, guess: float | str | None, unit: str, measured: float | str | None
+    ) -> None:
+        """Keep a learner's guess; None takes an earlier one away, and keeps nothing."""
+        predictions = {k: v for k, v in self._content.get("predictions", {}).items() if k != name}
+        if guess is not None:
+            predictions[name] = {"guess": guess, "unit": unit, "measured": _rounded(measured)}
+        elif name not in self._content.get("predictions", {}):
+            return  # the file of a run without a guess is as it always was
+        content = {k: v for k, v in self._content.items() if k != "predictions"}
+        self._replace({**content, "predictions": predictions} if predictions else content)
+
     def stage(self, name: str, compute: Callable[[], Any], *, timed: bool = True) -> Any:
         """Run `compute` and keep what it returns, or return what an earlier run has kept.
 
@@ -344,7 +357,9 @@ class Results:
         return result
 
     def _add(self, section: str, name: str, entry: dict[str, Any]) -> None:
-        content = {**self._content, section: {**self._content[section], name: entry}}
+        self._replace({**self._content, section: {**self._content[section], name: entry}})
+
+    def _replace(self, content: dict[str, Any]) -> None:
         if not self._at_once:
             self._write(content)
         self._content = content  # only now: an entry that cannot be written spoils no later one
@@ -450,7 +465,7 @@ def _mark(name: str, sha256: str | None) -> str:
     return (sha256 or hashlib.sha256(os.fsencode(_full(name))).hexdigest())[:8]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Python's own number for a scalar of NumPy or PyTorch."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from llama_int8.course.plots import COLOURS, CURVES, INKS, SHAPES, figure
+from llama_int8.course.predict import Guess
 from llama_int8.evaluation.ladder import CONTROLS, LLM_INT8, RUNGS, THRESHOLDS
 from llama_int8.measure.statistics import PairedDifference
 from llama_int8.quantization.llm_int8 import vectorwise_quantize
@@ -172,8 +173,10 @@ def one_outlier(values: Tensor, size: float, threshold: float) -> Figure:
     return drawn
 
 
-def columns_by_layer(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
-    """Share of outlier columns in each layer, for each entrance."""
+def columns_by_layer(
+    inputs: Mapping[str, Tensor], entrances: Sequence[str], guess: Guess | None = None
+) -> Figure:
+    """Share of outlier columns in each layer, for each entrance, and what a learner guessed."""
     drawn, axes = figure(figsize=(7.8, 3.5))
     total = {}
     for kind, colour, shape in zip(entrances, CURVES, SHAPES, strict=False):
@@ -190,6 +193,8 @@ def columns_by_layer(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> 
     axes.set_xlabel("layer")
     axes.set_ylabel("outlier columns (%)")
     axes.legend(loc="upper left", ncols=2)
+    if guess is not None:
+        guess.mark(axes)
     share = total.get("down_proj", 0) / max(1, sum(total.values()))
     axes.set_title(f"{share:.0%} of all outlier columns enter down_proj")
     return drawn
