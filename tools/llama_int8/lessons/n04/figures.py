@@ -51,7 +51,7 @@ def blocks() -> Figure:
         write(axes, (left + 0.5, 7.18), "(B, T, C)", ha="left")
         write(axes, (left + 0.52, 3.0), "residual stream", SMALL, rotation=90)
     write(axes, (0.12, 0.2), "Pink differs. Same number, same job:", ha="left")
-    jobs = {2.85: "norm", 3.8: "positions", 5.05: "heads", 6.05: "feed-forward"}
+    jobs = {2.72: "norm", 3.45: "positions", 4.43: "heads", 5.24: "feed-forward", 6.48: "biases"}
     for number, (x, job) in enumerate(jobs.items(), 1):
         sign(axes, str(number), (x, 0.2), "highlight", 0.1)
         write(axes, (x + 0.16, 0.2), job, ha="left")
@@ -81,7 +81,8 @@ def _block_of_2017(axes: Axes, left: float) -> None:
         (relu, second, "(B, T, 4C)"), (second, sums[2], ""),
     ):  # fmt: skip
         arrow(axes, start, end, text)
-    _stream_and_tags(axes, stream, ((2, sines), *((1, n) for n in norms), (3, heads[2]), (4, relu)))
+    tags = (*((1, n) for n in norms), (2, sines), (3, heads[2]), (4, relu), (5, second))
+    _stream_and_tags(axes, stream, tags)
 
 
 def _block_of_llama(axes: Axes, left: float) -> None:
@@ -96,7 +97,7 @@ def _block_of_llama(axes: Axes, left: float) -> None:
     gate = box(axes, "gate  C → 8/3 C", (middle - 0.73, 5.22), (1.34, 0.3), "weights")
     up = box(axes, "up  C → 8/3 C", (middle + 0.73, 5.22), (1.34, 0.3), "weights")
     product = box(axes, "SiLU(gate) × up", (middle, 5.74), (2.8, 0.3), "highlight")
-    down = box(axes, "down  8/3 C → C", (middle, 6.25), (2.3, 0.3), "weights")
+    down = box(axes, "down, no bias  8/3 C → C", (middle, 6.25), (2.3, 0.3), "weights")
     for norm in norms:
         arrow(axes, (stream, norm.centre[1]), norm)
     for head in heads:
@@ -111,7 +112,7 @@ def _block_of_llama(axes: Axes, left: float) -> None:
         arrow(axes, part, (part.centre[0], product.y0))
     arrow(axes, product, down, "(B, T, 8/3 C)")
     arrow(axes, down, sums[1])
-    tags = (*((1, n) for n in norms), (2, turned), (3, heads[2]), (4, product))
+    tags = (*((1, n) for n in norms), (2, turned), (3, heads[2]), (4, product), (5, down))
     _stream_and_tags(axes, stream, tags)
 
 
