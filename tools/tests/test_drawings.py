@@ -112,8 +112,11 @@ def test_every_text_can_be_read(name):
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_two_calls_give_the_same_pixels(name):
-    assert plots.png(DRAWINGS[name]()) == plots.png(DRAWINGS[name]())
+@pytest.mark.filterwarnings("error")
+def test_two_calls_give_the_same_pixels_and_so_does_saving_twice(name):
+    drawn = DRAWINGS[name]()
+    first = plots.png(drawn)
+    assert first == plots.png(drawn) == plots.png(DRAWINGS[name]())
 
 
 def test_what_cannot_be_read_would_be_found():

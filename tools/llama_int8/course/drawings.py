@@ -89,7 +89,8 @@ def edge(role: str) -> str:
 
 def canvas(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
     """A figure without axes, in inches; the title stands at its upper left."""
-    drawn = plt.figure(figsize=(width, height), layout="none")
+    drawn = plt.figure(figsize=(width, height))
+    drawn.set_layout_engine("none")  # given to plt.figure, the style's would come back after a save
     axes = drawn.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
