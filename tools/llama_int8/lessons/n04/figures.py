@@ -1,7 +1,7 @@
 """The figures of lesson 04: LLaMA from scratch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,135 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from llama_int8.course.drawings import (
+    SMALL,
+    TITLE,
+    WIDTH,
+    Area,
+    arrow,
+    box,
+    canvas,
+    group,
+    sign,
+    stroke,
+    write,
+)
 from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
 from llama_int8.measure.statistics import Spread
 from llama_int8.transformer.llama import rotate
+
+BLOCKS_ALT = (
+    "Two blocks, drawn from the input at the bottom to the output at the top, each with the residual "
+    "stream as a thick line at its left and two sublayers beside it, whose results are added to the "
+    "stream. 2017: sines of the position are added to the input; attention has as many heads of keys "
+    "and values as of queries; a LayerNorm stands on the stream after each sum; the feed-forward "
+    "network is a matrix to width 4C, ReLU and a matrix back, with biases. LLaMA: nothing is added to "
+    "the input and nothing stands on the stream; an RMSNorm comes before each sublayer; q and k are "
+    "rotated inside attention; query heads share fewer heads of keys and values; the feed-forward "
+    "network is SwiGLU, with matrices gate, up and down, width 8/3 C and no biases."
+)
+
+
+def blocks() -> Figure:
+    """The block of 2017 and LLaMA's, side by side; the same number marks the same job."""
+    drawn, axes = canvas(WIDTH, 7.7)
+    notes = {"Transformer (2017)": "one block", "LLaMA (2023)": "one block, without biases"}
+    for left, (name, note) in zip((0.0, 3.78), notes.items(), strict=True):
+        write(axes, (left + 0.12, 7.5), name, TITLE, ha="left", weight="bold")
+        frame = group(axes, Area(left + 0.06, 1.3, left + 3.66, 7.03), "")
+        write(axes, (frame.x1 - 0.1, frame.y0 + 0.13), note, SMALL, ha="right", style="italic")
+        write(axes, (left + 0.5, 0.65), "x  (B, T, C)", ha="left")
+        write(axes, (left + 0.5, 7.18), "(B, T, C)", ha="left")
+        write(axes, (left + 0.52, 3.0), "residual stream", SMALL, rotation=90)
+    write(axes, (0.12, 0.2), "Pink differs. Same number, same job:", ha="left")
+    jobs = {2.72: "norm", 3.45: "positions", 4.43: "heads", 5.24: "feed-forward", 6.48: "biases"}
+    for number, (x, job) in enumerate(jobs.items(), 1):
+        sign(axes, str(number), (x, 0.2), "highlight", 0.1)
+        write(axes, (x + 0.16, 0.2), job, ha="left")
+    _block_of_2017(axes, 0.0)
+    _block_of_llama(axes, 3.78)
+    return drawn
+
+
+def _block_of_2017(axes: Axes, left: float) -> None:
+    """Norms on the stream, positions added to the input."""
+    stream, middle = left + 0.36, left + 2.09
+    sines = box(axes, "sines of the position", (middle, 1.0), (1.8, 0.3), "highlight")
+    sums = [sign(axes, "+", (stream, y)) for y in (1.0, 4.1, 6.25)]
+    norms = [box(axes, "Layer\nNorm", (stream, y), (0.5, None), "highlight") for y in (4.56, 6.71)]
+    heads, attention, output = _attention(axes, left, 4, "H", "causal attention")
+    first = box(axes, "matrix and bias  C → 4C", (middle, 5.27), (2.3, 0.3), "weights")
+    relu = box(axes, "ReLU", (middle, 5.76), (2.3, 0.3), "highlight")
+    second = box(axes, "matrix and bias  4C → C", (middle, 6.25), (2.3, 0.3), "weights")
+    stroke(axes, [(stream, 1.75), (heads[2].centre[0], 1.75)])
+    for head in heads:
+        x = head.centre[0]
+        arrow(axes, (x, 1.75), head)
+        arrow(axes, (x, head.y1), (x, attention.y0))
+    arrow(axes, (stream, 4.95), first, corners=[(middle, 4.95)])
+    for start, end, text in (
+        (sines, sums[0], ""), (output, sums[1], ""), (first, relu, ""),
+        (relu, second, "(B, T, 4C)"), (second, sums[2], ""),
+    ):  # fmt: skip
+        arrow(axes, start, end, text)
+    tags = (*((1, n) for n in norms), (2, sines), (3, heads[2]), (4, relu), (5, second))
+    _stream_and_tags(axes, stream, tags)
+
+
+def _block_of_llama(axes: Axes, left: float) -> None:
+    """Norms before the sublayers, positions inside attention; the stream is free."""
+    stream, middle = left + 0.36, left + 2.09
+    sums = [sign(axes, "+", (stream, y)) for y in (4.1, 6.25)]
+    norms = [box(axes, "RMSNorm", (middle, y), (2.8, 0.28), "highlight") for y in (1.75, 4.68)]
+    kind = "causal attention, k and v shared"
+    heads, attention, output = _attention(axes, left, 2, "H_{kv}", kind)
+    q, k, v = (head.centre[0] for head in heads)
+    turned = box(axes, "rotate by position", ((q + k) / 2, 3.03), (1.84, 0.28), "highlight")
+    gate = box(axes, "gate  C → 8/3 C", (middle - 0.73, 5.22), (1.34, 0.3), "weights")
+    up = box(axes, "up  C → 8/3 C", (middle + 0.73, 5.22), (1.34, 0.3), "weights")
+    product = box(axes, "SiLU(gate) × up", (middle, 5.74), (2.8, 0.3), "highlight")
+    down = box(axes, "down, no bias  8/3 C → C", (middle, 6.25), (2.3, 0.3), "weights")
+    for norm in norms:
+        arrow(axes, (stream, norm.centre[1]), norm)
+    for head in heads:
+        arrow(axes, (head.centre[0], norms[0].y1), head)
+    for x in (q, k):
+        arrow(axes, (x, heads[0].y1), (x, turned.y0))
+        arrow(axes, (x, turned.y1), (x, attention.y0))
+    arrow(axes, (v, heads[2].y1), (v, attention.y0))
+    arrow(axes, output, sums[0])
+    for part in (gate, up):
+        arrow(axes, (part.centre[0], norms[1].y1), part)
+        arrow(axes, part, (part.centre[0], product.y0))
+    arrow(axes, product, down, "(B, T, 8/3 C)")
+    arrow(axes, down, sums[1])
+    tags = (*((1, n) for n in norms), (2, turned), (3, heads[2]), (4, product), (5, down))
+    _stream_and_tags(axes, stream, tags)
+
+
+def _attention(
+    axes: Axes, left: float, shared: int, count: str, kind: str
+) -> tuple[list[Area], Area, Area]:
+    """q, k and v with a card for each head (four of queries, `shared` of keys and values), above
+    them attention and the output matrix."""
+    parts = (("q", "queries", 4, "H"), ("k", "keys", shared, count), ("v", "values", shared, count))
+    heads = []
+    for (name, role, copies, heads_of), x in zip(parts, (1.13, 2.09, 3.05), strict=True):
+        text = f"{name}\n(B, T, $\\mathrm{{{heads_of}}}$, D)"
+        place = (left + x, 2.35)
+        heads.append(box(axes, text, place, (0.86, 0.42), role, SMALL, copies))
+    attention = box(axes, kind, (left + 2.09, 3.58), (2.8, 0.3))
+    output = box(axes, "output matrix", (left + 2.09, 4.1), (2.3, 0.3), "weights")
+    arrow(axes, attention, output)
+    return heads, attention, output
+
+
+def _stream_and_tags(axes: Axes, x: float, tags: Iterable[tuple[int, Area]]) -> None:
+    """The residual stream from the input to the output, under all that stands on it."""
+    stroke(axes, [(x, 0.5), (x, 7.2)], 3)
+    arrow(axes, (x, 7.2), (x, 7.32))
+    for number, part in tags:
+        sign(axes, str(number), (part.x1 + 0.02, part.y1), "highlight", 0.1)
 
 
 def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: int) -> Figure:

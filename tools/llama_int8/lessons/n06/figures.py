@@ -1,21 +1,121 @@
 """The figures of notebook 06."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from llama_int8.course.drawings import (
+    SMALL,
+    WIDTH,
+    Area,
+    NumberLine,
+    apart,
+    arrow,
+    brace,
+    canvas,
+    fill,
+    group,
+    number_line,
+    points,
+    signed,
+    write,
+)
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, SHAPES, figure
 from llama_int8.lessons.n06.formats import bit_fields
 from llama_int8.models.cost import weight_bytes
-from llama_int8.quantization.quantize import signal_to_noise
+from llama_int8.quantization.quantize import absmax_quantize, dequantize, signal_to_noise
 from llama_int8.transformer.config import LlamaConfig
 
 FORMATS = {"FP32": torch.float32, "FP16": torch.float16, "bf16": torch.bfloat16}
+DOT = 0.06  # inches from the middle of a dot to its edge
+
+
+CODES_ALT = (
+    "Three number lines below each other. On the first, the weights, and absmax marked from zero to the "
+    "weight farthest from it. Arrows lead straight down to their codes, on a line of 255 marks from "
+    "-127 to 127, and on to the restored weights, with small errors written below. At the bottom, "
+    "enlarged: the followed weight between two codes, in the band of all that is rounded to its code; "
+    "its distance from the code is the error."
+)
+
+
+def values_to_codes(values: Tensor, followed: int = 2) -> Figure:
+    """Values, their codes and the restored values on three number lines; one value is followed.
+
+    Below, enlarged: the codes beside the followed value, and the one it is rounded to.
+    """
+    quantized = absmax_quantize(values)
+    codes, scale = quantized.codes.tolist(), quantized.scale.item()
+    restored, absmax = dequantize(quantized), values.abs().max().item()
+    drawn, axes = canvas(WIDTH, 6.0, "Each weight goes to the nearest of 255 codes, and back")
+    ends, limits = (1.3, WIDTH - 0.45), (-absmax, absmax)
+    end = {0: "", absmax: f"{absmax:.2f}"}
+    top = number_line(axes, 4.72, ends, limits, end)
+    middle = number_line(axes, 3.68, ends, (-127, 127), {127: "127"}, range(-127, 128), "int8")
+    bottom = number_line(axes, 2.58, ends, limits, end)
+    for on, name, numbers, number, y in (
+        (top, "weights", values.tolist(), ".2f", 4.95),
+        (middle, "int8 codes", codes, "d", 3.46),
+        (bottom, "restored", restored.tolist(), ".3f", 2.36),
+    ):
+        write(axes, (0.12, on.y), name, ha="left", weight="bold")
+        role = "int8" if on is middle else "weights"
+        roles = ["highlight" if i == followed else role for i in range(len(numbers))]
+        points(axes, on, numbers, roles, name)
+        _numbers(axes, on, numbers, [signed(n, number) for n in numbers], y, followed)
+    write(axes, (0.12, 2.15), "error", ha="left")
+    errors = [signed(error, "+.3f") for error in (restored - values).tolist()]
+    _numbers(axes, bottom, restored.tolist(), errors, 2.15, followed)
+    places = zip(values.tolist(), codes, restored.tolist(), strict=True)
+    for i, (value, code, back) in enumerate(places):
+        role, x = "highlight" if i == followed else "neutral", middle.at(code)[0]
+        arrow(axes, top.at(value), (x, middle.y + DOT), role=role)
+        arrow(axes, (x, middle.y - 0.34), (bottom.at(back)[0], bottom.y + DOT), role=role)
+    sides = sorted((top.at(0)[0], top.at(values[values.abs().argmax()])[0]))
+    brace(axes, *((x, 5.12) for x in sides), f"absmax = {absmax:.2f}", above=True)
+    write(axes, (6, 4.2), f"÷ scale, then round\nscale = absmax / 127 = {scale:.4f}")
+    write(axes, (6, 3.13), "× scale")
+    _enlarged(axes, values[followed].item(), codes[followed], scale)
+    return drawn
+
+
+def _numbers(
+    axes: Axes, on: NumberLine, places: list[float], texts: list[str], y: float, followed: int
+) -> None:
+    """A text for each place on the line, at height `y`, none over another."""
+    room = 0.092 * max(map(len, texts))  # a little more than a digit's width for each character
+    spread = apart([on.at(place)[0] for place in places], room)
+    for i, (x, text) in enumerate(zip(spread, texts, strict=True)):
+        style = {"weight": "bold", "color": INKS["highlight"]} if i == followed else {}
+        write(axes, (x, y), text, **style)
+
+
+def _enlarged(axes: Axes, value: float, code: int, scale: float) -> None:
+    """Four neighbouring codes, the value between them, and all that goes to the same code."""
+    title = f"the codes around {signed(value, '.2f')}, enlarged"
+    group(axes, Area(0.12, 0.1, WIDTH - 0.12, 1.92), title)
+    share, ends = value / scale, (1.3, WIDTH - 0.45)
+    first = math.floor(share) - 1
+    ticks = {c: f"{c}\n{signed(c * scale, '.3f')}" for c in range(first, first + 4)}
+    on = number_line(axes, 1.08, ends, (first - 0.3, first + 3.3), ticks, role="int8")
+    write(axes, (0.25, 0.83), "code\n× scale", SMALL, ha="left")
+    (low, y), (high, _) = on.at(code - 0.5), on.at(code + 0.5)
+    band = {"facecolor": fill("int8"), "linewidth": 0, "zorder": 1}
+    axes.add_patch(Rectangle((low, y - 0.07), high - low, 0.14, **band))
+    brace(axes, (low, 0.6), (high, 0.6), f"all of this becomes {code}")
+    points(axes, on, [share], ["highlight"], "enlarged")
+    near, far = sorted((on.at(share)[0], on.at(code)[0]))
+    brace(axes, (near, 1.2), (far, 1.2), f"error {code * scale - value:+.3f}", above=True)
+    place = (on.at(share)[0] - 0.1, 1.32)
+    style = {"ha": "right", "weight": "bold", "color": INKS["highlight"]}
+    write(axes, place, f"{signed(value, '.2f')} / scale = {signed(share, '.2f')}", SMALL, **style)
 
 
 def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
