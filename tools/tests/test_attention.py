@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
-from llama_int8.course.torch_twins import torch_twin
-from llama_int8.lessons.n02 import dates
-from llama_int8.lessons.n02.heads import (
+from llama_int8.course.heads import (
     attend_with,
     attention_maps,
     weight_on_first,
     weight_on_previous,
 )
+from llama_int8.course.torch_twins import torch_twin
+from llama_int8.lessons.n02 import dates
 from llama_int8.models import load_model
 from llama_int8.transformer.attention import (
     DecoderBlock,

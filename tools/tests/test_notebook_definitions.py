@@ -15,10 +15,13 @@ from llama_int8.transformer import attention, flash, generation, llama
 HOMES = {
     "01_attention_and_causal_masking": (
         [attention],
-        """causal_mask padding_mask attention_weights scaled_dot_product_attention MultiHeadAttention
-        sinusoidal_positions layer_norm FeedForward Residual""".split(),
+        "attention_weights scaled_dot_product_attention".split(),
     ),
-    "02_the_transformer": ([attention], "EncoderBlock DecoderBlock EncoderDecoder".split()),
+    "02_the_transformer": (
+        [attention],
+        """sinusoidal_positions layer_norm FeedForward Residual EncoderBlock DecoderBlock
+        EncoderDecoder""".split(),
+    ),
     "03_generation_and_decoding": (
         [generation],
         """KVCache next_logits scale_temperature keep_top_k keep_top_p penalize_repetition

@@ -1,112 +1,255 @@
 """The figures of lesson 01: attention and causal masking."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from llama_int8.course.plots import COLOURS, figure, heat_map
+from llama_int8.course.drawings import arrow, box, brace, canvas, matrix, write
+from llama_int8.course.heads import weight_on_first, weight_on_previous
+from llama_int8.course.plots import COLOURS, GREY, INKS, figure, heat_map
+
+ATTENTION_ALT = (
+    "Attention for three tokens. Queries (3, 2) times transposed keys (2, 3) give dot products "
+    "(3, 3); divided by the root of 2 and through a softmax they become weights, one row for each "
+    "query; weights times values (3, 2) give the output (3, 2)."
+)
+HEADS_ALT = (
+    "Three heads side by side. Each one takes the whole vectors x, of width C, and projects them to "
+    "its own small queries, keys and values, of width D = C / 3. Their outputs are put beside each "
+    "other, back to width C, and one matrix mixes them."
+)
 
 
-def from_scores_to_weights(
-    dots: torch.Tensor, scaled: torch.Tensor, weights: torch.Tensor, words: list[str]
+def drawing_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, names: Sequence[str]
 ) -> Figure:
-    """q k^T, the same over sqrt(D), and its softmax, each (T, T), beside each other."""
-    drawn, axes = figure(3, figsize=(10, 3.9))
-    panels = (
-        (dots, f"q·k: up to {dots.abs().max():.0f}"),
-        (scaled, f"q·k / √d_k: up to {scaled.abs().max():.1f}"),
-        (weights, "softmax: each row sums to 1"),
+    """q, k, v (T, 2) with their numbers, and the way to the output, weights still to be computed."""
+    drawn, axes = canvas(
+        7.5, 3.7, "Attention: who fits whom, shares of each row, mean of the values"
     )
-    for panel, (values, title) in zip(axes, panels, strict=True):
-        zero_based = {"vmin": 0} if panel is axes[2] else {"cmap": "PuOr", **_symmetric(values)}
-        image = heat_map(panel, values, words if panel is axes[0] else None, words, **zero_based)
-        if panel is not axes[0]:
-            panel.set_yticks([])
-        drawn.colorbar(image, ax=panel, shrink=0.8)
-        panel.set_title(title)
+    length, size, y = len(q), 0.32, 2.95
+    queries = matrix(axes, (1.0, y), q.numpy(), "queries Q", "queries", rows=names, size=size)
+    keys = matrix(axes, (2.3, y), k.T.numpy(), "keys, Kᵀ", "keys", columns=names, size=(0.6, size))
+    write(axes, ((queries.x1 + keys.x0) / 2, y - size), "×", 11)
+    dots = matrix(
+        axes, (5.3, y), (q @ k.T).numpy(), "dot products Q Kᵀ", columns=names, size=(0.6, size)
+    )
+    arrow(axes, (keys.x1 + 0.1, y - size), (dots.x0 - 0.1, y - size))
+    y = 1.35
+    weights = matrix(
+        axes, (1.0, y), (length, length), "weights", "highlight", rows=names, size=(0.6, size)
+    )
+    values = matrix(axes, (3.8, y), v.numpy(), "values V", "values", rows=names, size=size)
+    out = matrix(axes, (6.0, y), (length, 2), "output", "activations", rows=names, size=size)
+    write(axes, (weights.x1 + 0.2, y - 1.5 * size), "×", 11)
+    arrow(axes, (values.x1 + 0.1, y - 1.5 * size), (out.x0 - 0.55, y - 1.5 * size))
+    arrow(
+        axes,
+        (dots.centre[0], dots.y0 - 0.24),
+        (weights.centre[0], weights.y1 + 0.03),
+        "÷ √D, then softmax along each row",
+        corners=[(dots.centre[0], 1.6), (weights.centre[0], 1.6)],
+        beside="below",
+    )
+    return drawn
+
+
+def drawing_heads(heads: int = 3) -> Figure:
+    """The whole vector goes to every head; only the projections are small."""
+    drawn, axes = canvas(
+        7.5, 3.6, "Every head sees the whole vector, through small matrices of its own"
+    )
+    x = matrix(axes, (0.45, 2.45), (4, 2 * heads), "x (T, C)", "activations", size=(0.19, 0.25))
+    whose = np.tile(np.repeat(np.arange(1, heads + 1), 2), (4, 1))
+    joined = matrix(
+        axes, (5.0, 2.45), whose, "side by side (T, C)", "activations", size=(0.19, 0.25)
+    )
+    for number in range(heads):
+        y = 2.9 - 0.95 * number
+        qkv = box(axes, "q, k, v (T, D)", (2.65, y), (1.15, 0.36), font=8)
+        head = box(axes, f"attention {number + 1}", (4.05, y), (1.0, 0.36), font=8)
+        arrow(axes, (x.x1 + 0.04, x.centre[1]), (qkv.x0, y))
+        arrow(axes, qkv, head)
+        arrow(axes, (head.x1, y), (joined.x0 - 0.03, joined.centre[1]))
+    arrow(axes, joined, box(axes, "o_proj", (6.9, joined.centre[1]), role="weights"))
+    brace(axes, (2.05, 0.7), (4.6, 0.7), "H heads, each with a softmax of its own")
+    return drawn
+
+
+def root(plain: torch.Tensor, scaled: torch.Tensor, words: list[str]) -> Figure:
+    """One head's weights (T, T) without and with the square root, beside each other."""
+    drawn, axes = figure(2, figsize=(9, 4.0))
+    for panel, (values, title) in zip(
+        axes, ((plain, "softmax(q·k)"), (scaled, "softmax(q·k / √D)")), strict=True
+    ):
+        image = heat_map(panel, values, words if panel is axes[0] else None, words, vmin=0, vmax=1)
+        largest = values[1:].amax(-1).mean()
+        panel.set_title(f"{title}: largest weight {largest:.0%}")
         panel.set_xlabel("key")
+        if panel is axes[1]:
+            panel.set_yticks([])
     axes[0].set_ylabel("query")
+    drawn.colorbar(image, ax=axes, shrink=0.8, label="weight")
     return drawn
 
 
-def scaling(
-    widths: list[int],
-    variance: Mapping[str, list[float]],
-    entropy: Mapping[str, list[float]],
-    gradient: Mapping[str, list[float]],
-    keys: int,
-) -> Figure:
-    """Variance of the scores, entropy of the weights, and gradient, against d_k."""
-    drawn, axes = figure(3, figsize=(10, 3.3))
-    styles = {"q·k": ("int8", "s"), "q·k / √d_k": ("bf16", "o")}
-    for panel, measured in zip(axes, (variance, entropy, gradient), strict=True):
-        for name, values in measured.items():
-            colour, marker = styles[name]
-            panel.plot(widths, values, marker, linestyle="-", color=COLOURS[colour], label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_xlabel("d_k")
-    axes[0].plot(widths, widths, "--", color=COLOURS["predicted"], label="predicted: d_k and 1")
-    axes[0].axhline(1, linestyle="--", color=COLOURS["predicted"])
-    axes[0].set_yscale("log", base=2)
-    axes[0].set_ylabel("variance of the scores")
-    axes[0].set_title("Unscaled, the variance is d_k")
-    axes[0].legend(fontsize=8)
+def scaling(widths: list[int], entropy: Mapping[str, list[float]], keys: int) -> Figure:
+    """Entropy of the weights against D, without and with the square root."""
+    drawn, axes = figure(figsize=(7.5, 3.2))
+    styles = {"q·k": ("int8", "s"), "q·k / √D": ("bf16", "o")}
+    for name, values in entropy.items():
+        colour, marker = styles[name]
+        axes.plot(widths, values, marker, linestyle="-", color=COLOURS[colour], label=name)
     uniform = np.log2(keys)
-    axes[1].axhline(uniform, linestyle=":", color="black")
-    axes[1].annotate(f"all {keys} keys alike", (widths[0], uniform), (0, 3), **_points())
-    axes[1].set_ylim(0, uniform * 1.12)
-    axes[1].set_ylabel("entropy of the weights (bits)")
-    axes[1].set_title("one key takes nearly all")
-    axes[2].set_yscale("log")
-    axes[2].set_ylabel("median derivative p(1 − p)")
-    axes[2].set_title("and the softmax goes flat")
-    axes[2].set_ylim(bottom=1e-9)
-    return drawn
-
-
-def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
-    """Sinusoidal positions (length, width), and their dot products by distance."""
-    drawn, axes = figure(2, figsize=(10, 3.6))
-    image = heat_map(axes[0], table, cmap="PuOr", vmin=-1, vmax=1)
-    drawn.colorbar(image, ax=axes[0], shrink=0.8)
-    axes[0].set_xlabel("dimension")
-    axes[0].set_ylabel("position")
-    axes[0].set_title("Fast waves left, slow waves right")
-    length = len(dots)
-    starts = [length // 8, length // 2, length - length // 8 - 1]
-    lines = (("bf16", "o", 6), ("int8", "s", 4), ("fp32", ".", 2))
-    for start, (colour, marker, size) in zip(starts, lines, strict=True):
-        style = {"color": COLOURS[colour], "marker": marker, "ms": size, "linewidth": 0.8}
-        axes[1].plot(np.arange(length) - start, dots[start], label=f"from {start}", **style)
-    axes[1].set_xlabel("distance (positions)")
-    axes[1].set_ylabel("dot product")
-    axes[1].set_title("Between positions, only distance counts")
-    axes[1].legend(fontsize=8)
+    axes.axhline(uniform, linestyle=":", color="black")
+    axes.annotate(f"all {keys} keys alike", (widths[0], uniform), (0, 3), **_points())
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("width D of queries and keys")
+    axes.set_ylim(0, uniform * 1.12)
+    axes.set_ylabel("entropy of a row (bits)")
+    axes.set_title("Without the root, wide heads look at one key only")
+    axes.legend()
     return drawn
 
 
 def influence(moved: Mapping[str, torch.Tensor]) -> Figure:
-    """How far each output moved when one input changed, (T, T) for each way of masking."""
-    drawn, axes = figure(len(moved), figsize=(2.3 * len(moved), 3.0))
+    """How far each output moved when one token changed, (T, T) for each way of masking."""
+    drawn, axes = figure(len(moved), figsize=(2.55 * len(moved), 3.2))
+    smallest = min(values[values > 0].min().item() for values in moved.values())
+    low, high = np.log10(smallest), np.log10(max(v.max().item() for v in moved.values()))
     for panel, (name, values) in zip(axes, moved.items(), strict=True):
-        heat_map(panel, (values > 0).float(), vmin=0, vmax=1.6, aspect="equal")
-        length = len(values)
-        leaks = int((values.triu(1) > 0).sum())
-        panel.set_title(f"{name}\n{leaks} leaks" if leaks else f"{name}\nno leak", fontsize=9)
-        for row, column in (values.triu(1) > 0).nonzero().tolist():
-            panel.plot(column, row, "x", color=COLOURS["int8"], markersize=4)
-        panel.set_xticks(range(0, length, 2))
-        panel.set_yticks(range(0, length, 2))
+        size = values.masked_fill(values == 0, torch.nan).log10()
+        image = heat_map(panel, size, vmin=low, vmax=high, aspect="equal")
+        leaks = (values.triu(1) > 0).nonzero().tolist()
+        panel.set_title(f"{name}\n{len(leaks)} leaks" if leaks else f"{name}\nno leak", fontsize=10)
+        for row, column in leaks:
+            panel.plot(column, row, "x", color="white", markersize=8, markeredgewidth=3.5)
+            panel.plot(column, row, "x", color=COLOURS["int8"], markersize=7, markeredgewidth=2)
+        panel.set_xticks(range(0, len(values), 2))
+        panel.set_yticks(range(0, len(values), 2))
         panel.set_xlabel("token that was changed")
     axes[0].set_ylabel("output that moved")
+    bar = drawn.colorbar(image, ax=axes, shrink=0.75, label="how far it moved")
+    ticks = range(int(np.ceil(low)), int(np.floor(high)) + 1)
+    bar.set_ticks(list(ticks), labels=[f"$10^{{{tick}}}$" for tick in ticks])
     return drawn
 
 
-def _symmetric(values: torch.Tensor) -> dict[str, float]:
-    largest = values.abs().max().item()
-    return {"vmin": -largest, "vmax": largest}
+def pronoun(tired: torch.Tensor, wide: torch.Tensor, words: list[str], title: str) -> Figure:
+    """The weights of one query on the words before it, in two sentences, as pairs of bars."""
+    drawn, axes = figure(figsize=(7.5, 3.0))
+    places = np.arange(len(words))
+    looks = (("... too tired", tired, "bf16", ""), ("... too wide", wide, "int8", "///"))
+    for shift, (name, weights, colour, hatch) in zip((-0.2, 0.2), looks, strict=True):
+        style = {"color": COLOURS[colour], "hatch": hatch, "edgecolor": "white"}
+        axes.bar(places + shift, 100 * weights.numpy(), 0.38, label=name, **style)
+    axes.set_xticks(places, words)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel('weight of "it" (%)')
+    axes.set_title(title)
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    return drawn
+
+
+def cost(lengths: Sequence[int], scores: Sequence[float], model_bytes: float) -> Figure:
+    """Bytes of one layer's weights of attention against the length of the text."""
+    drawn, axes = figure(figsize=(7.5, 3.3))
+    axes.plot(lengths, scores, "o-", color=COLOURS["bf16"], label="attention weights of one layer")
+    axes.axhline(model_bytes, linestyle="--", color=GREY)
+    axes.annotate("the whole model's parameters", (lengths[0], model_bytes), (0, 4), **_points())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xlabel("tokens T")
+    axes.set_ylabel("bytes in FP32")
+    axes.set_title("Twice the text, four times the weights")
+    axes.legend(loc="lower right")
+    return drawn
+
+
+def heads(first: torch.Tensor, previous: torch.Tensor, found: tuple[int, int]) -> Figure:
+    """Mean weight on the first and on the previous token, (layers, H) each; `found` is marked."""
+    drawn, axes = figure(2, figsize=(10, 3.2))
+    titles = ("Weight on the first token", "Weight on the previous token")
+    for panel, values, title in zip(axes, (first, previous), titles, strict=True):
+        image = heat_map(panel, values.T, vmin=0, vmax=1)
+        drawn.colorbar(image, ax=panel, shrink=0.8)
+        panel.set_xlabel("layer")
+        panel.set_title(title)
+    axes[0].set_ylabel("head")
+    layer, head = found
+    axes[1].plot(layer, head, "o", ms=13, mfc="none", mec=COLOURS["int8"], mew=2)
+    right = layer < first.shape[0] / 2
+    axes[1].annotate(
+        f"layer {layer}, head {head}",
+        (layer, head),
+        (12 if right else -12, -14),
+        ha="left" if right else "right",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        color=INKS["int8"],
+        **_points(),
+    )
+    return drawn
+
+
+def stripe(weight: torch.Tensor, largest: torch.Tensor) -> Figure:
+    """By layer: mean weight on the first token, and the largest value of that token's state."""
+    drawn, axes = plt.subplots(2, sharex=True, figsize=(7.5, 3.8))
+    layers = range(len(weight))
+    axes[0].plot(layers, 100 * weight, "o-", color=COLOURS["bf16"], markersize=4)
+    axes[0].set_ylim(0, 100)
+    axes[0].set_ylabel("weight on the\nfirst token (%)")
+    axes[0].set_title("The sink vanishes exactly where the first token's large value does")
+    axes[1].plot(layers, largest, "s-", color=COLOURS["int8"], markersize=4)
+    axes[1].set_yscale("log")
+    axes[1].set_ylabel("largest value\nof its state")
+    axes[1].set_xlabel("layer")
+    return drawn
+
+
+def gallery(maps: torch.Tensor) -> Figure:
+    """Every head's map (layers, H, T, T) as a thumbnail: a column a layer, a row a head."""
+    layers, heads, length, _ = maps.shape
+    gap = 2
+    sheet = torch.full((heads * (length + gap), layers * (length + gap)), float("nan"))
+    for layer in range(layers):
+        for head in range(heads):
+            top, left = head * (length + gap), layer * (length + gap)
+            shown = maps[layer, head].sqrt()  # small weights become visible
+            shown = shown.masked_fill(torch.ones(length, length).triu(1).bool(), float("nan"))
+            sheet[top : top + length, left : left + length] = shown
+    drawn, axes = figure(figsize=(12, min(12 * heads / layers, 16) + 0.7))
+    image = heat_map(axes, sheet, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+    centre = length / 2
+    axes.set_xticks([i * (length + gap) + centre for i in range(layers)], range(layers), fontsize=8)
+    axes.set_yticks([i * (length + gap) + centre for i in range(heads)], range(heads), fontsize=8)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("head")
+    axes.set_title("All heads of the model on one sentence: few patterns, often repeated")
+    bar = drawn.colorbar(image, ax=axes, shrink=0.8, label="weight")
+    bar.set_ticks([0, 0.5**0.5, 1], labels=["0", "0.5", "1"])
+    return drawn
+
+
+def head_and_mask(maps: torch.Tensor, words: list[str], layer: int, head: int) -> Figure:
+    """One head's map (layers, H, T, T) beside the mask that it keeps to."""
+    drawn, axes = figure(2, figsize=(10, 4.4), width_ratios=[1.25, 1])
+    weights = maps[layer, head]
+    heat_map(axes[1], torch.ones_like(weights).tril(), None, words, vmin=0, vmax=1.6)
+    image = heat_map(axes[0], weights, words, words, vmin=0, vmax=1)
+    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
+    first, previous = weight_on_first(weights), weight_on_previous(weights)
+    axes[0].set_title(f"layer {layer}, head {head}: first {first:.0%}, previous {previous:.0%}")
+    axes[0].set_ylabel("query")
+    axes[0].set_xlabel("key")
+    axes[1].set_yticks([])
+    axes[1].set_xlabel("key")
+    axes[1].set_title("the mask: blue may be looked at")
+    return drawn
 
 
 def _points() -> dict[str, object]:

@@ -2,11 +2,32 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from llama_int8.course.plots import COLOURS, INKS, figure, heat_map
-from llama_int8.lessons.n02.heads import weight_on_first, weight_on_previous
+from llama_int8.course.plots import COLOURS, figure, heat_map
+
+
+def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
+    """Sinusoidal positions (length, width), and their dot products by distance."""
+    drawn, axes = figure(2, figsize=(10, 3.6))
+    image = heat_map(axes[0], table, cmap="PuOr", vmin=-1, vmax=1)
+    drawn.colorbar(image, ax=axes[0], shrink=0.8)
+    axes[0].set_xlabel("dimension")
+    axes[0].set_ylabel("position")
+    axes[0].set_title("Fast waves left, slow waves right")
+    length = len(dots)
+    starts = [length // 8, length // 2, length - length // 8 - 1]
+    lines = (("bf16", "o", 6), ("int8", "s", 4), ("fp32", ".", 2))
+    for start, (colour, marker, size) in zip(starts, lines, strict=True):
+        style = {"color": COLOURS[colour], "marker": marker, "ms": size, "linewidth": 0.8}
+        axes[1].plot(np.arange(length) - start, dots[start], label=f"from {start}", **style)
+    axes[1].set_xlabel("distance (positions)")
+    axes[1].set_ylabel("dot product")
+    axes[1].set_title("Between positions, only distance counts")
+    axes[1].legend(fontsize=8)
+    return drawn
 
 
 def training(losses: list[float], exact: Mapping[int, float]) -> Figure:
@@ -72,74 +93,3 @@ def three_kinds(masks: Mapping[str, torch.Tensor], prefix: int) -> Figure:
         panel.set_yticks([])
     axes[0].set_ylabel("token that looks")
     return drawn
-
-
-def gallery(maps: torch.Tensor) -> Figure:
-    """Every head's map (layers, H, T, T) as a thumbnail: a column a layer, a row a head."""
-    layers, heads, length, _ = maps.shape
-    gap = 2
-    canvas = torch.full((heads * (length + gap), layers * (length + gap)), float("nan"))
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = head * (length + gap), layer * (length + gap)
-            shown = maps[layer, head].sqrt()  # small weights become visible
-            shown = shown.masked_fill(torch.ones(length, length).triu(1).bool(), float("nan"))
-            canvas[top : top + length, left : left + length] = shown
-    drawn, axes = figure(figsize=(12, min(12 * heads / layers, 16) + 0.7))
-    image = axes.imshow(canvas.numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    axes.grid(visible=False)
-    centre = length / 2
-    axes.set_xticks([i * (length + gap) + centre for i in range(layers)], range(layers), fontsize=8)
-    axes.set_yticks([i * (length + gap) + centre for i in range(heads)], range(heads), fontsize=8)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("head")
-    axes.set_title("All heads of the model on one sentence: few patterns, often repeated")
-    bar = drawn.colorbar(image, ax=axes, shrink=0.8, label="weight")
-    bar.set_ticks([0, 0.5**0.5, 1], labels=["0", "0.5", "1"])
-    return drawn
-
-
-def heads(first: torch.Tensor, previous: torch.Tensor, found: tuple[int, int]) -> Figure:
-    """Mean weight on the first and on the previous token, (layers, H) each; `found` is marked."""
-    drawn, axes = figure(2, figsize=(10, 3.2))
-    titles = ("Weight on the first token", "Weight on the previous token")
-    for panel, values, title in zip(axes, (first, previous), titles, strict=True):
-        image = heat_map(panel, values.T, vmin=0, vmax=1)
-        drawn.colorbar(image, ax=panel, shrink=0.8)
-        panel.set_xlabel("layer")
-        panel.set_title(title)
-    axes[0].set_ylabel("head")
-    layer, head = found
-    axes[1].plot(layer, head, "o", ms=13, mfc="none", mec=COLOURS["int8"], mew=2)
-    right = layer < first.shape[0] / 2
-    axes[1].annotate(
-        f"layer {layer}, head {head}",
-        (layer, head),
-        (12 if right else -12, -14),
-        ha="left" if right else "right",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        color=INKS["int8"],
-        **_points(),
-    )
-    return drawn
-
-
-def head_and_mask(maps: torch.Tensor, words: list[str], layer: int, head: int) -> Figure:
-    """One head's map (layers, H, T, T) beside the mask that it keeps to."""
-    drawn, axes = figure(2, figsize=(10, 4.4), width_ratios=[1.25, 1])
-    weights = maps[layer, head]
-    heat_map(axes[1], torch.ones_like(weights).tril(), None, words, vmin=0, vmax=1.6)
-    image = heat_map(axes[0], weights, words, words, vmin=0, vmax=1)
-    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
-    first, previous = weight_on_first(weights), weight_on_previous(weights)
-    axes[0].set_title(f"layer {layer}, head {head}: first {first:.0%}, previous {previous:.0%}")
-    axes[0].set_ylabel("query")
-    axes[0].set_xlabel("key")
-    axes[1].set_yticks([])
-    axes[1].set_xlabel("key")
-    axes[1].set_title("the mask: blue may be looked at")
-    return drawn
-
-
-def _points() -> dict[str, object]:
-    return {"textcoords": "offset points", "fontsize": 8}

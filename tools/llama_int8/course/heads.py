@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
@@ -35,6 +36,25 @@ def attend_with(model: PreTrainedModel, attention: Callable[..., torch.Tensor]) 
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def queries_and_keys(
+    model: PreTrainedModel, tokens: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys of one layer as it multiplies them, (H, T, D) each, in FP32 on the CPU.
+
+    They are rotated by their positions, where the model does that; a key head that several query
+    heads share is repeated. `tokens`: (1, T).
+    """
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(q, k, v, mask):
+        seen.append((q[0].float().cpu(), k[0].float().cpu()))
+        return F.scaled_dot_product_attention(q, k, v, mask)
+
+    with attend_with(model, watched), torch.inference_mode():
+        model(tokens.to(model.device), use_cache=False)
+    return seen[layer]
 
 
 def attention_maps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
