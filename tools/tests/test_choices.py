@@ -244,32 +244,13 @@ def test_a_batch_holds_at_most_its_tokens_or_one_row_and_every_row_is_in_one(len
 # From scores to answers
 
 
-def harness(scores, item):
-    """`acc` and `acc_norm` of one item, as in lm-evaluation-harness (api/task.py)."""
-    completion_len = np.array([float(len(i)) for i in item.choices])
-    pred, pred_norm = np.argmax(scores), np.argmax(scores / completion_len)
-    return float(pred == item.label), float(pred_norm == item.label)
+# That both rules are the harness' is shown in test_against_lm_eval.py.
 
 
-# Few values and lengths, so that there are ties; characters of several bytes, for they count once.
-answers = st.lists(
-    st.tuples(
-        st.sampled_from([-12.0, -6.0, -3.0, -1.5]), st.sampled_from(["a", "ab", "ä€", "four"])
-    ),
-    min_size=2,
-    max_size=4,
-)
-
-
-@given(st.lists(st.tuples(answers, st.integers(0, 1)), min_size=1, max_size=6))
-def test_acc_and_acc_norm_are_those_of_the_harness(drawn):
-    scores = [[score for score, _ in found] for found, _ in drawn]
-    items = [Item("", tuple(choice for _, choice in found), label) for found, label in drawn]
-    expected = [harness(np.array(row), item) for row, item in zip(scores, items, strict=True)]
-    for normalized in (False, True):
-        right = loglikelihood.correct(scores, items, normalized)
-        assert right.dtype == bool
-        assert right.tolist() == [row[normalized] == 1 for row in expected]
+def test_a_character_of_several_bytes_counts_once():
+    item = Item("", ("ä€ä€", "long"), 0)  # ten bytes, and four
+    assert loglikelihood.picks([[-4.0, -3.0]], [item]).tolist() == [1]
+    assert loglikelihood.correct([[-4.0, -3.0]], [item], normalized=True).tolist() == [False]
 
 
 def test_of_equal_scores_the_first_choice_is_picked():

@@ -262,6 +262,14 @@ def test_a_guess_outside_is_an_arrow_at_that_edge(axes, axis, value, scale, inve
     assert around.y0 <= box.y0 and box.y1 <= around.y1
 
 
+def test_the_label_of_a_horizontal_mark_lies_on_no_data(axes):
+    Guess(NAME, 99).mark(axes)
+    axes.figure.canvas.draw()
+    label = axes.texts[0].get_window_extent()
+    assert label.x0 >= axes.get_window_extent().x1
+    assert label.x1 <= axes.figure.bbox.x1  # and inside the figure
+
+
 @pytest.mark.parametrize("value", [None, "more"])
 def test_a_blank_and_a_text_draw_nothing(axes, value):
     lines = len(axes.lines)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 from llama_int8.course import start
@@ -60,17 +61,15 @@ class Guess:
             beyond = (self.value > max(ends)) == (ends[0] < ends[1])  # an axis may run downwards
             _arrow(axes, axis, beyond, f"your guess: {_with_unit(self.value, self.unit)}")
             return
-        at = (ends[0], self.value) if axis == "y" else (self.value, ends[0])
-        place = axes.transAxes.inverted().transform(axes.transData.transform(at))
         if axis == "y":
             axes.axhline(self.value, color=GREY, linestyle="--", label="your guess")
-            high = place[1] > 0.9  # no room above the line
-            where, offset = (0.99, self.value), (0, -3 if high else 3)
-            sides = {"ha": "right", "va": "top" if high else "bottom"}
+            where, offset = (1, self.value), (4, 0)  # beside the axes, where no data lie
+            sides = {"ha": "left", "va": "center"}
             transform = axes.get_yaxis_transform()
         else:
             axes.axvline(self.value, color=GREY, linestyle="--", label="your guess")
-            late = place[0] > 0.8
+            at = axes.transData.transform((self.value, axes.get_ylim()[0]))
+            late = axes.transAxes.inverted().transform(at)[0] > 0.8  # no room to the right
             where, offset = (self.value, 0.98), (-4 if late else 4, 0)
             sides = {"ha": "right" if late else "left", "va": "top"}
             transform = axes.get_xaxis_transform()
@@ -187,10 +186,14 @@ def _arrow(axes: Axes, axis: str, beyond: bool, text: str) -> None:
     else:
         place, offset, start_at = (end, 0.94), (inwards, 0), (0.5, 0.5)
         sides = {"ha": "right" if beyond else "left", "va": "center"}
-    arrow = {"arrowstyle": "->", "color": GREY, "relpos": start_at}
+    arrow = {"arrowstyle": "->", "color": GREY, "relpos": start_at, "path_effects": _rim()}
     axes.annotate(text, place, offset, "axes fraction", "offset points", arrow, **_look(), **sides)
 
 
 def _look() -> dict[str, Any]:
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    return {"color": GREY, "fontsize": 9, "bbox": box}
+    return {"color": GREY, "fontsize": 9, "path_effects": _rim()}
+
+
+def _rim() -> list[patheffects.AbstractPathEffect]:
+    """White around letters, which hides less of what they lie on than a box would."""
+    return [patheffects.withStroke(linewidth=2.5, foreground="white")]
