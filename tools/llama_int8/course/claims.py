@@ -27,9 +27,10 @@ def put_on_trial(results: Results, name: str, measured: str, verdict: str, becau
     from IPython.display import Markdown, display
 
     entry = claims()[name]
+    stop = "" if verdict.endswith("if") else "."  # there, `because` goes on with the sentence
     display(
         Markdown(
             f"> **Claim.** {entry['claim']} ({entry['source']})\n>\n"
-            f"> **Measured.** {measured}\n>\n> **Verdict: {verdict}.** {because}"
+            f"> **Measured.** {measured}\n>\n> **Verdict: {verdict}{stop}** {because}"
         )
     )

@@ -33,3 +33,35 @@ int8_bytes.mistake(
 )
 int8_bytes.mistake("LLM.int8() keeps a scale for each row, not one in all", lambda r, c: r * c + 4)
 int8_bytes.mistake("a scale has 32 bits, and 32 bits are four bytes", lambda r, c: r * c + 32 * r)
+
+
+@exercise(
+    "00.saved_share",
+    points=1,
+    cases=[(100, 0), (100, 100), (3, 1), (0, 7)],
+    hints=[
+        "In 16 bit every number takes two bytes; in int8 the linear ones take one.",
+        "Saved are `linear` bytes, of 2 * (linear + other).",
+    ],
+)
+def saved_share(linear: int, other: int) -> float:
+    """One byte of two is saved for each linear weight, none for the others."""
+    return linear / (2 * (linear + other))
+
+
+saved_share.mistake(
+    "that is the share that stays; the exercise asks for the share that is saved",
+    lambda linear, other: 1 - saved_share(linear, other),
+)
+saved_share.mistake(
+    "that is the share of the linear weights; int8 saves only half of their bytes",
+    lambda linear, other: linear / (linear + other),
+)
+saved_share.mistake(
+    "in 16 bit the other numbers take two bytes each, too",
+    lambda linear, other: linear / (2 * linear + other),
+)
+saved_share.mistake(
+    "that is in percent; the share lies between 0 and 1",
+    lambda linear, other: 100 * saved_share(linear, other),
+)

@@ -10,24 +10,23 @@ from llama_int8.course.plots import COLOURS, HATCHES, bars, figure
 from llama_int8.measure.statistics import Spread
 
 
-def side_by_side(
-    megabytes: Mapping[str, float], prefill: Mapping[str, Spread], decode: Mapping[str, Spread]
+def triangle(
+    megabytes: Mapping[str, float],
+    perplexities: Mapping[str, float],
+    decode: Mapping[str, Spread],
 ) -> Figure:
-    """Memory and speed of each precision: three panels, one bar a precision."""
+    """Memory, quality and speed of each precision: three panels, one bar per precision."""
     names = list(megabytes)
-    drawn, axes = figure(3, figsize=(9, 2.4))
+    drawn, axes = figure(3, figsize=(9, 2.6))
     bars(axes[0], names, [megabytes[n] for n in names], names, "MB of weights")
-    for panel, phase, label in (
-        (axes[1], prefill, "prefill, tokens/s"),
-        (axes[2], decode, "decode, tokens/s"),
-    ):
-        spreads = [(phase[n].low, phase[n].high) for n in names]
-        bars(panel, names, [phase[n].median for n in names], names, label, spreads)
-    first, second = names[0], names[-1]
-    memory = megabytes[second] / megabytes[first]
-    speed = decode[second].median / decode[first].median
+    bars(axes[1], names, [perplexities[n] for n in names], names, "perplexity", decimals=1)
+    spreads = [(decode[n].low, decode[n].high) for n in names]
+    bars(axes[2], names, [decode[n].median for n in names], names, "decode, tokens/s", spreads)
+    _, half, int8 = names
+    memory = megabytes[int8] / megabytes[half]
+    speed = decode[int8].median / decode[half].median
     drawn.suptitle(
-        f"{second} takes {memory:.0%} of {first}'s memory and decodes at {speed:.0%} of its speed",
+        f"{int8} takes {memory:.0%} of {half}'s memory and decodes at {speed:.0%} of its speed",
         x=0.01,
         ha="left",
         fontweight="bold",
