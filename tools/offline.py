@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sync_notebooks
 from common import TOOLS, CourseError
+from llama_int8.files import write_atomic
 from llama_int8.names import did_you_mean, listed
 
 MANIFEST = "course-packages.json"
@@ -208,7 +208,7 @@ def write_manifest(folder: Path, targets: list[Target]) -> None:
         "targets": sorted({*before, *map(str, targets)}),
         "files": {wheel.name: sha256(wheel) for wheel in sorted(folder.glob("*.whl"))},
     }
-    sync_notebooks.write(path, json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
