@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_int8 import models
+from llama_int8.dtypes import torch_dtype
 from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError
 from llama_int8.evaluation import answers
 from llama_int8.measure import memory
@@ -42,7 +43,6 @@ TEMPERATURE = 0.7
 WARMUP_TOKENS = 16
 COLUMN = 33  # characters that the longest line of figures takes; two such columns fit in 69
 GAP = " | "
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _meta_source(folder: Path, precisions: Sequence[str], device: str, prompt: s
 def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
     """Our own model; where it is quantized with our own layers, the rest in 16 bits."""
     stored = models.baseline_precision(device) if precision in QUANTIZED else precision
-    model = Llama.from_pretrained(folder, DTYPES[stored], device)
+    model = Llama.from_pretrained(folder, torch_dtype(stored), device)
     if precision == "int8-fast":
         return replace_layers(model)
     return replace_linears(model, threshold=THRESHOLD) if precision == "int8" else model

@@ -24,7 +24,7 @@ LAYERS = (
     "quantization",
     "transformer",
 )
-BOTTOM = ("data", "profiles", "errors", "files", "folders", "names")
+BOTTOM = ("data", "dtypes", "profiles", "errors", "files", "folders", "names")
 
 
 def modules(root):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from llama_int8.dtypes import torch_dtype
 from llama_int8.errors import (
     HubError,
     ModelFilesError,
@@ -21,7 +22,7 @@ from llama_int8.errors import (
 )
 from llama_int8.files import check_weights
 from llama_int8.models.check import check_layers
-from llama_int8.models.cost import GIB, QUANTIZED, weight_bytes
+from llama_int8.models.cost import BYTES_PER_VALUE, GIB, QUANTIZED, weight_bytes
 from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.grouped_heads import expand_grouped_heads
 from llama_int8.models.hub import hub_folder
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-fast")
+PRECISIONS = tuple(BYTES_PER_VALUE)
 # Beyond the weights: activations, a short KV cache, the libraries' own buffers.
 HEADROOM = 1.1
 
@@ -82,7 +83,7 @@ def load_model(
     quiet_libraries()
     expand_grouped_heads(device)
     int8_threshold = threshold if precision == "int8" else None
-    dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
+    dtype = torch_dtype(baseline_precision(device) if precision in QUANTIZED else precision)
     with explained_memory(str(name_or_folder), precision, device):
         if is_synthetic(name_or_folder):
             model = _synthetic(config, precision, dtype, _first_device(device), threshold)
@@ -353,12 +354,6 @@ def _other_way(config: LlamaConfig) -> str:
     except ValueError:
         return ""
     return " The course's own model has no such limit: Llama.from_pretrained reads the folder"
-
-
-def _dtype(precision: str) -> "torch.dtype":
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _first_device(device: str) -> str:

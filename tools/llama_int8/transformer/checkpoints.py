@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_int8.dtypes import safetensors_name
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import check_weights, read_json_object, weight_files
 from llama_int8.folders import check_model_folder, explain_file
@@ -45,13 +46,6 @@ META_TOP = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
-}
-# safetensors' names of PyTorch's floating-point dtypes.
-FLOATING = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
 }
 
 
@@ -159,9 +153,7 @@ def read_meta(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
                 "the same model: fetch them again"
             )
     for shard in shards:
-        check_floating(
-            folder, {name: FLOATING.get(t.dtype, str(t.dtype)) for name, t in shard.items()}
-        )
+        check_floating(folder, {name: safetensors_name(t.dtype) for name, t in shard.items()})
     width = params.get("dim")
     tensors: dict[str, Tensor] = {}
     for name in without_computed(shards[0]):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 import llama_int8.models as models
+from llama_int8.dtypes import torch_dtype
 from llama_int8.evaluation.experiment import set_threshold
 from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.measure import latency, memory, profiler
@@ -233,13 +234,7 @@ class Backend:
 
 
 def _cast(precision: str) -> Callable[["torch.nn.Linear"], "torch.nn.Module"]:
-    return lambda linear: copy.deepcopy(linear).to(_dtype(precision))
-
-
-def _dtype(precision: str) -> "torch.dtype":
-    import torch
-
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return lambda linear: copy.deepcopy(linear).to(torch_dtype(precision))
 
 
 def _bitsandbytes(linear: "torch.nn.Linear") -> "torch.nn.Module":
@@ -538,7 +533,7 @@ def race_layers(
         runs = {}
         for kind in (backend.layer for backend in _with_layer()):
             copied = [kind.make(linear) for _ in range(copies)]
-            runs[kind.name] = _layer_run(copied, x.to(_dtype(kind.inputs)))
+            runs[kind.name] = _layer_run(copied, x.to(torch_dtype(kind.inputs)))
         times = latency.interleaved(runs, rounds)
         found[layer] = {kind: one["call"].tolist() for kind, one in times.items()}
         del runs

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import llama_int8.models as models
+from llama_int8.dtypes import torch_dtype
 from llama_int8.evaluation import experiment
 from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
@@ -300,8 +301,7 @@ class Race:
             raise MemoryError("the 16-bit weights are not on the device beside the int8 ones")
         layer = self.held[LLM_INT8].get_submodule(name)
         shape = (layer.out_features, layer.in_features)
-        dtype = torch.float16 if self.half == "fp16" else torch.bfloat16
-        return random_tensor(f"{name}.weight", shape, dtype, self.device)
+        return random_tensor(f"{name}.weight", shape, torch_dtype(self.half), self.device)
 
 
 def _case(phase: str, point: Point) -> str:
