@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llama_int8 import models
 from llama_int8.dtypes import torch_dtype
-from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError
+from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError, first_line
 from llama_int8.evaluation import answers
 from llama_int8.measure import memory
 from llama_int8.models.cost import GIB, QUANTIZED
@@ -149,7 +149,7 @@ def _answer(source: Source, precision: str, device: str, new_tokens: int, choose
         tokens, seconds = _timed(model, prompt, new_tokens, choose, ends)
     except torch.OutOfMemoryError as error:
         raise NotEnoughMemoryError(
-            f"{precision} ran out of memory on {device} ({str(error).splitlines()[0]}); take int8, "
+            f"{precision} ran out of memory on {device} ({first_line(error)}); take int8, "
             f"a smaller model, a shorter prompt or fewer than {new_tokens} new tokens"
         ) from None
     held = (

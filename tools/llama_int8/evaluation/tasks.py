@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_int8.data import evaluation_text
-from llama_int8.errors import DataError
+from llama_int8.errors import DataError, in_short
 
 
 @dataclass(frozen=True)
@@ -382,9 +382,8 @@ def _hub_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
             name, source.config, split=source.split, revision=source.revision
         )
     except Exception as error:  # the kinds differ between versions of datasets and of the hub
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(
-            f"{name} cannot be had from the hub ({type(error).__name__}: {first_line}). "
+            f"{name} cannot be had from the hub ({in_short(error)}). "
             "Name a local file, or take a task of the package: "
             f"{', '.join(sorted(set(OWN.values())))}"
         ) from None

@@ -19,6 +19,7 @@ from llama_int8.errors import (
     ModelFilesError,
     NotEnoughMemoryError,
     PrecisionError,
+    first_line,
 )
 from llama_int8.files import check_weights
 from llama_int8.models.check import check_layers
@@ -242,12 +243,11 @@ def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         weights = weight_bytes(config, precision).total
         raise NotEnoughMemoryError(
-            f"{name} in {precision} ran out of memory on {device} ({first_line}): its weights take "
-            f"{weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter context, "
-            "a smaller batch, or less. "
+            f"{name} in {precision} ran out of memory on {device} ({first_line(error)}): its weights "
+            f"take {weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter "
+            "context, a smaller batch, or less. "
             f"{_what_fits(name, config, precision, device, free)}"
         ) from error
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llama_int8.dtypes import safetensors_name
-from llama_int8.errors import ModelFilesError
+from llama_int8.errors import ModelFilesError, in_short
 from llama_int8.files import check_weights, read_json_object, weight_files
 from llama_int8.folders import check_model_folder, explain_file
 from llama_int8.transformer.config import LlamaConfig, read_config
@@ -366,10 +366,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "run code. Fetch it again, from Meta; or take the model in safetensors"
         ) from None
     except Exception as error:  # a damaged file surfaces as almost any kind
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
             f"{path} ({path.stat().st_size:,} bytes) was cut off or damaged "
-            f"({type(error).__name__}: {first_line}). Fetch it again"
+            f"({in_short(error)}). Fetch it again"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         raise ModelFilesError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import llama_int8.models as models
 from llama_int8.dtypes import torch_dtype
+from llama_int8.errors import first_line
 from llama_int8.evaluation import experiment
 from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
@@ -167,7 +168,7 @@ class Race:
             step.measure()
         except (torch.OutOfMemoryError, MemoryError) as error:
             free = models.free_memory(self.device) / GIB
-            reason = f"out of memory with {free:.1f} GiB free: {str(error).splitlines()[0]}"
+            reason = f"out of memory with {free:.1f} GiB free: {first_line(error)}"
             say(f"{self.name}, {step.name}: left out, {reason}")
             self.results.record(f"left out.{step.name}.{step.paths[0]}", reason, "text")
             memory.release()
