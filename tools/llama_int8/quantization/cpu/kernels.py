@@ -183,7 +183,8 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, c
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.kernel_name.restype = ctypes.c_char_p
+    library.kernel_name.restype = library.struct_layout.restype = ctypes.c_char_p
+    _check_structs(library.struct_layout().decode())
     for name in ("int8_linear_bf16", "int8_linear_fp32"):
         product = getattr(library, name)
         product.argtypes = (_Pointer, _Int, ctypes.POINTER(LinearStruct), _Pointer, ctypes.c_int)
@@ -192,6 +193,20 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.llama_step.argtypes = (model, _Pointer, _Int, _Pointer, ctypes.c_int)
     library.llama_step.restype = None
     return library
+
+
+def _check_structs(layout: str) -> None:
+    """Raise TypeError unless the structs here are those of kernel.cpp, which would misread memory."""
+    structs = (LinearStruct, LayerStruct, ModelStruct)
+    for struct, expected in zip(structs, layout.splitlines(), strict=True):
+        fields = [(name, getattr(struct, name)) for name, _ in struct._fields_]
+        places = (f"{name} {field.offset}+{field.size}" for name, field in fields)
+        here = " ".join([expected.split()[0], str(ctypes.sizeof(struct)), *places])
+        if here != expected:
+            raise TypeError(
+                f"{struct.__name__} in kernels.py differs from kernel.cpp (size; offset+length of each "
+                f"field): {here!r}, expected {expected!r}; make the two equal"
+            )
 
 
 def compiled_linear(library: ctypes.CDLL, x: Tensor, layer: LinearStruct) -> Tensor:
