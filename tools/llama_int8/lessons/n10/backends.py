@@ -3,14 +3,19 @@
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import psutil
+import torch
+from torch.profiler import record_function
+from transformers import DynamicCache
 
 import llama_int8.models as models
 from llama_int8.dtypes import torch_dtype
@@ -34,9 +39,6 @@ from llama_int8.quantization.precisions import (
     THRESHOLD,
 )
 from llama_int8.transformer.config import LlamaConfig
-
-if TYPE_CHECKING:
-    import torch
 
 BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
@@ -64,7 +66,7 @@ class Case:
 class Runner(Protocol):
     """A model by one path."""
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         """Read (B, T) tokens into an empty cache."""
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
@@ -83,17 +85,15 @@ def decode(runner: Runner, batch: int, context: int, steps: int) -> float:
 class HuggingFaceRunner:
     """Any of Hugging Face's models, with its own cache."""
 
-    def __init__(self, model: "torch.nn.Module", threshold_of: str | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, threshold_of: str | None = None) -> None:
         """`threshold_of`: "int8" or NO_DECOMPOSITION, which share one model and are set anew."""
         self.model, self.threshold_of = model, threshold_of
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         self._set_threshold()
         return latency.prefill(self.model, tokens)
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
-        import torch
-
         self._set_threshold()
         cache = _filled_cache(self.model, batch, context)
         tokens = torch.ones(batch, 1, dtype=torch.long)
@@ -117,13 +117,11 @@ class FastRunner:
     def __init__(self, model: FastLlama, compiled: bool) -> None:
         self.model, self.compiled = model, compiled
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         self._make_room(len(tokens), tokens.shape[1])
         return self.model(tokens)
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
-        import torch
-
         self._make_room(batch, context + steps)
         self.model.position = context  # what the cache holds there does not change the time
         tokens = torch.ones(batch, dtype=torch.long)
@@ -151,17 +149,14 @@ class LoadedModels:
         self.room = min(64, models.config_of(name).max_position_embeddings)
         self._held: dict[str, Any] = {}
 
-    def hugging_face(self, precision: str) -> "torch.nn.Module":
+    def hugging_face(self, precision: str) -> torch.nn.Module:
         """Hugging Face's model in a precision that `load_model` knows."""
         return self._once(precision, partial(models.load_model, self.name, precision, "cpu"))
 
-    def with_layers(
-        self, make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
-    ) -> "torch.nn.Module":
+    def with_layers(self, make: Callable[[torch.nn.Linear], torch.nn.Module]) -> torch.nn.Module:
         """The bf16 model with every linear layer, the output layer too, replaced by `make(layer)`."""
-        import torch
 
-        def replace_layer(_: str, layer: "torch.nn.Linear") -> "torch.nn.Module":
+        def replace_layer(_: str, layer: torch.nn.Linear) -> torch.nn.Module:
             return make(layer)
 
         if not self.name.startswith(models.SYNTHETIC):
@@ -203,7 +198,7 @@ class Layer:
     """One linear layer as a backend runs it, for `race_layers`."""
 
     name: str
-    make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
+    make: Callable[[torch.nn.Linear], torch.nn.Module]
     inputs: str = "bf16"  # the format of what enters it
 
 
@@ -233,11 +228,11 @@ class Backend:
         return self.stored in QUANTIZED
 
 
-def _cast(precision: str) -> Callable[["torch.nn.Linear"], "torch.nn.Module"]:
+def _cast(precision: str) -> Callable[[torch.nn.Linear], torch.nn.Module]:
     return lambda linear: copy.deepcopy(linear).to(torch_dtype(precision))
 
 
-def _bitsandbytes(linear: "torch.nn.Linear") -> "torch.nn.Module":
+def _bitsandbytes(linear: torch.nn.Linear) -> torch.nn.Module:
     layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=THRESHOLD)
     return layer.to("cpu").eval()
 
@@ -411,8 +406,6 @@ def _timing(run: Callable[[], float], repeats: int, units: int) -> Callable[[], 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Within the block PyTorch, and the kernel with it, uses `count` threads."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -428,8 +421,6 @@ def thread_word(count: int) -> str:
 
 def thread_counts() -> list[int]:
     """One thread, and as many as PyTorch uses by itself."""
-    import torch
-
     return sorted({1, torch.get_num_threads()})
 
 
@@ -459,8 +450,6 @@ def resident_bytes(name: str, path: str) -> int:
     Pages of a file that other processes could share are left out, and so is what libraries take:
     the process has loaded the model once before, and let it go.
     """
-    import multiprocessing
-
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_weigh, args=(name, path, sender))
@@ -477,8 +466,6 @@ def resident_bytes(name: str, path: str) -> int:
 
 
 def _weigh(name: str, path: str, sender: Any) -> None:
-    import psutil
-
     vocabulary = models.config_of(name).vocab_size
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
         for _ in range(2):
@@ -492,17 +479,12 @@ def _weigh(name: str, path: str, sender: Any) -> None:
         sender.send(after - before)
 
 
-def _random_tokens(batch: int, length: int, vocabulary: int) -> "torch.Tensor":
-    import torch
-
+def _random_tokens(batch: int, length: int, vocabulary: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (batch, length), generator=generator)
 
 
-def _filled_cache(model: "torch.nn.Module", batch: int, context: int) -> Any:
-    import torch
-    from transformers import DynamicCache
-
+def _filled_cache(model: torch.nn.Module, batch: int, context: int) -> Any:
     config, cache = model.config, DynamicCache()
     shape = (batch, config.num_key_value_heads, context, config.head_dim)
     dtype = model.get_input_embeddings().weight.dtype
@@ -523,8 +505,6 @@ def race_layers(
     layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.
     Inputs are normal, but for six channels with twenty times the spread: outliers for LLM.int8().
     """
-    import torch
-
     found = {}
     for layer, (outputs, inputs) in shapes.items():
         linear = torch.nn.Linear(inputs, outputs, bias=False)
@@ -541,9 +521,7 @@ def race_layers(
     return found
 
 
-def _layer_run(layers: Sequence[Any], x: "torch.Tensor") -> Callable[[], dict[str, float]]:
-    import torch
-
+def _layer_run(layers: Sequence[Any], x: torch.Tensor) -> Callable[[], dict[str, float]]:
     def work() -> None:
         with torch.inference_mode():
             for layer in layers:
@@ -584,8 +562,6 @@ def profile_steps(runners: Mapping[str, Runner], context: int) -> dict[str, dict
 @contextlib.contextmanager
 def _visible_kernel() -> Iterator[None]:
     """Let PyTorch's profiler see the calls into the kernel, which go past PyTorch."""
-    from torch.profiler import record_function
-
     linear, step = kernels.compiled_linear, FastLlama.step
 
     def seen_linear(*arguments: Any) -> Any:
