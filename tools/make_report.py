@@ -604,10 +604,10 @@ def _read_run(path: Path) -> dict[str, Any]:
         missing = RUN_KEYS - run.keys()
     except (ValueError, AttributeError):
         raise CourseError(
-            f"{path} is no results file; delete it or run its notebook again"
+            f"{path} is not a results file; delete it or run its notebook again"
         ) from None
     if missing:
-        raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is no results file")
+        raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is not a results file")
     wrong = next(_wrong_entries(run), None)
     if wrong:
         raise CourseError(f"{path}: {wrong}; delete it or run its notebook again")

@@ -306,7 +306,7 @@ def read(path: Path) -> dict[str, Any]:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may add the mark
         notebook["cells"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
+        raise CourseError(f"{path.name} is not a notebook ({error}); restore it with git") from None
     for cell in notebook["cells"]:  # Colab keeps the id only in the metadata
         if cell.setdefault("id", cell.get("metadata", {}).get("id")) is None:
             raise CourseError(f"{path.name} has a cell without an id; save it once in JupyterLab")
@@ -322,6 +322,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise CourseError(
-            f"{path.name} is no text in UTF-8 ({error}); restore it with git"
-        ) from None
+        raise CourseError(f"{path.name} is not UTF-8 text ({error}); restore it with git") from None

@@ -14,7 +14,7 @@ class HubError(ModelError):
 
 
 class GatedModelError(HubError):
-    """The repository wants an accepted licence and a token."""
+    """The repository needs an accepted licence and a token."""
 
 
 class ModelFilesError(ModelError):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from llama_int8.errors import ModelFilesError
 
-# What a model's numbers follow from; a README beside it does not count.
+# The files that determine a model's numbers; a README beside them does not count.
 MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",

@@ -867,7 +867,7 @@ def test_without_a_compiler_pytorch_runs(able):
 
 def test_on_another_processor_pytorch_runs(fresh):
     fresh.setattr(platform, "machine", lambda: "arm64")
-    falls_back("arm64", "no x86")
+    falls_back("arm64", "not an x86")
 
 
 def test_a_cpu_without_avx2_runs_pytorch(able):

@@ -139,7 +139,7 @@ def save_figure(results: Results, drawn: Figure, name: str, alt: str, caption: s
     too short to describe a picture.
     """
     if len(alt) < 20:
-        raise ValueError(f"figure {name}: alt text {alt!r} describes no picture")
+        raise ValueError(f"figure {name}: alt text {alt!r} does not describe a picture")
     path = results.add_figure(name, alt, caption)
     write_atomic(path, png(drawn, FILE_DPI))
     show_png(png(drawn), alt)

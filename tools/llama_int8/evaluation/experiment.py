@@ -22,7 +22,7 @@ from llama_int8.quantization.precisions import INT8, NO_DECOMPOSITION, THRESHOLD
 
 @dataclass(frozen=True)
 class Workload:
-    """What every precision of a model is given; all of it tokenized, so the same to the last token."""
+    """The inputs that every precision of a model gets: tokenized, so the same to the last token."""
 
     text: perplexity.StridedText | None = None  # None: a model without a tokenizer
     compared_windows: int = 0
@@ -282,7 +282,8 @@ def another_model(
 ) -> compare.Summary:
     """The comparison for one more model, recorded in a results file of its own.
 
-    A synthetic model has no tokenizer: memory and speed alone. `settings`, `folder`: notebook 08's.
+    A synthetic model has no tokenizer, so only memory and speed are measured. `settings` and `folder`
+    are notebook 08's.
     """
     half = models.baseline_precision(settings.device)
     results = Results("08_fp16_vs_int8", settings, folder)
@@ -318,7 +319,7 @@ def another_model(
         rounds=settings.more_rounds,
         items=work.items[: settings.timed_items],
         ids=work.ids,
-        weighed=synthetic,  # a synthetic model is made anew for each stage, so one has to do
+        weighed=synthetic,  # a synthetic model is built again for each stage, so one stage has to do
     )
     timed = results.stage("speed", stage)
     runs |= timed.get("memory", {})

@@ -78,7 +78,7 @@ def prefill(model: torch.nn.Module, tokens: torch.Tensor, cache: Any = None) -> 
 def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
     """Bytes/s that `device` reads from memory: the best of some sums over a large array.
 
-    A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
+    A ceiling is the best run, not the median: a disturbance only makes a run slower.
     """
     data = torch.ones(megabytes * 2**20 // 4, device=device)
     best = float("inf")

@@ -81,7 +81,7 @@ def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
 
 
 def _other_size(precision: str) -> int:
-    """Bytes of a value that is no quantized weight."""
+    """Bytes of a value that is not a quantized weight."""
     return 2 if precision in QUANTIZED else BYTES_PER_VALUE[precision]
 
 

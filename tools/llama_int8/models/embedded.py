@@ -46,7 +46,7 @@ def _check_whole(folder: Path) -> Path:
     if not same or (seal.exists() and seal.read_text() != content_hash(folder)):
         raise ModelFilesError(
             f"{folder} is not the default model as it was converted: a file in it has been changed. "
-            "Delete the folder, and the next call makes it anew; work on a copy of it elsewhere"
+            "Delete the folder, and the next call makes it again; work on a copy of it elsewhere"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""`load_model`: checks before anything is loaded, one way to load, and a look at what came of it."""
+"""`load_model`: check first, load, then check every layer of the result."""
 
 import contextlib
 import io
@@ -348,7 +348,7 @@ def _check_tensors(folder: Path, config: LlamaConfig, tokens: dict[str, Any]) ->
 
 
 def _other_way(config: LlamaConfig) -> str:
-    """Where transformers refuses what the course's own model can be."""
+    """What to do where only transformers refuses a config, and the course's own model does not."""
     try:
         config.check()
     except ValueError:

@@ -151,7 +151,7 @@ def _restored(values: Tensor, blocks: Blocks | None, zero_point: bool) -> Tensor
 def _rounded_input(
     x: Tensor, scheme: Scheme, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, T, C) -> the same rounded but for what the scheme protects; and a mask of that, or None."""
+    """Round (B, T, C), except for what the scheme protects; returns a mask of that, too, or None."""
     if not scheme.threshold and scheme.token is None:
         return _restored(x, scheme.activations, scheme.zero_point), None
     hidden = torch.zeros_like(x, dtype=torch.bool)  # left out of the scale

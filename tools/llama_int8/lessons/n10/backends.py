@@ -342,7 +342,7 @@ def _with_layer() -> list[Backend]:
 
 
 def _in_one_call(path: str) -> bool:
-    """False for other people's programs, too, which are no backends of ours."""
+    """Also False for other programs, such as llama.cpp, which are not in BACKENDS."""
     return path in BACKENDS and BACKENDS[path].one_call
 
 
@@ -370,7 +370,7 @@ def race(
     """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
 
     One timing is `steps` steps or one prompt, repeated for at least `LEAST` seconds. A path whose
-    warm-up took more than `patience` seconds is left out of that case, but for the baseline.
+    warm-up took more than `patience` seconds is left out of that case, except the baseline.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for case in cases:
@@ -503,7 +503,7 @@ def race_layers(
 
     `shapes`: (outputs, inputs). Weights are random. Each kind takes turns with so many copies of a
     layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.
-    Inputs are normal, but for six channels with twenty times the spread: outliers for LLM.int8().
+    Inputs are normal, except six channels with twenty times the spread: outliers for LLM.int8().
     """
     found = {}
     for layer, (outputs, inputs) in shapes.items():
@@ -593,7 +593,7 @@ class Race:
     def by_threads(
         self, values: Mapping[Case, Mapping[str, Spread]], like: Case
     ) -> dict[str, dict[int, Spread]]:
-        """{path: {threads: value}} of the cases that differ from `like` in the threads alone."""
+        """{path: {threads: value}} of the cases that differ from `like` only in the threads."""
         found: dict[str, dict[int, Spread]] = {}
         for case, row in values.items():
             if replace(case, threads=like.threads) == like:

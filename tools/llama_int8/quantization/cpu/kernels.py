@@ -144,9 +144,9 @@ def _choose(wanted: str) -> Choice:
 
 
 def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
-    """Why not, or the compiled library."""
+    """("", the compiled library), or (the reason why there is none, None)."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"this is no x86 processor but {platform.machine()}", None
+        return f"this is not an x86 processor but {platform.machine()}", None
     needed, flags = VERSIONS[version]
     lacking = [feature for feature in needed if feature not in cpu_features()]
     if lacking:
