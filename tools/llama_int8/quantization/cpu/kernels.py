@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -207,6 +208,15 @@ def _check_structs(layout: str) -> None:
                 f"{struct.__name__} in kernels.py differs from kernel.cpp (size; offset+length of each "
                 f"field): {here!r}, expected {expected!r}; make the two equal"
             )
+
+
+def linear_struct(layer: Any, scale: Tensor | None, planes: int) -> LinearStruct:
+    """A layer as the kernel sees it: pointers to its tensors, and its sizes."""
+    weights, scale, bias = (
+        None if tensor is None else tensor.data_ptr()
+        for tensor in (layer.weight, scale, layer.bias)
+    )
+    return LinearStruct(weights, scale, bias, layer.out_features, layer.in_features, planes)
 
 
 def compiled_linear(library: ctypes.CDLL, x: Tensor, layer: LinearStruct) -> Tensor:
