@@ -12,7 +12,7 @@ TOLERANCE = {"exact": 0.0, "memory": 0.01, "quality": 0.005, "timing": 0.5, "tex
 def compare_folders(first: Path, second: Path) -> tuple[list[str], bool]:
     """Lines that describe every number outside its tolerance or in only one folder; True if any.
 
-    Raises ValueError where a file is no results file.
+    Raises ValueError where a file is not a results file.
     """
     left, right = _read(first), _read(second)
     lines, outside, unmatched = [], 0, 0
@@ -44,7 +44,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            raise ValueError(f"{path} is no results file")
+            raise ValueError(f"{path} is not a results file")
         name = path.relative_to(folder).with_suffix("").as_posix()
         found |= {f"{name}: {key}": entry for key, entry in measurements.items()}
     if not found:

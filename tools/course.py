@@ -482,7 +482,7 @@ def generate(options: argparse.Namespace) -> int:
         options.prompt.encode()
     except UnicodeEncodeError:
         raise CourseError(
-            f"the prompt {options.prompt!r} is no text in UTF-8; type it anew"
+            f"the prompt {options.prompt!r} is not UTF-8 text; type it again"
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from llama_int8 import models
-from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError
+from llama_int8.dtypes import torch_dtype
+from llama_int8.errors import ModelError, ModelFilesError, NotEnoughMemoryError, first_line
 from llama_int8.evaluation import answers
 from llama_int8.measure import memory
 from llama_int8.models.cost import GIB, QUANTIZED
@@ -42,7 +43,6 @@ TEMPERATURE = 0.7
 WARMUP_TOKENS = 16
 COLUMN = 33  # characters that the longest line of figures takes; two such columns fit in 69
 GAP = " | "
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _answer(source: Source, precision: str, device: str, new_tokens: int, choose
         tokens, seconds = _timed(model, prompt, new_tokens, choose, ends)
     except torch.OutOfMemoryError as error:
         raise NotEnoughMemoryError(
-            f"{precision} ran out of memory on {device} ({str(error).splitlines()[0]}); take int8, "
+            f"{precision} ran out of memory on {device} ({first_line(error)}); take int8, "
             f"a smaller model, a shorter prompt or fewer than {new_tokens} new tokens"
         ) from None
     held = (
@@ -253,7 +253,7 @@ def _meta_source(folder: Path, precisions: Sequence[str], device: str, prompt: s
 def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
     """Our own model; where it is quantized with our own layers, the rest in 16 bits."""
     stored = models.baseline_precision(device) if precision in QUANTIZED else precision
-    model = Llama.from_pretrained(folder, DTYPES[stored], device)
+    model = Llama.from_pretrained(folder, torch_dtype(stored), device)
     if precision == "int8-fast":
         return replace_layers(model)
     return replace_linears(model, threshold=THRESHOLD) if precision == "int8" else model

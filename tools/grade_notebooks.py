@@ -32,6 +32,7 @@ notebooks in a container, or under an account that owns nothing.
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -65,6 +66,7 @@ from hand_ins import CHECKED, HandedIn, Other, courses_notebooks, source
 from hand_ins import learner_of as learner_of  # known under this module's name, too
 from hand_ins import which_notebook as which_notebook
 from llama_int8.course.exercises import confirms
+from llama_int8.files import write_atomic
 from llama_int8.lessons import exercises
 from llama_int8.models.cost import GIB
 
@@ -662,14 +664,12 @@ def write_rows(
     rows: Sequence[Row | Prediction], out: Path, columns: tuple[str, ...] = COLUMNS
 ) -> None:
     """Replace the file by one with these rows."""
-    new = out.with_name(f".{out.name}.new")
-    try:
-        # A name from another system's zip may hold what UTF-8 cannot.
-        with new.open("w", encoding="utf-8", errors="replace", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(columns)
-            table.writerows([getattr(row, name) for name in columns] for row in rows)
-        new.replace(out)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(columns)
+    table.writerows([getattr(row, name) for name in columns] for row in rows)
+    try:  # a name from another system's zip may hold what UTF-8 cannot
+        write_atomic(out, text.getvalue().encode(errors="replace"))
     except OSError as error:
         raise CourseError(f"cannot write {out}: {error.strerror}") from None
 

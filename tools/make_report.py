@@ -22,6 +22,7 @@ from common import ROOT, TOOLS, CourseError
 from llama_int8.course.claims import VERDICTS, claims
 from llama_int8.course.tables import markdown_table
 from llama_int8.data import load
+from llama_int8.files import write_all
 from llama_int8.lessons import LESSONS
 from llama_int8.measure.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS, cost
@@ -78,9 +79,9 @@ def main(check: bool = False) -> int:
     if report.missing:
         print("not measured by any machine in results/: " + "; ".join(sorted(report.missing)))
     stale = [p for p, text in wanted.items() if not p.exists() or _read(p) != text]
+    if not check:
+        write_all({path: wanted[path] for path in stale})
     for path in stale:
-        if not check:
-            sync_notebooks.write(path, wanted[path])
         print(f"{'stale' if check else 'updated'}: {path.name}")
     if check and stale:
         print("run `python3 tools/course.py report`", file=sys.stderr)
@@ -622,10 +623,10 @@ def _read_run(path: Path) -> dict[str, Any]:
         missing = RUN_KEYS - run.keys()
     except (ValueError, AttributeError):
         raise CourseError(
-            f"{path} is no results file; delete it or run its notebook again"
+            f"{path} is not a results file; delete it or run its notebook again"
         ) from None
     if missing:
-        raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is no results file")
+        raise CourseError(f"{path} lacks {', '.join(sorted(missing))}; it is not a results file")
     wrong = next(_wrong_entries(run), None)
     if wrong:
         raise CourseError(f"{path}: {wrong}; delete it or run its notebook again")

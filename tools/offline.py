@@ -6,7 +6,6 @@ the one that the folder is meant for. What a platform needs besides (colorama on
 found in the wheels' own metadata.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -17,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sync_notebooks
 from common import TOOLS, CourseError
+from llama_int8.files import sha256, write_atomic
 from llama_int8.names import did_you_mean, listed
 
 MANIFEST = "course-packages.json"
@@ -208,7 +207,7 @@ def write_manifest(folder: Path, targets: list[Target]) -> None:
         "targets": sorted({*before, *map(str, targets)}),
         "files": {wheel.name: sha256(wheel) for wheel in sorted(folder.glob("*.whl"))},
     }
-    sync_notebooks.write(path, json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -245,11 +244,6 @@ def check(folder: Path) -> None:
             raise CourseError(f"{name} is missing from {folder}; copy the folder again")
         if sha256(wheel) != digest:
             raise CourseError(f"{name} is damaged; copy {folder} again")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_network(folder: Path) -> dict[str, str]:

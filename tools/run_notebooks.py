@@ -26,7 +26,7 @@ import psutil
 import sync_notebooks
 from common import ROOT, STATE, CourseError, require_writable
 from llama_int8 import profiles
-from llama_int8.files import package_hash
+from llama_int8.files import package_hash, sha256, write_all
 from llama_int8.measure.reference import set_machine
 from llama_int8.measure.results import (
     DEFAULT_FOLDER,
@@ -253,7 +253,7 @@ def fresh_stamp(job: Job) -> dict[str, Any] | None:
             return None
         outputs = _outputs_hash(job.notebooks / job.source.name)
         same = outputs == stamp["outputs"] and all(
-            _file_hash(Path(path)) == digest for path, digest in stamp["files"].items()
+            sha256(Path(path)) == digest for path, digest in stamp["files"].items()
         )
     except (OSError, ValueError, KeyError, CourseError):
         return None
@@ -263,10 +263,6 @@ def fresh_stamp(job: Job) -> dict[str, Any] | None:
 def _outputs_hash(notebook: Path) -> str:
     outputs = [cell.get("outputs") for cell in sync_notebooks.read(notebook)["cells"]]
     return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- execution
@@ -352,42 +348,27 @@ def _papermill(job: Job, work: Path, progress: "Progress") -> None:
 
 
 def publish(job: Job, work: Path, seconds: float) -> list[str]:
-    """Move notebook, figures and results to their places, then write the stamp; returns figures.
-
-    All copies are complete before the first one takes its final name.
-    """
+    """Copy notebook, figures and results to their places, then write the stamp; returns figures."""
     output = work / DEFAULT_FOLDER
     executed = sync_notebooks.read(work / job.source.name)
     notebook = sync_notebooks.synced(executed, job.name, sync_notebooks.repository_address())
-    (work / "normalised.ipynb").write_text(sync_notebooks.dump(notebook), encoding="utf-8")
     for path in (output / "results").rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, {**content, "run_seconds": round(seconds, 1)})
     figures = sorted((output / "figures").glob("*.png"))
-    moves = {work / "normalised.ipynb": job.notebooks / job.source.name}
-    moves |= {path: job.figures / path.name for path in figures}
-    moves |= {
-        path: job.results / path.relative_to(output / "results")
-        for path in sorted((output / "results").rglob("*.json"))
-    }
-    copies = {target: target.with_name(f".{target.name}.new") for target in moves.values()}
-    try:
-        for source, target in moves.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copies[target])
-        for target, copy in copies.items():
-            copy.replace(target)
-    finally:
-        for copy in copies.values():
-            copy.unlink(missing_ok=True)
-    number = job.name.partition("_")[0]
-    for old in set(job.figures.glob(f"{number}_*.png")) - set(copies):
-        old.unlink()
     published = job.notebooks / job.source.name
+    targets: dict[Path, str | bytes] = {published: sync_notebooks.dump(notebook)}
+    targets |= {job.figures / path.name: path.read_bytes() for path in figures}
+    for path in sorted((output / "results").rglob("*.json")):
+        targets[job.results / path.relative_to(output / "results")] = path.read_bytes()
+    write_all(targets)
+    number = job.name.partition("_")[0]
+    for old in set(job.figures.glob(f"{number}_*.png")) - set(targets):
+        old.unlink()
     stamp = {
         "fingerprint": fingerprint(job),
         "outputs": _outputs_hash(published),
-        "files": {str(t): _file_hash(t) for t in copies if t != published},
+        "files": {str(t): sha256(t) for t in targets if t != published},
         "figures": [path.name for path in figures],
     }
     if job.notebooks == sync_notebooks.NOTEBOOKS:  # the report's headline follows the figures

@@ -6,16 +6,15 @@ Works on the notebooks' JSON with only the standard library, so that it runs bef
 import ast
 import json
 import re
-import shutil
 import sys
 import tomllib
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import addresses
 from common import ROOT, TOOLS, CourseError
+from llama_int8.files import write_all
 
 NOTEBOOKS = ROOT / "notebooks"
 MANAGED_CELLS = ("badge", "bootstrap", "navigation")
@@ -61,7 +60,11 @@ def main(check: bool = False, repository: str | None = None) -> int:
     address = repository_address() if repository is None else addresses.parse(repository)
     stale = changes(address)
     if not check:
-        write_all(stale)
+        try:
+            write_all(stale)
+        except OSError as error:
+            what = error.filename or "a file"
+            raise CourseError(f"{what}: {error.strerror}; nothing has been changed") from None
     for path in stale:
         print(f"{'stale' if check else 'updated'}: {path.relative_to(ROOT)}")
     if check and stale:
@@ -303,7 +306,7 @@ def read(path: Path) -> dict[str, Any]:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may add the mark
         notebook["cells"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CourseError(f"{path.name} is no notebook ({error}); restore it with git") from None
+        raise CourseError(f"{path.name} is not a notebook ({error}); restore it with git") from None
     for cell in notebook["cells"]:  # Colab keeps the id only in the metadata
         if cell.setdefault("id", cell.get("metadata", {}).get("id")) is None:
             raise CourseError(f"{path.name} has a cell without an id; save it once in JupyterLab")
@@ -314,47 +317,9 @@ def dump(notebook: dict[str, Any]) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_all(texts: dict[Path, str]) -> None:
-    """Write all files or none. Raises CourseError.
-
-    Each goes to a temporary name first. What was replaced before one failed is put back.
-    """
-    new = {path: path.with_name(f".{path.name}.new") for path in texts}
-    before = {path: path.read_bytes() for path in texts}
-    replaced = []
-    try:
-        for path, text in texts.items():
-            new[path].write_bytes(text.encode())
-            shutil.copymode(path, new[path])
-        for path in texts:
-            new[path].replace(path)
-            replaced.append(path)
-    except BaseException as error:
-        for path in replaced:
-            path.write_bytes(before[path])
-        if isinstance(error, OSError):
-            raise CourseError(
-                f"{error.filename}: {error.strerror}; nothing has been changed"
-            ) from None
-        raise
-    finally:
-        for temporary in new.values():
-            with suppress(OSError):
-                temporary.unlink()
-
-
 def _text(path: Path) -> str:
     """A document with its line ends as they are. Raises CourseError where it is no UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise CourseError(
-            f"{path.name} is no text in UTF-8 ({error}); restore it with git"
-        ) from None
+        raise CourseError(f"{path.name} is not UTF-8 text ({error}); restore it with git") from None

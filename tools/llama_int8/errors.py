@@ -14,7 +14,7 @@ class HubError(ModelError):
 
 
 class GatedModelError(HubError):
-    """The repository wants an accepted licence and a token."""
+    """The repository needs an accepted licence and a token."""
 
 
 class ModelFilesError(ModelError):
@@ -31,3 +31,13 @@ class NotEnoughMemoryError(ModelError):
 
 class DataError(RuntimeError):
     """A data set cannot be had or read; the message says what, where, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; libraries write many."""
+    return (str(error).strip() or "no reason given").splitlines()[0]
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an error and its first line, to be quoted in another message."""
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama_int8.errors import ModelFilesError
 
-# What a model's numbers follow from; a README beside it does not count.
+# The files that determine a model's numbers; a README beside them does not count.
 MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -43,15 +43,41 @@ def cache_folder() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "llama_int8"
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, then rename: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, str | bytes]) -> None:
+    """Write all files, text as UTF-8, or none. A reader never meets half a file.
+
+    All are complete under temporary names before the first one is renamed. If a later one cannot
+    be renamed, the earlier ones are put back.
+    """
+    replaced: dict[Path, bytes | None] = {}
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = content.encode() if isinstance(content, str) else content
+            _temporary(path).write_bytes(data)
+            if path.exists():
+                shutil.copymode(path, _temporary(path))
+        for path in contents:
+            before = path.read_bytes() if path.exists() else None
+            _temporary(path).replace(path)
+            replaced[path] = before
+    except BaseException:
+        for path, before in replaced.items():
+            path.unlink() if before is None else path.write_bytes(before)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in contents:
+            with contextlib.suppress(OSError):
+                _temporary(path).unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -159,6 +185,12 @@ def content_hash(folder: Path) -> str | None:
     if not named:
         return None
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -715,20 +715,6 @@ def test_heads_that_do_not_divide_the_width_are_refused(width, heads):
             build()
 
 
-@pytest.mark.parametrize(("lengths", "wrong"), [([2, -1], -1), ([3, 6, 7], 6)])
-def test_lengths_out_of_range_are_refused(lengths, wrong):
-    with pytest.raises(ValueError, match=f"a length is {wrong}; with 5 columns it must be 0 to 5"):
-        padding_mask(torch.tensor(lengths), 5)
-
-
-@pytest.mark.parametrize("shape", [(), (2, 1)])
-def test_one_length_a_row_is_wanted(shape):
-    with pytest.raises(
-        ValueError, match=re.escape(f"lengths have shape {shape}; expected one number")
-    ):
-        padding_mask(torch.ones(shape, dtype=torch.long), 5)
-
-
 @pytest.mark.parametrize("width", [1, 7, 0, -2])
 def test_positions_of_an_odd_width_are_refused(width):
     with pytest.raises(ValueError, match=f"width is {width}; .* must be even"):
@@ -1120,12 +1106,3 @@ def test_a_batch_depends_on_its_chance_alone():
     (words, _), (again, _), (other, _) = (dates.batch(days, random.Random(n)) for n in (1, 1, 2))
     assert torch.equal(words, again)
     assert words.shape != other.shape or not torch.equal(words, other)
-
-
-@pytest.mark.parametrize(
-    ("x", "source"), [((2, 5, 11), None), ((2, 5, 12), (2, 3, 11)), ((5, 12), None)]
-)
-def test_states_of_another_width_are_refused(x, source):
-    source = None if source is None else torch.zeros(source)
-    with pytest.raises(ValueError, match=r"expected \(B, T, 12\)"):
-        MultiHeadAttention(12, 3)(torch.zeros(x), source)

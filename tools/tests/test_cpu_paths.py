@@ -256,5 +256,5 @@ def test_fast_paths_give_the_same_tokens_as_the_swapped_model(runners):
 
 @pytest.mark.parametrize("field", ["stored", "arithmetic"])
 def test_a_backend_of_a_format_that_nobody_can_measure_is_refused_before_it_is_raced(field):
-    with pytest.raises(ValueError, match=f"{field} is 'int4'; known are fp32, fp16, bf16, int8"):
+    with pytest.raises(ValueError, match=f"{field} is 'int4'; known are fp32, .*int8"):
         dataclasses.replace(next(iter(backends.BACKENDS.values())), **{field: "int4"})

@@ -744,7 +744,7 @@ def test_too_small_a_limit_is_refused(fails, task, limit):
 def test_a_bad_line_of_a_file_is_named(fails, tmp_path):
     file = tmp_path / "valid.jsonl"
     file.write_text(json.dumps(FROM_A_FILE[0]) + "\n{oops\n")
-    fails("--task", "piqa", "--data", str(file), says="valid.jsonl, line 2 is no JSON")
+    fails("--task", "piqa", "--data", str(file), says="valid.jsonl, line 2 is not JSON")
 
 
 def test_a_missing_file_is_named(fails, tmp_path):

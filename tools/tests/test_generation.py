@@ -910,12 +910,6 @@ def test_beam_search_refuses_two_prompts():
         beam_search(opinionated(), torch.zeros(2, 3).long(), 2, 2)
 
 
-@pytest.mark.parametrize("tokens", [(2, 4), (4,), (1, 4)])
-def test_a_penalty_for_another_number_of_rows_is_refused(tokens):
-    with refused(ValueError, "logits have shape (3, 5)"):
-        penalize_repetition(torch.zeros(3, 5), torch.zeros(tokens, dtype=torch.long), 1.3)
-
-
 def test_a_cache_of_another_text_is_refused():
     cache = KVCache()
     cache.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), 0)

@@ -24,7 +24,7 @@ LAYERS = (
     "quantization",
     "transformer",
 )
-BOTTOM = ("data", "profiles", "errors", "files", "folders", "names", "processor")
+BOTTOM = ("data", "dtypes", "profiles", "errors", "files", "folders", "names", "processor")
 
 
 def modules(root):

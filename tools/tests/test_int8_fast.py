@@ -1,6 +1,7 @@
 """int8-fast: its codes and products against float64, its three versions against each other."""
 
 import copy
+import ctypes
 import itertools
 import math
 import os
@@ -866,7 +867,7 @@ def test_without_a_compiler_pytorch_runs(able):
 
 def test_on_another_processor_pytorch_runs(fresh):
     fresh.setattr(platform, "machine", lambda: "arm64")
-    falls_back("arm64", "no x86")
+    falls_back("arm64", "not an x86")
 
 
 def test_a_cpu_without_avx2_runs_pytorch(able):
@@ -933,6 +934,25 @@ def test_a_kernel_is_compiled_once_and_found_again(fresh, tmp_path, compiled):
     kernels._choose.cache_clear()
     with kernels.using(compiled):
         assert len(log.read_text().splitlines()) == 2  # another compiler, another library
+
+
+@pytest.mark.parametrize(
+    ("struct", "change"),
+    [
+        ("LinearStruct", lambda fields: [*fields, ("planes_too", ctypes.c_int64)]),
+        ("LayerStruct", lambda fields: fields[:-1]),
+        ("ModelStruct", lambda fields: [*fields[:4], fields[5], fields[4], *fields[6:]]),
+        ("ModelStruct", lambda fields: [*fields[:7], ("layer_count", ctypes.c_int32), *fields[8:]]),
+    ],
+    ids=["one more", "one less", "cos and sin exchanged", "a narrower number"],
+)
+def test_a_struct_unlike_the_one_in_the_kernel_is_refused(fresh, compiled, struct, change):
+    fields = change(list(getattr(kernels, struct)._fields_))
+    changed = type(struct, (ctypes.Structure,), {"_fields_": tuple(fields)})
+    fresh.setattr(kernels, struct, changed)
+    kernels._choose.cache_clear()
+    with refused(TypeError, struct, "kernel.cpp", "make the two equal"), kernels.using(compiled):
+        pass
 
 
 @pytest.mark.slow  # compiles

@@ -115,7 +115,7 @@ def test_fp32_takes_twice_the_bytes_of_16_bit_and_int8_a_little_over_half(name):
 
 @pytest.mark.parametrize("precision", ["int4", "FP16", "", None])
 def test_another_precision_is_refused_by_name(precision):
-    with pytest.raises(ValueError, match=r"precision is .*known are fp32, fp16, bf16, int8"):
+    with pytest.raises(ValueError, match=r"precision is .*known are fp32, bf16, fp16, int8"):
         weight_bytes(config_of(DEFAULT), precision)
 
 

@@ -23,6 +23,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 import llama_int8
+from llama_int8.errors import in_short
 from llama_int8.files import build_once, cache_folder
 from llama_int8.measure.memory import weight_memory
 from llama_int8.models import (
@@ -1203,3 +1204,14 @@ def test_another_model_in_the_default_models_place_is_refused(folder, tmp_path, 
     (place / embedded.SEAL).write_text("of the folder as it was converted")
     with pytest.raises(ModelFilesError, match="work on a copy"):
         embedded.embedded_folder()
+
+
+@pytest.mark.parametrize(
+    ("error", "quoted"),
+    [
+        (MemoryError(), "MemoryError: no reason given"),
+        (ValueError("\nno header\nmore of it"), "ValueError: no header"),
+    ],
+)
+def test_an_error_is_quoted_by_its_kind_and_first_line_even_if_it_says_nothing(error, quoted):
+    assert in_short(error) == quoted

@@ -299,7 +299,7 @@ def test_brackets_thousands_deep_are_no_value(fails, tmp_path):
     deep = "[" * 100_000
     fails("run", "--only", "00", "--param", f"new_tokens={deep}", says=["new_tokens is '[["])
     (tmp_path / "deep.json").write_text(deep)
-    fails("compare", tmp_path, tmp_path, says=["deep.json is no results file"])
+    fails("compare", tmp_path, tmp_path, says=["deep.json is not a results file"])
     (tmp_path / offline.MANIFEST).write_text(deep)
     fails("install", tmp_path, says=["is damaged; delete it and fetch again"])
 
@@ -391,7 +391,7 @@ def test_a_manifest_of_another_kind_is_damaged(tmp_path, content):
 )
 def test_a_file_that_is_no_results_file_is_named(fails, tmp_path, measurements):
     (tmp_path / "x.json").write_text(json.dumps({"measurements": measurements}))
-    fails("compare", tmp_path, tmp_path, says=["x.json is no results file"])
+    fails("compare", tmp_path, tmp_path, says=["x.json is not a results file"])
 
 
 # Commands without a model

@@ -236,6 +236,30 @@ def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_several_files_all_are_replaced_or_none(tmp_path, monkeypatch):
+    old, new, last = (tmp_path / name for name in ("old", "new", "last"))
+    old.write_bytes(b"before\r\n")
+    old.chmod(0o640)
+    last.write_text("before")
+    replace = Path.replace
+
+    def fails_at_the_last(self, target):
+        if target == last:
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails_at_the_last)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_all({old: "after", new: b"after", last: "after"})
+    assert old.read_bytes() == b"before\r\n" and last.read_text() == "before"
+    assert sorted(tmp_path.iterdir()) == [last, old]
+    monkeypatch.undo()
+    files.write_all({old: "après\n", new: b"\xff", last: "after"})
+    assert old.read_bytes() == "après\n".encode() and new.read_bytes() == b"\xff"
+    assert old.stat().st_mode & 0o777 == 0o640 or os.name == "nt"
+    assert sorted(tmp_path.iterdir()) == [last, new, old]
+
+
 def test_the_profiles_own_model_needs_no_suffix(results, tmp_path):
     assert results.path == tmp_path / "results" / "a-cpu" / f"{NOTEBOOK}.json"
 

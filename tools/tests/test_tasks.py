@@ -152,8 +152,8 @@ def with_second(**changes):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (json.dumps(PIQA[0]) + "\n\n{oops}\n", "line 3 is no JSON"),
-        (json.dumps(PIQA[0]) + "\n[1, 2]\n", "line 2 is no JSON object but '[1, 2]'"),
+        (json.dumps(PIQA[0]) + "\n\n{oops}\n", "line 3 is not JSON"),
+        (json.dumps(PIQA[0]) + "\n[1, 2]\n", "line 2 is not a JSON object but '[1, 2]'"),
         ([PIQA[0], {"goal": "g", "sol1": "a"}], "line 2: no column sol2, label; there are goal, "),
         (with_second(label=2), "line 2: label 2, but the choices are 0 to 1"),
         (with_second(label=-1), "line 2: label -1, but .* a split whose labels are hidden"),
@@ -180,16 +180,16 @@ def with_second(**changes):
         ("Gr\xfc\xdfe".encode("latin-1"), "cannot be read as a text: .* save it in UTF-8"),
         (
             json.dumps(PIQA),
-            r"line 1 is no JSON object but .* one JSON array. Expected is JSONL: one",
+            r"line 1 is not a JSON object but .* one JSON array. Expected is JSONL: one",
         ),
         (
             json.dumps(PIQA, indent=1),
-            r"line 1 is no JSON .* one JSON array. Expected is JSONL: one",
+            r"line 1 is not JSON .* one JSON array. Expected is JSONL: one",
         ),
-        ("goal,sol1,sol2,label\nHow?,a,b,0\n", "line 1 is no JSON .* Expected is JSONL: one JSON"),
-        (json.dumps(PIQA[0], indent=1), "line 1 is no JSON .* Expected is JSONL: one JSON object"),
-        ("[" * 100_000, "line 1 is no JSON"),
-        ("0\n1\n", "line 1 is no JSON object but '0'. Expected is JSONL"),
+        ("goal,sol1,sol2,label\nHow?,a,b,0\n", "line 1 is not JSON .* Expected is JSONL: one JSON"),
+        (json.dumps(PIQA[0], indent=1), "line 1 is not JSON .* Expected is JSONL: one JSON object"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ("0\n1\n", "line 1 is not a JSON object but '0'. Expected is JSONL"),
     ],
     ids=lambda value: str(value)[-30:],
 )
@@ -401,7 +401,7 @@ def test_the_word_level_text_is_plain_and_has_a_name_of_its_own(file):
 
 def test_the_raw_text_is_refused_as_the_word_level_one(file):
     with pytest.raises(
-        DataError, match=r"test.raw is no word-level text .* its task is wikitext2$"
+        DataError, match=r"test.raw is not a word-level text .* its task is wikitext2$"
     ):
         load_task("wikitext2-words", file(RAW, "test.raw"))
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from llama_int8.files import write_atomic
 from llama_int8.measure.results import Results
 
 # Okabe and Ito's palette: told apart by colour-blind readers; a hatch or marker goes with each.
@@ -138,12 +139,9 @@ def save_figure(results: Results, drawn: Figure, name: str, alt: str, caption: s
     too short to describe a picture.
     """
     if len(alt) < 20:
-        raise ValueError(f"figure {name}: alt text {alt!r} describes no picture")
+        raise ValueError(f"figure {name}: alt text {alt!r} does not describe a picture")
     path = results.add_figure(name, alt, caption)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".png.part")
-    temporary.write_bytes(png(drawn, FILE_DPI))
-    temporary.replace(path)
+    write_atomic(path, png(drawn, FILE_DPI))
     show_png(png(drawn), alt)
     plt.close(drawn)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llama_int8.errors import ModelFilesError
+from llama_int8.errors import ModelFilesError, in_short
 from llama_int8.models.hugging_face import end_tokens, plain_generation
 from llama_int8.transformer.prompt import check_prompt
 
@@ -58,9 +58,8 @@ def _filled(tokenizer: PreTrainedTokenizerBase, template: str, prompt: str) -> s
             tokenize=False,
         )
     except Exception as error:  # a template can fail in any way that a program can
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
-            f"the model's chat template cannot be filled in ({type(error).__name__}: {first_line}); "
+            f"the model's chat template cannot be filled in ({in_short(error)}); "
             "fetch the tokenizer again, or repair chat_template.jinja or tokenizer_config.json"
         ) from None
 

@@ -7,7 +7,9 @@ so that a run that breaks off loses one stage.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 import llama_int8.models as models
 from llama_int8.evaluation import answers, compare, loglikelihood, perplexity
@@ -17,13 +19,10 @@ from llama_int8.measure.results import Results
 from llama_int8.models import cost
 from llama_int8.quantization.precisions import INT8, NO_DECOMPOSITION, THRESHOLD
 
-if TYPE_CHECKING:
-    import torch
-
 
 @dataclass(frozen=True)
 class Workload:
-    """What every precision of a model is given; all of it tokenized, so the same to the last token."""
+    """The inputs that every precision of a model gets: tokenized, so the same to the last token."""
 
     text: perplexity.StridedText | None = None  # None: a model without a tokenizer
     compared_windows: int = 0
@@ -31,7 +30,7 @@ class Workload:
     slips: dict[str, Sequence[loglikelihood.Packed]] = field(
         default_factory=dict
     )  # wrong rules' items
-    prompts: dict[str, "torch.Tensor"] = field(default_factory=dict)  # each (1, T)
+    prompts: dict[str, torch.Tensor] = field(default_factory=dict)  # each (1, T)
     text_tokens: int = 0
     seed: int = 0
     points: Sequence[Point] = ()
@@ -66,7 +65,7 @@ def memory_quality_and_text(
 
 
 def _scores_and_answers(
-    model: "torch.nn.Module", precision: str, work: Workload, reference: Sequence[dict[str, Any]]
+    model: torch.nn.Module, precision: str, work: Workload, reference: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if work.text is not None:
@@ -92,7 +91,7 @@ def _scores_and_answers(
 
 
 def _peaks(
-    model: "torch.nn.Module", precision: str, device: str, work: Workload
+    model: torch.nn.Module, precision: str, device: str, work: Workload
 ) -> list[dict[str, int]]:
     """Each point with what `memory.peak_bytes` finds there."""
     fitting = [p for p in work.points if fits(model.config, precision, device, p)]
@@ -117,14 +116,12 @@ def _stored(precision: str) -> str:
     return INT8 if precision == NO_DECOMPOSITION else precision
 
 
-def tokens_of(ids: Sequence[int], model: "torch.nn.Module", point: Point) -> "torch.Tensor":
+def tokens_of(ids: Sequence[int], model: torch.nn.Module, point: Point) -> torch.Tensor:
     """The first tokens of a text as rows (B, T), from its beginning again where it ends.
 
     LLM.int8()'s work depends on the outliers that a text brings. Without ids, as for a synthetic
     model, they are seeded random ones.
     """
-    import torch
-
     batch, length = point
     if ids:
         found = torch.tensor([ids[n % len(ids)] for n in range(batch * length)])
@@ -183,7 +180,7 @@ def speed(
     return result
 
 
-def set_threshold(model: "torch.nn.Module", precision: str) -> None:
+def set_threshold(model: torch.nn.Module, precision: str) -> None:
     """Let an int8 model leave the decomposition out for NO_DECOMPOSITION, and do it otherwise."""
     import bitsandbytes as bnb
 
@@ -193,7 +190,7 @@ def set_threshold(model: "torch.nn.Module", precision: str) -> None:
 
 
 def _with_threshold(
-    model: "torch.nn.Module", precision: str, run: Callable[[], dict[str, float]]
+    model: torch.nn.Module, precision: str, run: Callable[[], dict[str, float]]
 ) -> Callable[[], dict[str, float]]:
     def with_threshold() -> dict[str, float]:
         set_threshold(model, precision)  # beside the clock, which runs inside `run`
@@ -204,15 +201,13 @@ def _with_threshold(
 
 # Functions of their own, so that no name of theirs keeps a model when the next one is loaded.
 def _seconds(
-    held: dict[str, "torch.nn.Module"],
+    held: dict[str, torch.nn.Module],
     device: str,
     point: Point,
     decode_tokens: int,
     rounds: int,
     ids: Sequence[int],
 ) -> dict[str, dict[str, list[float]]]:
-    import torch
-
     runs = {
         p: _with_threshold(
             model,
@@ -231,7 +226,7 @@ def _seconds(
 
 
 def _item_seconds(
-    held: dict[str, "torch.nn.Module"], device: str, items: Sequence[loglikelihood.Packed]
+    held: dict[str, torch.nn.Module], device: str, items: Sequence[loglikelihood.Packed]
 ) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {}
     for item in items:
@@ -243,7 +238,7 @@ def _item_seconds(
 
 
 def _memory(
-    held: dict[str, "torch.nn.Module"], device: str, points: Sequence[Point], ids: Sequence[int]
+    held: dict[str, torch.nn.Module], device: str, points: Sequence[Point], ids: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     work = Workload(points=points, ids=ids)
     return {
@@ -256,7 +251,7 @@ def _memory(
 
 
 def _profiles(
-    held: dict[str, "torch.nn.Module"], device: str, point: Point, ids: Sequence[int]
+    held: dict[str, torch.nn.Module], device: str, point: Point, ids: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     found = {}
     for p, model in held.items():
@@ -266,7 +261,7 @@ def _profiles(
     return found
 
 
-def _phases(model: "torch.nn.Module", device: str, tokens: "torch.Tensor") -> dict[str, Any]:
+def _phases(model: torch.nn.Module, device: str, tokens: torch.Tensor) -> dict[str, Any]:
     profiles = {}
     cache = None
 
@@ -287,7 +282,8 @@ def another_model(
 ) -> compare.Summary:
     """The comparison for one more model, recorded in a results file of its own.
 
-    A synthetic model has no tokenizer: memory and speed alone. `settings`, `folder`: notebook 08's.
+    A synthetic model has no tokenizer, so only memory and speed are measured. `settings` and `folder`
+    are notebook 08's.
     """
     half = models.baseline_precision(settings.device)
     results = Results("08_fp16_vs_int8", settings, folder)
@@ -323,7 +319,7 @@ def another_model(
         rounds=settings.more_rounds,
         items=work.items[: settings.timed_items],
         ids=work.ids,
-        weighed=synthetic,  # a synthetic model is made anew for each stage, so one has to do
+        weighed=synthetic,  # a synthetic model is built again for each stage, so one stage has to do
     )
     timed = results.stage("speed", stage)
     runs |= timed.get("memory", {})

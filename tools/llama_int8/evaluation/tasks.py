@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_int8.data import evaluation_text
-from llama_int8.errors import DataError
+from llama_int8.errors import DataError, in_short
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _kind_of_wikitext(name: str, where: str, text: str) -> str:
     word_level = bool(words) and words.count(UNKNOWN) / len(words) > UNKNOWN_SHARE
     if name == "wikitext2-words" and not word_level:
         raise DataError(
-            f"{where} is no word-level text of WikiText-2: rare words should be {UNKNOWN}. If it is "
+            f"{where} is not a word-level text of WikiText-2: rare words should be {UNKNOWN}. If it is "
             "wiki.test.raw, its task is wikitext2"
         )
     return "wikitext2-words" if word_level else name
@@ -318,7 +318,7 @@ def _read_file(data: str | Path) -> str:
 
 
 def _no_text(content: bytes) -> str:
-    """Why the content of a file is no text in UTF-8; nothing where it may be one."""
+    """Why the content of a file is not UTF-8 text; nothing where it may be one."""
     start = content[:64].lstrip().lower()
     for beginning, reason in NO_TEXT.items():
         if content.startswith(beginning) or start.startswith(beginning):
@@ -334,10 +334,10 @@ def _numbered(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is no JSON ({error}). {_expected(text)}") from None
+            raise DataError(f"{where} is not JSON ({error}). {_expected(text)}") from None
         if not isinstance(row, dict):
             found = _short(line.strip()[:40])
-            raise DataError(f"{where} is no JSON object but {found}. {_expected(text)}")
+            raise DataError(f"{where} is not a JSON object but {found}. {_expected(text)}")
         yield where, row
 
 
@@ -382,9 +382,8 @@ def _hub_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
             name, source.config, split=source.split, revision=source.revision
         )
     except Exception as error:  # the kinds differ between versions of datasets and of the hub
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(
-            f"{name} cannot be had from the hub ({type(error).__name__}: {first_line}). "
+            f"{name} cannot be had from the hub ({in_short(error)}). "
             "Name a local file, or take a task of the package: "
             f"{', '.join(sorted(set(OWN.values())))}"
         ) from None
@@ -392,6 +391,6 @@ def _hub_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
     if missing:
         raise DataError(
             f"{name} has no column {', '.join(missing)} any more; there are "
-            f"{', '.join(table.column_names)}. Name a local file with the columns of old"
+            f"{', '.join(table.column_names)}. Name a local file with the old columns"
         )
     return [(f"{name}, row {number}", row) for number, row in enumerate(table)]

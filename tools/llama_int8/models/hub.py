@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from llama_int8.errors import GatedModelError, HubError
+from llama_int8.errors import GatedModelError, HubError, in_short
 from llama_int8.models.registry import HubSource, ModelSpec
 
 # No pickled weights and no code: safetensors, tokenizer and configuration only.
@@ -76,9 +76,8 @@ def _snapshot(source: HubSource, cached_only: bool) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise _answered_or_away(name, error) from None
     except Exception as error:  # the HTTP library's own kinds differ between hub versions
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise HubError(
-            f"{name}: the download broke off ({type(error).__name__}: {first_line}); "
+            f"{name}: the download broke off ({in_short(error)}); "
             "run it again, finished files are kept"
         ) from error
     return Path(folder)

@@ -1,4 +1,4 @@
-"""`load_model`: checks before anything is loaded, one way to load, and a look at what came of it."""
+"""`load_model`: check first, load, then check every layer of the result."""
 
 import contextlib
 import io
@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from llama_int8.dtypes import torch_dtype
 from llama_int8.errors import (
     HubError,
     ModelFilesError,
     NotEnoughMemoryError,
     PrecisionError,
+    first_line,
 )
 from llama_int8.files import check_weights
 from llama_int8.models.check import check_layers
-from llama_int8.models.cost import GIB, QUANTIZED, weight_bytes
+from llama_int8.models.cost import BYTES_PER_VALUE, GIB, QUANTIZED, weight_bytes
 from llama_int8.models.embedded import embedded_folder
 from llama_int8.models.grouped_heads import expand_grouped_heads
 from llama_int8.models.hub import hub_folder
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-fast")
+PRECISIONS = tuple(BYTES_PER_VALUE)
 # Beyond the weights: activations, a short KV cache, the libraries' own buffers.
 HEADROOM = 1.1
 
@@ -82,7 +84,7 @@ def load_model(
     quiet_libraries()
     expand_grouped_heads(device)
     int8_threshold = threshold if precision == "int8" else None
-    dtype = _dtype(baseline_precision(device) if precision in QUANTIZED else precision)
+    dtype = torch_dtype(baseline_precision(device) if precision in QUANTIZED else precision)
     with explained_memory(str(name_or_folder), precision, device):
         if is_synthetic(name_or_folder):
             model = _synthetic(config, precision, dtype, _first_device(device), threshold)
@@ -241,12 +243,11 @@ def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         weights = weight_bytes(config, precision).total
         raise NotEnoughMemoryError(
-            f"{name} in {precision} ran out of memory on {device} ({first_line}): its weights take "
-            f"{weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter context, "
-            "a smaller batch, or less. "
+            f"{name} in {precision} ran out of memory on {device} ({first_line(error)}): its weights "
+            f"take {weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter "
+            "context, a smaller batch, or less. "
             f"{_what_fits(name, config, precision, device, free)}"
         ) from error
 
@@ -347,18 +348,12 @@ def _check_tensors(folder: Path, config: LlamaConfig, tokens: dict[str, Any]) ->
 
 
 def _other_way(config: LlamaConfig) -> str:
-    """Where transformers refuses what the course's own model can be."""
+    """What to do where only transformers refuses a config, and the course's own model does not."""
     try:
         config.check()
     except ValueError:
         return ""
     return " The course's own model has no such limit: Llama.from_pretrained reads the folder"
-
-
-def _dtype(precision: str) -> "torch.dtype":
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _first_device(device: str) -> str:

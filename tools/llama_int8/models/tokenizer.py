@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_int8.errors import ModelError, ModelFilesError
+from llama_int8.errors import ModelError, ModelFilesError, in_short
 from llama_int8.files import read_json_object
 from llama_int8.models.load import model_folder, quiet_libraries
 from llama_int8.models.registry import SYNTHETIC, as_name, is_synthetic
@@ -49,9 +49,8 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
             raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens stand")
         return _without_habits(tokenizer)
     except Exception as error:  # a damaged file surfaces as almost any kind
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line}); "
+            f"the tokenizer in {folder} cannot be read ({in_short(error)}); "
             "fetch it again, or load the tokenizer of the model that this one comes from"
         ) from error
 

@@ -8,6 +8,7 @@ tried on the same model with the same tokens.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,34 @@ def smoothing_factors(weight: Tensor, absmax: Tensor, alpha: float) -> Tensor:
     return (absmax.clamp(min=small) ** alpha / of_weights ** (1 - alpha)).clamp(min=small)
 
 
+class _Rounding:
+    """What the hooks of all layers share: the count, and the last input, since q, k and v get one."""
+
+    def __init__(self, seed: int) -> None:
+        self.count = Kept()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.input = self.rounded = self.stays = None
+
+    def round_input(
+        self, scheme: Scheme, factors: Tensor | None, _module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor]:
+        """Hook before a layer: its input, divided by the smoothing `factors` and rounded."""
+        x = inputs[0] if factors is None else inputs[0] / factors
+        if self.input is not x:
+            self.input = x
+            self.rounded, self.stays = _rounded_input(x, scheme, self.generator)
+        self.count.values += x.numel()
+        self.count.kept += 0 if self.stays is None else int(self.stays.sum())
+        return (self.rounded,)
+
+    def add_lost(self, lost: Tensor, _module: nn.Module, _inputs: Any, y: Tensor) -> Tensor:
+        """Hook after a layer: `lost`, what rounding took from its weights, for the columns that stay."""
+        if self.stays is None:
+            return y
+        columns = self.stays.flatten(0, -2).all(0).nonzero().flatten()
+        return y + linear_map(self.input[..., columns], lost[:, columns])
+
+
 @contextmanager
 def simulated(
     linears: Mapping[str, nn.Linear],
@@ -80,33 +109,8 @@ def simulated(
     """
     if scheme.smoothing is not None and absmax is None:
         raise ValueError("smoothing needs the absmax of every layer's input channels")
-    kept, hooks = Kept(), []
+    rounding, hooks = _Rounding(seed), []
     originals = {name: linear.weight.data for name, linear in linears.items()}
-    generator = torch.Generator().manual_seed(seed)
-
-    last: dict[str, Any] = {}  # q, k and v get one tensor: it is rounded once
-
-    def before(own: Scheme, factors: Tensor | None):
-        def change(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            x = inputs[0] if factors is None else inputs[0] / factors
-            if last.get("input") is not x:
-                rounded, stays = _rounded_input(x, own, generator)
-                last.update(input=x, rounded=rounded, stays=stays)
-            kept.values += x.numel()
-            kept.kept += 0 if last["stays"] is None else int(last["stays"].sum())
-            return (last["rounded"],)
-
-        return change
-
-    def after(lost: Tensor):
-        def change(_module: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            if last["stays"] is None:
-                return y
-            columns = last["stays"].flatten(0, -2).all(0).nonzero().flatten()
-            return y + linear_map(last["input"][..., columns], lost[:, columns])
-
-        return change
-
     try:
         for name, linear in linears.items():
             factors, weight = None, linear.weight.data
@@ -118,10 +122,12 @@ def simulated(
                 continue
             chosen = scheme.decomposed is None or name.rpartition(".")[2] in scheme.decomposed
             own = scheme if chosen else replace(scheme, threshold=0.0)
-            hooks.append(linear.register_forward_pre_hook(before(own, factors)))
+            before = partial(rounding.round_input, own, factors)
+            hooks.append(linear.register_forward_pre_hook(before))
             if scheme.original_weights:
-                hooks.append(linear.register_forward_hook(after(weight - linear.weight.data)))
-        yield kept
+                after = partial(rounding.add_lost, weight - linear.weight.data)
+                hooks.append(linear.register_forward_hook(after))
+        yield rounding.count
     finally:
         for registered in hooks:
             registered.remove()
@@ -145,7 +151,7 @@ def _restored(values: Tensor, blocks: Blocks | None, zero_point: bool) -> Tensor
 def _rounded_input(
     x: Tensor, scheme: Scheme, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, T, C) -> the same rounded but for what the scheme protects; and a mask of that, or None."""
+    """Round (B, T, C), except for what the scheme protects; returns a mask of that, too, or None."""
     if not scheme.threshold and scheme.token is None:
         return _restored(x, scheme.activations, scheme.zero_point), None
     hidden = torch.zeros_like(x, dtype=torch.bool)  # left out of the scale

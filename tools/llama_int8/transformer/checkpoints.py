@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_int8.errors import ModelFilesError
+from llama_int8.dtypes import safetensors_name
+from llama_int8.errors import ModelFilesError, in_short
 from llama_int8.files import check_weights, read_json_object, weight_files
 from llama_int8.folders import check_model_folder, explain_file
 from llama_int8.transformer.config import LlamaConfig, read_config
@@ -45,13 +46,6 @@ META_TOP = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
-}
-# safetensors' names of PyTorch's floating-point dtypes.
-FLOATING = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
 }
 
 
@@ -159,9 +153,7 @@ def read_meta(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
                 "the same model: fetch them again"
             )
     for shard in shards:
-        check_floating(
-            folder, {name: FLOATING.get(t.dtype, str(t.dtype)) for name, t in shard.items()}
-        )
+        check_floating(folder, {name: safetensors_name(t.dtype) for name, t in shard.items()})
     width = params.get("dim")
     tensors: dict[str, Tensor] = {}
     for name in without_computed(shards[0]):
@@ -374,10 +366,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "run code. Fetch it again, from Meta; or take the model in safetensors"
         ) from None
     except Exception as error:  # a damaged file surfaces as almost any kind
-        first_line = (str(error).strip() or "no reason given").splitlines()[0]
         raise ModelFilesError(
             f"{path} ({path.stat().st_size:,} bytes) was cut off or damaged "
-            f"({type(error).__name__}: {first_line}). Fetch it again"
+            f"({in_short(error)}). Fetch it again"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         raise ModelFilesError(

@@ -58,10 +58,9 @@ def penalize_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tenso
 
     logits (B, V), tokens (B, T). Keskar et al., 2019, arXiv:1909.05858, equation 2, divides always,
     which would make a token with a negative logit likelier.
-    Raises ValueError for a penalty that is not a positive finite number, or rows that do not fit.
+    Raises ValueError for a penalty that is not a positive finite number.
     """
     _check_penalty(penalty)
-    _check_rows(logits, tokens)
     seen = logits.gather(-1, tokens)  # (B, T)
     return logits.scatter(-1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
 
@@ -261,14 +260,6 @@ def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
         raise ValueError(
             f"repetition_penalty is {penalty}; it must be positive and finite (1 does nothing)"
-        )
-
-
-def _check_rows(logits: Tensor, tokens: Tensor) -> None:
-    if logits.dim() != 2 or tokens.dim() != 2 or len(logits) != len(tokens):
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, tokens {tuple(tokens.shape)}; expected "
-            "(B, V) and (B, T)"
         )
 
 

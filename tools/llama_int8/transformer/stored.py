@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_int8.dtypes import FORMATS
 from llama_int8.errors import ModelFilesError
 from llama_int8.files import weight_files
 
@@ -42,7 +43,7 @@ QUANTIZED_NAMES = {
     ".weight_scale": "FP8 or compressed-tensors",
     ".scales": "integer codes with scales",
 }
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = [one.safetensors for one in FORMATS.values()]
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Computed from the config, yet stored in some files.
 COMPUTED = ("rope.freqs", "rotary_emb.inv_freq")

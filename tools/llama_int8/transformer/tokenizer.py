@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llama_int8.errors import ModelFilesError
+from llama_int8.errors import ModelFilesError, first_line
 
 # A word, up to three digits, punctuation, or white space: what byte pairs never reach across.
 LLAMA3_PATTERN = (
@@ -139,5 +139,4 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _damaged(path: Path, error: Exception) -> ModelFilesError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelFilesError(f"{path} cannot be read ({first_line}); fetch it again")
+    return ModelFilesError(f"{path} cannot be read ({first_line(error)}); fetch it again")

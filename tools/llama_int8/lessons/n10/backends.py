@@ -3,16 +3,22 @@
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import psutil
+import torch
+from torch.profiler import record_function
+from transformers import DynamicCache
 
 import llama_int8.models as models
+from llama_int8.dtypes import torch_dtype
 from llama_int8.evaluation.experiment import set_threshold
 from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.measure import latency, memory, profiler
@@ -33,9 +39,6 @@ from llama_int8.quantization.precisions import (
     THRESHOLD,
 )
 from llama_int8.transformer.config import LlamaConfig
-
-if TYPE_CHECKING:
-    import torch
 
 BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
@@ -63,7 +66,7 @@ class Case:
 class Runner(Protocol):
     """A model by one path."""
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         """Read (B, T) tokens into an empty cache."""
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
@@ -82,17 +85,15 @@ def decode(runner: Runner, batch: int, context: int, steps: int) -> float:
 class HuggingFaceRunner:
     """Any of Hugging Face's models, with its own cache."""
 
-    def __init__(self, model: "torch.nn.Module", threshold_of: str | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, threshold_of: str | None = None) -> None:
         """`threshold_of`: "int8" or NO_DECOMPOSITION, which share one model and are set anew."""
         self.model, self.threshold_of = model, threshold_of
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         self._set_threshold()
         return latency.prefill(self.model, tokens)
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
-        import torch
-
         self._set_threshold()
         cache = _filled_cache(self.model, batch, context)
         tokens = torch.ones(batch, 1, dtype=torch.long)
@@ -116,13 +117,11 @@ class FastRunner:
     def __init__(self, model: FastLlama, compiled: bool) -> None:
         self.model, self.compiled = model, compiled
 
-    def prefill(self, tokens: "torch.Tensor") -> Any:
+    def prefill(self, tokens: torch.Tensor) -> Any:
         self._make_room(len(tokens), tokens.shape[1])
         return self.model(tokens)
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
-        import torch
-
         self._make_room(batch, context + steps)
         self.model.position = context  # what the cache holds there does not change the time
         tokens = torch.ones(batch, dtype=torch.long)
@@ -150,17 +149,14 @@ class LoadedModels:
         self.room = min(64, models.config_of(name).max_position_embeddings)
         self._held: dict[str, Any] = {}
 
-    def hugging_face(self, precision: str) -> "torch.nn.Module":
+    def hugging_face(self, precision: str) -> torch.nn.Module:
         """Hugging Face's model in a precision that `load_model` knows."""
         return self._once(precision, partial(models.load_model, self.name, precision, "cpu"))
 
-    def with_layers(
-        self, make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
-    ) -> "torch.nn.Module":
+    def with_layers(self, make: Callable[[torch.nn.Linear], torch.nn.Module]) -> torch.nn.Module:
         """The bf16 model with every linear layer, the output layer too, replaced by `make(layer)`."""
-        import torch
 
-        def replace_layer(_: str, layer: "torch.nn.Linear") -> "torch.nn.Module":
+        def replace_layer(_: str, layer: torch.nn.Linear) -> torch.nn.Module:
             return make(layer)
 
         if not self.name.startswith(models.SYNTHETIC):
@@ -202,7 +198,7 @@ class Layer:
     """One linear layer as a backend runs it, for `race_layers`."""
 
     name: str
-    make: Callable[["torch.nn.Linear"], "torch.nn.Module"]
+    make: Callable[[torch.nn.Linear], torch.nn.Module]
     inputs: str = "bf16"  # the format of what enters it
 
 
@@ -232,17 +228,11 @@ class Backend:
         return self.stored in QUANTIZED
 
 
-def _cast(precision: str) -> Callable[["torch.nn.Linear"], "torch.nn.Module"]:
-    return lambda linear: copy.deepcopy(linear).to(_dtype(precision))
+def _cast(precision: str) -> Callable[[torch.nn.Linear], torch.nn.Module]:
+    return lambda linear: copy.deepcopy(linear).to(torch_dtype(precision))
 
 
-def _dtype(precision: str) -> "torch.dtype":
-    import torch
-
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-
-
-def _bitsandbytes(linear: "torch.nn.Linear") -> "torch.nn.Module":
+def _bitsandbytes(linear: torch.nn.Linear) -> torch.nn.Module:
     layer = bitsandbytes_linear("", copy.deepcopy(linear).bfloat16(), threshold=THRESHOLD)
     return layer.to("cpu").eval()
 
@@ -352,7 +342,7 @@ def _with_layer() -> list[Backend]:
 
 
 def _in_one_call(path: str) -> bool:
-    """False for other people's programs, too, which are no backends of ours."""
+    """Also False for other programs, such as llama.cpp, which are not in BACKENDS."""
     return path in BACKENDS and BACKENDS[path].one_call
 
 
@@ -380,7 +370,7 @@ def race(
     """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
 
     One timing is `steps` steps or one prompt, repeated for at least `LEAST` seconds. A path whose
-    warm-up took more than `patience` seconds is left out of that case, but for the baseline.
+    warm-up took more than `patience` seconds is left out of that case, except the baseline.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for case in cases:
@@ -416,8 +406,6 @@ def _timing(run: Callable[[], float], repeats: int, units: int) -> Callable[[], 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Within the block PyTorch, and the kernel with it, uses `count` threads."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -433,8 +421,6 @@ def thread_word(count: int) -> str:
 
 def thread_counts() -> list[int]:
     """One thread, and as many as PyTorch uses by itself."""
-    import torch
-
     return sorted({1, torch.get_num_threads()})
 
 
@@ -464,8 +450,6 @@ def resident_bytes(name: str, path: str) -> int:
     Pages of a file that other processes could share are left out, and so is what libraries take:
     the process has loaded the model once before, and let it go.
     """
-    import multiprocessing
-
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_weigh, args=(name, path, sender))
@@ -482,8 +466,6 @@ def resident_bytes(name: str, path: str) -> int:
 
 
 def _weigh(name: str, path: str, sender: Any) -> None:
-    import psutil
-
     vocabulary = models.config_of(name).vocab_size
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
         for _ in range(2):
@@ -497,17 +479,12 @@ def _weigh(name: str, path: str, sender: Any) -> None:
         sender.send(after - before)
 
 
-def _random_tokens(batch: int, length: int, vocabulary: int) -> "torch.Tensor":
-    import torch
-
+def _random_tokens(batch: int, length: int, vocabulary: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (batch, length), generator=generator)
 
 
-def _filled_cache(model: "torch.nn.Module", batch: int, context: int) -> Any:
-    import torch
-    from transformers import DynamicCache
-
+def _filled_cache(model: torch.nn.Module, batch: int, context: int) -> Any:
     config, cache = model.config, DynamicCache()
     shape = (batch, config.num_key_value_heads, context, config.head_dim)
     dtype = model.get_input_embeddings().weight.dtype
@@ -526,10 +503,8 @@ def race_layers(
 
     `shapes`: (outputs, inputs). Weights are random. Each kind takes turns with so many copies of a
     layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.
-    Inputs are normal, but for six channels with twenty times the spread: outliers for LLM.int8().
+    Inputs are normal, except six channels with twenty times the spread: outliers for LLM.int8().
     """
-    import torch
-
     found = {}
     for layer, (outputs, inputs) in shapes.items():
         linear = torch.nn.Linear(inputs, outputs, bias=False)
@@ -538,7 +513,7 @@ def race_layers(
         runs = {}
         for kind in (backend.layer for backend in _with_layer()):
             copied = [kind.make(linear) for _ in range(copies)]
-            runs[kind.name] = _layer_run(copied, x.to(_dtype(kind.inputs)))
+            runs[kind.name] = _layer_run(copied, x.to(torch_dtype(kind.inputs)))
         times = latency.interleaved(runs, rounds)
         found[layer] = {kind: one["call"].tolist() for kind, one in times.items()}
         del runs
@@ -546,9 +521,7 @@ def race_layers(
     return found
 
 
-def _layer_run(layers: Sequence[Any], x: "torch.Tensor") -> Callable[[], dict[str, float]]:
-    import torch
-
+def _layer_run(layers: Sequence[Any], x: torch.Tensor) -> Callable[[], dict[str, float]]:
     def work() -> None:
         with torch.inference_mode():
             for layer in layers:
@@ -589,8 +562,6 @@ def profile_steps(runners: Mapping[str, Runner], context: int) -> dict[str, dict
 @contextlib.contextmanager
 def _visible_kernel() -> Iterator[None]:
     """Let PyTorch's profiler see the calls into the kernel, which go past PyTorch."""
-    from torch.profiler import record_function
-
     linear, step = kernels.compiled_linear, FastLlama.step
 
     def seen_linear(*arguments: Any) -> Any:
@@ -622,7 +593,7 @@ class Race:
     def by_threads(
         self, values: Mapping[Case, Mapping[str, Spread]], like: Case
     ) -> dict[str, dict[int, Spread]]:
-        """{path: {threads: value}} of the cases that differ from `like` in the threads alone."""
+        """{path: {threads: value}} of the cases that differ from `like` only in the threads."""
         found: dict[str, dict[int, Spread]] = {}
         for case, row in values.items():
             if replace(case, threads=like.threads) == like:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import llama_int8.models as models
+from llama_int8.dtypes import torch_dtype
+from llama_int8.errors import first_line
 from llama_int8.evaluation import experiment
 from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
@@ -166,7 +168,7 @@ class Race:
             step.measure()
         except (torch.OutOfMemoryError, MemoryError) as error:
             free = models.free_memory(self.device) / GIB
-            reason = f"out of memory with {free:.1f} GiB free: {str(error).splitlines()[0]}"
+            reason = f"out of memory with {free:.1f} GiB free: {first_line(error)}"
             say(f"{self.name}, {step.name}: left out, {reason}")
             self.results.record(f"left out.{step.name}.{step.paths[0]}", reason, "text")
             memory.release()
@@ -300,8 +302,7 @@ class Race:
             raise MemoryError("the 16-bit weights are not on the device beside the int8 ones")
         layer = self.held[LLM_INT8].get_submodule(name)
         shape = (layer.out_features, layer.in_features)
-        dtype = torch.float16 if self.half == "fp16" else torch.bfloat16
-        return random_tensor(f"{name}.weight", shape, dtype, self.device)
+        return random_tensor(f"{name}.weight", shape, torch_dtype(self.half), self.device)
 
 
 def _case(phase: str, point: Point) -> str:

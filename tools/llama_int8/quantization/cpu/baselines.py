@@ -86,15 +86,8 @@ class KernelBf16Linear(nn.Module):
         return packing.unpack_rows(self.weight, self.out_features)[:, : self.in_features]
 
     def struct(self) -> kernels.LinearStruct:
-        """Pointers to the tensors for the kernel; they must live as long as it does."""
-        return kernels.LinearStruct(
-            weights=self.weight.data_ptr(),
-            scale=None,
-            bias=None if self.bias is None else self.bias.data_ptr(),
-            outputs=self.out_features,
-            inputs=self.in_features,
-            planes=0,
-        )
+        """The layer for the kernel; its tensors must live as long as the struct."""
+        return kernels.linear_struct(self, None, planes=0)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -18,8 +18,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <vector>
 
 constexpr int64_t GROUP = 32;  // inputs that share a scale, of a token or of an output
@@ -489,9 +491,29 @@ static void step(const Model& m, const int64_t* tokens, int64_t position, float*
 
 // ---- what Python calls -------------------------------------------------------------------------
 
+#define STRUCT(type) #type " " + std::to_string(sizeof(type))
+#define FIELD(type, name)                                         \
+    +" " #name " " + std::to_string(offsetof(type, name)) + "+" + \
+        std::to_string(sizeof(type::name))
+
 extern "C" {
 
 const char* kernel_name() { return NAME; }
+
+// The structs' sizes, and where each field begins and how long it is, in bytes. Python describes the structs a second time, and compares.
+const char* struct_layout() {
+    static const std::string layout =
+        STRUCT(Linear) FIELD(Linear, weights) FIELD(Linear, scale) FIELD(Linear, bias)
+        FIELD(Linear, outputs) FIELD(Linear, inputs) FIELD(Linear, planes) + "\n" +
+        STRUCT(Layer) FIELD(Layer, input_norm) FIELD(Layer, qkv) FIELD(Layer, o)
+        FIELD(Layer, post_attention_norm) FIELD(Layer, gate_up) FIELD(Layer, down) + "\n" +
+        STRUCT(Model) FIELD(Model, embedding) FIELD(Model, layers) FIELD(Model, norm)
+        FIELD(Model, head) FIELD(Model, cos) FIELD(Model, sin) FIELD(Model, cache)
+        FIELD(Model, layer_count) FIELD(Model, width) FIELD(Model, inner) FIELD(Model, heads)
+        FIELD(Model, kv_heads) FIELD(Model, head_dim) FIELD(Model, context) FIELD(Model, batch)
+        FIELD(Model, eps);
+    return layout.c_str();
+}
 
 void int8_linear_bf16(const uint16_t* x, int64_t tokens, const Linear* layer, uint16_t* y,
                       int threads) {

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,9 +142,9 @@ def _choose(wanted: str) -> Choice:
 
 
 def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
-    """Why not, or the compiled library."""
+    """("", the compiled library), or (the reason why there is none, None)."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"this is no x86 processor but {platform.machine()}", None
+        return f"this is not an x86 processor but {platform.machine()}", None
     needed, flags = VERSIONS[version]
     lacking = [feature for feature in needed if feature not in cpu_features()]
     if lacking:
@@ -195,7 +196,8 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, c
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.kernel_name.restype = ctypes.c_char_p
+    library.kernel_name.restype = library.struct_layout.restype = ctypes.c_char_p
+    _check_structs(library.struct_layout().decode())
     for name in ("int8_linear_bf16", "int8_linear_fp32"):
         product = getattr(library, name)
         product.argtypes = (_Pointer, _Int, ctypes.POINTER(LinearStruct), _Pointer, ctypes.c_int)
@@ -204,6 +206,29 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.llama_step.argtypes = (model, _Pointer, _Int, _Pointer, ctypes.c_int)
     library.llama_step.restype = None
     return library
+
+
+def _check_structs(layout: str) -> None:
+    """Raise TypeError unless the structs here are those of kernel.cpp, which would misread memory."""
+    structs = (LinearStruct, LayerStruct, ModelStruct)
+    for struct, expected in zip(structs, layout.splitlines(), strict=True):
+        fields = [(name, getattr(struct, name)) for name, _ in struct._fields_]
+        places = (f"{name} {field.offset}+{field.size}" for name, field in fields)
+        here = " ".join([expected.split()[0], str(ctypes.sizeof(struct)), *places])
+        if here != expected:
+            raise TypeError(
+                f"{struct.__name__} in kernels.py differs from kernel.cpp (size; offset+length of each "
+                f"field): {here!r}, expected {expected!r}; make the two equal"
+            )
+
+
+def linear_struct(layer: Any, scale: Tensor | None, planes: int) -> LinearStruct:
+    """A layer as the kernel sees it: pointers to its tensors, and its sizes."""
+    weights, scale, bias = (
+        None if tensor is None else tensor.data_ptr()
+        for tensor in (layer.weight, scale, layer.bias)
+    )
+    return LinearStruct(weights, scale, bias, layer.out_features, layer.in_features, planes)
 
 
 def compiled_linear(library: ctypes.CDLL, x: Tensor, layer: LinearStruct) -> Tensor:

@@ -100,15 +100,8 @@ class Int8FastLinear(nn.Module):
         return self.codes().float() * scale.repeat_interleave(GROUP, 1)[:, : self.in_features]
 
     def struct(self) -> kernels.LinearStruct:
-        """Pointers to the tensors for the kernel; they must live as long as it does."""
-        return kernels.LinearStruct(
-            weights=self.weight.data_ptr(),
-            scale=self.scale.data_ptr(),
-            bias=None if self.bias is None else self.bias.data_ptr(),
-            outputs=self.out_features,
-            inputs=self.in_features,
-            planes=self.planes,
-        )
+        """The layer for the kernel; its tensors must live as long as the struct."""
+        return kernels.linear_struct(self, self.scale, self.planes)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
