@@ -18,11 +18,14 @@ from transformers import DynamicCache, StaticCache
 from llama_int8.course.heads import (
     attend_with,
     attention_maps,
+    queries_and_keys,
     weight_on_first,
     weight_on_previous,
 )
 from llama_int8.course.torch_twins import torch_twin
+from llama_int8.lessons.n01 import exercises as shown
 from llama_int8.lessons.n02 import dates
+from llama_int8.lessons.n02 import exercises as shown_02
 from llama_int8.models import load_model
 from llama_int8.transformer.attention import (
     DecoderBlock,
@@ -738,6 +741,46 @@ def tiny():
     )
 
 
+# --- what the lessons show as solutions, and what the package holds -----------------------------
+
+
+@pytest.mark.parametrize(("T", "S", "D", "V"), [(5, 7, 9, 11), (1, 1, 1, 1), (3, 8, 64, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_attention_shown_is_the_packages_where_every_query_may_look(T, S, D, V, masked):
+    q, k, v = normal(2, 3, T, D, seed=1), normal(2, 3, S, D, seed=2), normal(2, 3, S, V, seed=3)
+    mask = normal(T, S, seed=4) > 0 if masked else None
+    if masked:
+        mask[:, 0] = True
+    same(shown.attention(q, k, v, mask), scaled_dot_product_attention(q, k, v, mask))
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_masks_shown_are_the_packages(length):
+    assert torch.equal(shown.causal_mask(length), causal_mask(length))
+    lengths = torch.tensor([length, 1, max(1, length - 1)])
+    assert torch.equal(shown.padding_mask(lengths, length), padding_mask(lengths, length))
+    scores = normal(2, length, length)
+    expected = scores.masked_fill(~causal_mask(length), -math.inf).softmax(-1)
+    same(shown.causal_weights(scores), expected)
+    assert torch.equal(shown.window_mask(length, length, 0), causal_mask(length))
+
+
+@pytest.mark.parametrize(("B", "T", "heads", "D"), [(1, 1, 1, 1), (2, 5, 3, 7), (3, 2, 8, 4)])
+def test_the_heads_shown_are_the_packages(B, T, heads, D):
+    x = normal(B, T, heads * D)
+    assert torch.equal(shown.split_heads(x, heads), MultiHeadAttention(heads * D, heads)._split(x))
+
+
+def test_the_cross_attention_shown_is_pytorchs():
+    x, source, *weights = (
+        normal(2, 3, 6),
+        normal(2, 7, 6),
+        *(normal(6, 5, seed=n) for n in (1, 2, 3)),
+    )
+    q, k, v = x @ weights[0], source @ weights[1], source @ weights[2]
+    same(shown_02.cross_attention(x, source, *weights), F.scaled_dot_product_attention(q, k, v))
+
+
 class Watched:
     """Our attention, and what it was called with."""
 
@@ -885,6 +928,14 @@ def test_attention_maps_are_the_weights_of_the_past_in_every_layer_and_head(tiny
     with attend_with(tiny, watched):
         logits(tiny, TOKENS[:1])
     same(maps, torch.cat(seen))
+
+
+def test_queries_and_keys_make_the_maps_of_their_layer(tiny):
+    maps = attention_maps(tiny, TOKENS[:1])
+    for layer in range(LAYERS):
+        q, k = queries_and_keys(tiny, TOKENS[:1], layer)
+        assert q.shape == k.shape == (HEADS, 6, 8)
+        same(attention_weights(q, k, causal_mask(6)), maps[layer])
 
 
 def test_attention_maps_of_a_16_bit_model_are_fp32(tiny):

@@ -27,7 +27,8 @@ def put_on_trial(results: Results, name: str, measured: str, verdict: str, becau
     from IPython.display import Markdown, display
 
     entry = claims()[name]
-    stop = "" if verdict.endswith("if") else "."  # there, `because` goes on with the sentence
+    goes_on = verdict.endswith("if") and because[:1].islower()  # `because` ends the sentence
+    stop = "" if goes_on else "."
     display(
         Markdown(
             f"> **Claim.** {entry['claim']} ({entry['source']})\n>\n"
