@@ -12,8 +12,8 @@ from llama_int8.profiles import profile_names, read_profile, resolve
 NOTEBOOKS = list(read_profile("cpu").notebooks)
 # Of each notebook: tokens that it reads in one piece with these settings, the most of any cell.
 READS = {  # tokens at once, of each notebook whose lengths a short model cuts
-    "00": lambda s: s.prompt_tokens + s.new_tokens,
-    "02": lambda s: s.map_tokens,
+    "00": lambda s: max(s.window, s.prompt_tokens + s.new_tokens),
+    "01": lambda s: max(s.map_tokens, s.text_tokens),
     "03": lambda s: max(s.prompt_tokens + s.new_tokens, *(n + 1 for n in s.lengths)),
     "04": lambda s: s.text_tokens,
     "05": lambda s: s.text_tokens,

@@ -360,7 +360,8 @@ def test_a_notebooks_predictions_carry_its_number_are_blank_and_are_met_later(pa
         assert [name for _, name, _ in assigned] == asked
         for variable, name, value in assigned:
             assert re.fullmatch(rf"{path.stem[:2]}\.\w+", name) and value == "None"
-            later = "\n".join(cells[number + 1 :])
+            here = cell[cell.index(f'predict("{name}"') :]
+            later = "\n".join([here, *cells[number + 1 :]])
             assert re.search(rf"\b{variable}\.(compare|mark)\(", later), f"{name} is never met"
 
 
