@@ -33,20 +33,20 @@ class Guess:
     unit: str = ""
     results: Results | None = field(default=None, repr=False)
 
-    def compare(self, measured: Any) -> None:
-        """Print the guess beside what was measured, and keep both.
+    def compare(self, measured: Any, word: str = "measured") -> None:
+        """Print the guess beside what was measured (or "computed", as `word` says), and keep both.
 
         Round `measured` as it is to be read; what differs from run to run has no place here, since
         a notebook's output is committed.
         """
         measured = plain(measured)
         if self.value is None:
-            print(f"Measured: {_with_unit(measured, self.unit)}")
+            print(f"{word.capitalize()}: {_with_unit(measured, self.unit)}")
             return
         guessed, found = (_with_unit(value, self.unit) for value in (self.value, measured))
         verdict = _verdict(self.value, measured, self.unit)
         so = f", so your guess is {verdict}" if verdict else ""
-        print(f"You guessed {guessed}; measured: {found}{so}.")
+        print(f"You guessed {guessed}; {word}: {found}{so}.")
         self._keep(measured if isinstance(measured, str) or math.isfinite(measured) else None)
 
     def mark(self, axes: Axes, axis: Literal["x", "y"] = "y") -> None:

@@ -12,16 +12,24 @@ from llama_int8.measure.statistics import Spread
 
 def triangle(
     megabytes: Mapping[str, float],
-    perplexities: Mapping[str, float],
+    quality: Mapping[str, tuple[float, float, float]],
     decode: Mapping[str, Spread],
 ) -> Figure:
-    """Memory, quality and speed of each precision: three panels, one bar per precision."""
+    """Memory, quality and speed of each precision: three panels, one bar per precision.
+
+    `quality`: change of perplexity in %, with the ends of its interval.
+    """
     names = list(megabytes)
-    drawn, axes = figure(3, figsize=(9, 2.6))
+    drawn, axes = figure(3, figsize=(9, 2.7))
     bars(axes[0], names, [megabytes[n] for n in names], names, "MB of weights")
-    bars(axes[1], names, [perplexities[n] for n in names], names, "perplexity", decimals=1)
+    change, *ends = zip(*(quality[n] for n in names), strict=True)
+    spreads = list(zip(*ends, strict=True))
+    bars(axes[1], names, list(change), names, "perplexity, change in %", spreads, decimals=1)
     spreads = [(decode[n].low, decode[n].high) for n in names]
-    bars(axes[2], names, [decode[n].median for n in names], names, "decode, tokens/s", spreads)
+    speeds = [decode[n].median for n in names]
+    bars(axes[2], names, speeds, names, "decode, tokens per second", spreads, decimals=1)
+    for panel, better in zip(axes, ("less", "less", "more"), strict=True):
+        panel.set_title(f"{better} is better", fontsize=9, fontweight="normal")
     _, half, int8 = names
     memory = megabytes[int8] / megabytes[half]
     speed = decode[int8].median / decode[half].median
@@ -62,7 +70,8 @@ def candidates(
         )
     axes.set_yticks(rows + height * (len(names) - 1) / 2, [repr(word) for word in vocabulary])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
+    largest = max(float(values[position].max()) for values in probabilities.values())
+    axes.set_xlim(0, min(1.0, 1.3 * largest))
     axes.set_xlabel("probability of the next token")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
