@@ -82,12 +82,15 @@ def drawing_heads(heads: int = 3) -> Figure:
 def root(plain: torch.Tensor, scaled: torch.Tensor, words: list[str]) -> Figure:
     """One head's weights (T, T) without and with the square root, beside each other."""
     drawn, axes = figure(2, figsize=(9, 4.0))
+    hidden = torch.ones_like(plain).triu(1).bool()
     for panel, (values, title) in zip(
         axes, ((plain, "softmax(q·k)"), (scaled, "softmax(q·k / √D)")), strict=True
     ):
-        image = heat_map(panel, values, words if panel is axes[0] else None, words, vmin=0, vmax=1)
+        panel.set_facecolor("#DDDDDD")  # what the mask hides
+        seen = values.masked_fill(hidden, torch.nan)
+        image = heat_map(panel, seen, words if panel is axes[0] else None, words, vmin=0, vmax=1)
         largest = values[1:].amax(-1).mean()
-        panel.set_title(f"{title}: largest weight {largest:.0%}")
+        panel.set_title(f"{title}: largest {largest:.0%}\n(mean of the rows after the first)")
         panel.set_xlabel("key")
         if panel is axes[1]:
             panel.set_yticks([])
@@ -96,22 +99,32 @@ def root(plain: torch.Tensor, scaled: torch.Tensor, words: list[str]) -> Figure:
     return drawn
 
 
-def scaling(widths: list[int], entropy: Mapping[str, list[float]], keys: int) -> Figure:
-    """Entropy of the weights against D, without and with the square root."""
-    drawn, axes = figure(figsize=(7.5, 3.2))
+def scaling(
+    widths: list[int],
+    entropy: Mapping[str, list[float]],
+    slope: Mapping[str, list[float]],
+    keys: int,
+    own: int,
+) -> Figure:
+    """Entropy and size of the derivatives of a typical row against D; `own`: the model's D."""
+    drawn, axes = figure(2, figsize=(9, 3.3))
     styles = {"q·k": ("int8", "s"), "q·k / √D": ("bf16", "o")}
-    for name, values in entropy.items():
-        colour, marker = styles[name]
-        axes.plot(widths, values, marker, linestyle="-", color=COLOURS[colour], label=name)
-    uniform = np.log2(keys)
-    axes.axhline(uniform, linestyle=":", color="black")
-    axes.annotate(f"all {keys} keys alike", (widths[0], uniform), (0, 3), **_points())
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("width D of queries and keys")
-    axes.set_ylim(0, uniform * 1.12)
-    axes.set_ylabel("entropy of a row (bits)")
-    axes.set_title("Without the root, wide heads look at one key only")
-    axes.legend()
+    for panel, measured in zip(axes, (entropy, slope), strict=True):
+        for name, values in measured.items():
+            colour, marker = styles[name]
+            panel.plot(widths, values, marker, linestyle="-", color=COLOURS[colour], label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel("width D of queries and keys")
+    axes[0].axhline(np.log2(keys), linestyle=":", color="black")
+    axes[0].annotate(f"all {keys} keys alike", (widths[0], np.log2(keys)), (0, 3), **_points())
+    axes[0].set_ylim(0, np.log2(keys) * 1.12)
+    axes[0].set_ylabel("entropy of a row (bits)")
+    axes[0].set_title("Without the root, rows get sharp")
+    axes[0].legend()
+    axes[1].axvline(own, linestyle=":", color=GREY)
+    axes[1].set_ylim(bottom=0)
+    axes[1].set_ylabel("size of its derivatives")
+    axes[1].set_title("and in wide heads they hardly learn")
     return drawn
 
 
@@ -160,13 +173,13 @@ def cost(lengths: Sequence[int], scores: Sequence[float], model_bytes: float) ->
     drawn, axes = figure(figsize=(7.5, 3.3))
     axes.plot(lengths, scores, "o-", color=COLOURS["bf16"], label="attention weights of one layer")
     axes.axhline(model_bytes, linestyle="--", color=GREY)
-    axes.annotate("the whole model's parameters", (lengths[0], model_bytes), (0, 4), **_points())
+    axes.annotate("all parameters of the model", (lengths[0], model_bytes), (0, 4), **_points())
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_xlabel("tokens T")
     axes.set_ylabel("bytes in FP32")
-    axes.set_title("Twice the text, four times the weights")
+    axes.set_title("Twice the text, four times the attention weights")
     axes.legend(loc="lower right")
     return drawn
 
@@ -196,18 +209,30 @@ def heads(first: torch.Tensor, previous: torch.Tensor, found: tuple[int, int]) -
     return drawn
 
 
-def stripe(weight: torch.Tensor, largest: torch.Tensor) -> Figure:
-    """By layer: mean weight on the first token, and the largest value of that token's state."""
-    drawn, axes = plt.subplots(2, sharex=True, figsize=(7.5, 3.8))
+def stripe(weight: torch.Tensor, largest: torch.Tensor, lengths: Sequence[float]) -> Figure:
+    """By layer: weight on the first token, largest values of the states, length of its value.
+
+    `largest`: (layers, T), of each token's state; `lengths`: the first token's value vector over the
+    mean of the others'.
+    """
+    drawn, axes = plt.subplots(3, sharex=True, figsize=(7.5, 5.2))
     layers = range(len(weight))
-    axes[0].plot(layers, 100 * weight, "o-", color=COLOURS["bf16"], markersize=4)
+    first = {"color": COLOURS["int8"], "marker": "s", "markersize": 4, "label": "first token"}
+    others = {"color": COLOURS["bf16"], "marker": "o", "markersize": 3, "label": "others (median)"}
+    axes[0].plot(layers, 100 * weight, **first)
     axes[0].set_ylim(0, 100)
     axes[0].set_ylabel("weight on the\nfirst token (%)")
-    axes[0].set_title("The sink vanishes exactly where the first token's large value does")
-    axes[1].plot(layers, largest, "s-", color=COLOURS["int8"], markersize=4)
+    axes[0].set_title("Sink and large value come and go together")
+    axes[1].plot(layers, largest[:, 0], **first)
+    axes[1].plot(layers, largest[:, 1:].median(-1).values, **others)
     axes[1].set_yscale("log")
-    axes[1].set_ylabel("largest value\nof its state")
-    axes[1].set_xlabel("layer")
+    axes[1].set_ylabel("largest value\nof a state")
+    axes[1].legend(fontsize=8)
+    axes[2].plot(layers, lengths, **first)
+    axes[2].axhline(1, linestyle=":", color=GREY)
+    axes[2].set_ylim(bottom=0)
+    axes[2].set_ylabel("length of its value\n(others: 1)")
+    axes[2].set_xlabel("layer")
     return drawn
 
 
