@@ -63,6 +63,14 @@ def pytest_collection_finish(session):
     gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """A test that starts a copy of the course is slow."""
+    for item in items:
+        if "tiny_course" in item.fixturenames:
+            item.add_marker("slow")
+
+
 @dataclass
 class Course:
     """A copy of the course in which a test may break things."""
@@ -172,11 +180,16 @@ def course(tiny_course, tmp_path) -> Course:
 
 
 @pytest.fixture
-def one_thread():
+def one_thread(threads):
     """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
+    threads(1)
+
+
+@pytest.fixture
+def threads():
+    """Set PyTorch's number of threads; the one before comes back at the end."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
