@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
-import re
 from types import SimpleNamespace
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -115,8 +116,7 @@ class Table:
         return SimpleNamespace(logits=logits)
 
 
-def random_tokens(*shape, vocabulary=25, seed=0):
-    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+random_tokens = functools.partial(helpers.random_tokens, vocabulary=25)
 
 
 def chain(*successors):
@@ -812,11 +812,6 @@ def test_select_reorders_drops_and_duplicates_rows():
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 TOKEN = torch.tensor([[0]])
 SEARCHES = [generate, functools.partial(beam_search, beams=2)]
-
-
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="".join(f"(?=.*{re.escape(word)})" for word in words))
 
 
 @pytest.mark.parametrize("p", [0, 0.0, -0.1, 1.1, NAN, INF])
