@@ -54,13 +54,17 @@ gc.disable()  # until all tests are collected: what they import stays, so there 
 
 
 def pytest_collection_finish(session):
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_scanned_for_garbage():
     """Keep the garbage collector from scanning what is imported and collected by now.
 
     It would take 0.3 s each time, and the course frees every model with `gc.collect()`.
     """
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
