@@ -16,12 +16,24 @@ from conftest import ROOT
 from helpers import solved
 from wrong_answers import RIGHT_ANSWERS, WRONG_ANSWERS
 
+import course
 import grade_notebooks
+import isolation
 from common import CourseError
 from llama_int8.course.exercises import find, judge
 from llama_int8.lessons import exercises
 
 EXERCISES = exercises()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_watched():
+    """What changes outside is for test_isolation.py: to look through all packages takes longer than
+    to grade such small notebooks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "states", lambda *_places, **_more: {})
+        yield
+
 
 # --- wrong answers, and right ones in another style ---------------------------------------------
 
@@ -519,21 +531,19 @@ def test_points_that_cannot_be_written_are_told_before_anything_runs(tmp_path):
             grade_notebooks.main(tmp_path / "in", out, 60, 6.0)
 
 
-def test_the_command_grades_and_says_what_is_wrong(tmp_path):
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tools" / "course.py"), "grade", *map(str, arguments)],
-            env={**os.environ, "COURSE_PYTHON": sys.executable},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    refused = command(tmp_path)
-    assert refused.returncode == 1 and "error: no notebook in" in refused.stderr
+def test_the_command_grades_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_ACTIVE", str(ROOT))
+    assert course.main(["grade", str(tmp_path)]) == 1
+    assert "error: no notebook in" in capsys.readouterr().err
     write(tmp_path / "in" / "anna.ipynb", checked(SEES, "return 3"))
-    done = command("in")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "course.py"), "grade", "in"],
+        env={**os.environ, "COURSE_PYTHON": sys.executable},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr  # whatever the points
     assert (tmp_path / "points.csv").exists()
 
