@@ -295,7 +295,8 @@ def test(options: argparse.Namespace) -> int:
     ]
     failed = [number for number, check in enumerate(checks) if check() != 0]
     quick = ["-m", "not slow and not models"] if options.fast else []
-    code = pytest(["--dist", "loadfile", "--no-loadscope-reorder", *quick, *options.pytest])
+    order = ["--dist", "loadfile", "--no-loadscope-reorder"]
+    code = pytest([*order, *quick, *options.pytest], gib=2 if options.fast else 4)
     return code or int(bool(failed))
 
 
@@ -304,10 +305,25 @@ def test_models(more: list[str]) -> int:
     return pytest(["-m", "models or slow", "-vv", "-k", OWN_MODELS, NOTEBOOK_TESTS, *more])
 
 
-def pytest(arguments: list[str]) -> int:
-    """Run pytest in two processes of one thread: two threads in each would wait for one another."""
+def pytest(arguments: list[str], gib: float = 4) -> int:
+    """Run pytest in processes of one thread, of `gib` each; `-n N` among the arguments wins."""
+    from llama_int8.models import free_memory
+
+    # With more threads in each they would wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return tool("pytest", "-n", "2", *arguments)
+    return tool("pytest", "-n", str(workers(usable_cores(), free_memory("cpu"), gib)), *arguments)
+
+
+def workers(cores: int, free: int, gib: float) -> int:
+    """Number of processes: one per core as far as the free memory goes, and never less than two."""
+    return max(2, min(cores, int(free / (gib * 2**30))))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def report(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """A small course in a folder of its own: the real tools, two tiny notebooks, nothing to download."""
 
+import gc
 import json
 import os
 import shutil
@@ -47,6 +48,34 @@ cd llama-in-8-bits
 <!-- begin notebooks -->
 <!-- end notebooks -->
 """
+
+
+# Tests read the profiles more than a thousand times: libyaml takes a tenth of Python's 30 ms.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+gc.disable()  # until all tests are collected: what they import stays, so there is nothing to free
+
+
+def pytest_collection_finish(session):
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_scanned_for_garbage():
+    """Keep the garbage collector from scanning what is imported and collected by now.
+
+    It would take 0.3 s each time, and the course frees every model with `gc.collect()`.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """A test that starts a copy of the course is slow."""
+    for item in items:
+        if "tiny_course" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @dataclass
@@ -158,11 +187,16 @@ def course(tiny_course, tmp_path) -> Course:
 
 
 @pytest.fixture
-def one_thread():
+def one_thread(threads):
     """Attention on a CPU has a buffer for each thread, which beside a tiny model would count."""
+    threads(1)
+
+
+@pytest.fixture
+def threads():
+    """Set PyTorch's number of threads; the one before comes back at the end."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)

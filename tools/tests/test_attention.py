@@ -8,6 +8,7 @@ from datetime import date, timedelta
 import numpy as np
 import pytest
 import torch
+from helpers import normal, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -48,14 +49,6 @@ ODD_SHAPES = pytest.mark.parametrize(
     ("B", "T", "S", "width", "heads"),
     [(1, 1, 1, 1, 1), (1, 5, 3, 6, 3), (3, 1, 4, 8, 2), (2, 7, 1, 5, 1), (2, 4, 9, 10, 5)],
 )
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def same(ours, theirs, tolerance=1e-5):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def additive(mask, dtype=torch.float32):

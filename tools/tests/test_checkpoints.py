@@ -13,10 +13,11 @@ import pytest
 import sentencepiece
 import tiktoken
 import torch
+from helpers import normal, random_tokens, refused, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_llama import LINEAR, LLAMA3, TINY, normal, random_llama, random_tokens, refused, same
+from test_llama import LINEAR, LLAMA3, TINY, random_llama
 from transformers import LlamaForCausalLM
 
 from llama_int8.errors import ModelFilesError

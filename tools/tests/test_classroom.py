@@ -1,10 +1,12 @@
 """Figures, interactive figures, exercises and claims, as a learner and a later reader meet them."""
 
 import base64
+import inspect
 import itertools
 import json
 import struct
 from fractions import Fraction
+from functools import partial
 
 import IPython.display
 import ipywidgets
@@ -355,6 +357,49 @@ def test_an_answer_that_raises_is_told_its_own_error(exercise, error):
 def test_an_answer_with_other_arguments_is_an_error_not_a_crash(exercise):
     verdict = judge(exercise.name, lambda: 3)
     assert verdict.status == "error" and "TypeError" in verdict.message
+
+
+@EACH
+def test_an_answer_with_another_signature_is_told_how_many_arguments_it_gets(exercise):
+    given = inspect.signature(exercise.reference).parameters
+    names = ", ".join(given)
+    shape = eval(f"lambda {', '.join(list(given)[1:])}: 1")  # one argument less
+    more = eval(f"lambda {names}, axis: 1")
+    assert f"but {len(given)} " in judge(exercise.name, shape).message
+    assert "missing 1 required positional argument: 'axis'" in judge(exercise.name, more).message
+
+
+@EACH
+def test_an_answer_that_prints_its_result_is_told_to_return_it(exercise, capsys):
+    verdict = judge(exercise.name, lambda *arguments: print(exercise.reference(*arguments)))
+    assert verdict.status == "wrong" and "`return` the result; print() only" in verdict.message
+
+
+@EACH
+def test_a_mistake_is_known_in_numpy_and_in_single_precision(exercise):
+    for mistaken, message in exercise.mistakes:
+
+        def in_numpy(*arguments, mistaken=mistaken):
+            return np.asarray(mistaken(*arguments))
+
+        def in_single_precision(*arguments, mistaken=mistaken):
+            result = np.asarray(mistaken(*arguments))
+            return torch.tensor(result, dtype=torch.float32 if result.dtype.kind == "f" else None)
+
+        assert judge(exercise.name, in_numpy).message == message
+        if exercise.rtol >= 1e-6:
+            assert judge(exercise.name, in_single_precision).message == message
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("rounded", [np.float16, np.round], ids=["half precision", "integers"])
+def test_a_result_that_has_lost_digits_is_wrong(exercise, rounded):
+    rights = [np.asarray(exercise.reference(*case), float) for case in exercise.cases]
+    found = [np.asarray(rounded(right), float) for right in rights]
+    same = all(map(partial(np.allclose, rtol=1e-4, equal_nan=True), found, rights))
+    verdict = judge(exercise.name, lambda *a: rounded(np.asarray(exercise.reference(*a), float)))
+    assert same or verdict.status == "wrong"
 
 
 @EACH

@@ -2,8 +2,10 @@
 
 import math
 import re
+from functools import partial
 
 import bitsandbytes as bnb
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -41,8 +43,7 @@ LAYOUTS = {
 }
 
 
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+normal = partial(helpers.normal, dtype=torch.float64)
 
 
 def some_codes(*shape, seed=0):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
+from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from test_llama import refused
 from tiny_llama import tiny_llama
 from transformers import GenerationConfig, LlamaForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig

@@ -1,10 +1,10 @@
 """FastLlama: Hugging Face's model with the same layers gives the same logits, step by step."""
 
 import copy
-import re
 
 import pytest
 import torch
+from helpers import refused
 from tiny_llama import tiny_config, tiny_llama
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
@@ -49,11 +49,6 @@ EACH_MODEL = pytest.mark.parametrize("name", MODELS)
 BF16 = 0.12  # of the logits' norm; random weights make much of bf16's roundings
 
 
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
-
-
 @pytest.fixture(params=["vnni", "avx2"])
 def compiled(request, monkeypatch):
     """A version of the kernel runs, if this machine can."""
@@ -62,14 +57,6 @@ def compiled(request, monkeypatch):
         return kernels.chosen().name
     except RuntimeError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def threads():
-    """Set PyTorch's number of threads; the one before comes back at the end."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def swapped(make=fast_linear, **changes):

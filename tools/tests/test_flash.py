@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import normal, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -30,14 +31,6 @@ ALL = {"standard": standard_attention, "v1": flash_attention_1, "v2": flash_atte
 EVERY = pytest.mark.parametrize("attend", ALL.values(), ids=ALL)
 EITHER = pytest.mark.parametrize("attend", [flash_attention_1, flash_attention_2], ids=["v1", "v2"])
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["all keys", "causal"])
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def same(ours, theirs, tolerance=1e-5):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @st.composite

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_flash import CAUSAL, EITHER, call, normal, problems, visible
+from test_flash import CAUSAL, EITHER, call, problems, visible
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 

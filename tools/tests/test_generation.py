@@ -3,12 +3,13 @@
 import functools
 import itertools
 import math
-import re
 from types import SimpleNamespace
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -115,8 +116,7 @@ class Table:
         return SimpleNamespace(logits=logits)
 
 
-def random_tokens(*shape, vocabulary=25, seed=0):
-    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+random_tokens = functools.partial(helpers.random_tokens, vocabulary=25)
 
 
 def chain(*successors):
@@ -268,7 +268,7 @@ def test_beam_search_is_hugging_faces_on_a_real_model(real, prompts, beams, pena
 @pytest.mark.parametrize("beams", [1, 2, 3, 4])
 def test_beam_search_is_hugging_faces_on_tiny_models_that_do_end(beams, penalty):
     shorter = 0
-    for seed in range(24):
+    for seed in range(12):  # every vocabulary with every set of ends
         vocabulary = [3, 5, 11, 40][seed % 4]
         model = opinionated(vocabulary, seed % 8, [0.3, 0.6, 1.0][seed % 3])
         end = [[], [0], [1, 2]][seed // 4 % 3]
@@ -276,7 +276,7 @@ def test_beam_search_is_hugging_faces_on_tiny_models_that_do_end(beams, penalty)
         expected = hugging_face(model, prompt, 9, end, num_beams=beams, length_penalty=penalty)
         assert torch.equal(beam_search(model, prompt, 9, beams, penalty, end), expected)
         shorter += expected.shape[1] < prompt.shape[1] + 9
-    assert shorter > 2
+    assert shorter  # else no end was ever met
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, 0.5, -1.0])
@@ -286,15 +286,16 @@ def test_with_enough_beams_nothing_scores_higher(penalty, end):
     for seed in range(6):
         model, prompt = opinionated(vocabulary, seed), torch.tensor([[seed % 4, 1]])
         found = beam_search(model, prompt, new, vocabulary**new, penalty, end)
+        continuations = torch.tensor(list(itertools.product(range(vocabulary), repeat=new)))
+        whole = torch.cat([prompt.expand(len(continuations), -1), continuations], dim=1)
+        with torch.no_grad():
+            logs = model(whole[:, :-1]).logits[:, 1:].double().log_softmax(-1)
+        logs = logs.gather(2, continuations[:, :, None])[:, :, 0]
         scores = {}
-        for continuation in itertools.product(range(vocabulary), repeat=new):
-            last = next((i for i, token in enumerate(continuation) if token in end), new - 1)
-            whole = torch.cat([prompt, torch.tensor([continuation[: last + 1]])], dim=1)
-            with torch.no_grad():
-                logs = model(whole).logits[0].double().log_softmax(-1)
-            sums = sum(logs[i + 1, token].item() for i, token in enumerate(whole[0, 2:]))
-            scores[tuple(whole[0].tolist())] = sums / (last + 1) ** penalty
-        assert tuple(found[0].tolist()) == max(scores, key=scores.get)
+        for tokens, log in zip(continuations.tolist(), logs, strict=True):
+            length = next((i for i, token in enumerate(tokens, 1) if token in end), new)
+            scores[tuple(tokens[:length])] = log[:length].sum().item() / length**penalty
+        assert tuple(found[0, 2:].tolist()) == max(scores, key=scores.get)
 
 
 @settings(max_examples=40, deadline=None)
@@ -811,11 +812,6 @@ def test_select_reorders_drops_and_duplicates_rows():
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 TOKEN = torch.tensor([[0]])
 SEARCHES = [generate, functools.partial(beam_search, beams=2)]
-
-
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="".join(f"(?=.*{re.escape(word)})" for word in words))
 
 
 @pytest.mark.parametrize("p", [0, 0.0, -0.1, 1.1, NAN, INF])

@@ -205,3 +205,15 @@ def test_the_public_calls_take_the_arguments_that_others_rely_on():
     )
     model = replace_linears(Llama(config), threshold=6.0, skip=("lm_head",))
     assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 32)
+
+
+def test_githubs_workflows_keep_to_its_schema(tmp_path):
+    check = [sys.executable, "-m", "check_jsonschema"]
+    check += ["--builtin-schema", "vendor.github-workflows"]
+    workflows = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
+    done = subprocess.run([*check, *workflows], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(workflows[0].read_text(encoding="utf-8").replace("runs-on", "run-on"))
+    done = subprocess.run([*check, wrong], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "'runs-on' is a required property" in done.stdout

@@ -6,13 +6,13 @@ import itertools
 import math
 import os
 import platform
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import normal, refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -62,11 +62,6 @@ AROUND_TINY = [
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
-
-
 def available(version):
     """Skip the test where this machine cannot run or compile the version."""
     try:
@@ -86,18 +81,6 @@ def compiled(request):
 def version(request):
     """A version of the product: of the kernel, or plain PyTorch."""
     return available(request.param)
-
-
-@pytest.fixture
-def threads():
-    """Set PyTorch's number of threads; the one before comes back at the end."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def some_linear(inputs=70, outputs=33, bias=True, seed=0):

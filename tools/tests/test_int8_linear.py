@@ -4,12 +4,12 @@ import copy
 import inspect
 import logging
 import math
-import re
 from dataclasses import dataclass
 
 import bitsandbytes as bnb
 import pytest
 import torch
+from helpers import normal, refused, twin_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -20,8 +20,6 @@ from llama_int8.models import load_model, load_tokenizer
 from llama_int8.quantization.linear_layers import linear_layers, watching
 from llama_int8.quantization.llm_int8 import Int8Linear, replace_linears, vectorwise_quantize
 from llama_int8.quantization.precisions import THRESHOLD
-from llama_int8.transformer.config import LlamaConfig
-from llama_int8.transformer.llama import Llama
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for each product
 
@@ -32,21 +30,12 @@ TINY = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2**-25}  # and a
 CONSTANT = 1.81e-5  # bitsandbytes multiplies by 6.200124e-05 on the CPU, not by 1 / 127^2
 
 
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
-
-
 @pytest.mark.parametrize(
     "made_by", [Int8Linear, Int8Linear.from_linear, replace_linears, load_model]
 )
 def test_the_lessons_threshold_is_the_one_that_is_measured(made_by):
     """The lesson writes it as a number, for it builds these definitions without the package."""
     assert inspect.signature(made_by).parameters["threshold"].default == THRESHOLD
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def some_linear(inputs=12, outputs=7, bias=True, seed=0):
@@ -348,12 +337,6 @@ def logits(model):
     with torch.inference_mode():
         y = model(TOKENS)
     return y if isinstance(y, Tensor) else y.logits
-
-
-def twin_of(theirs):
-    ours = Llama(LlamaConfig.from_hugging_face(theirs.config.to_dict()))
-    ours.load_state_dict(theirs.state_dict())
-    return ours.eval()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 2.0, 6.0])

@@ -1,11 +1,11 @@
 """Our own LLaMA: each part and the whole against PyTorch, Hugging Face and the mathematics."""
 
 import math
-import re
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import normal, random_tokens, refused, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_config, tiny_llama
@@ -48,26 +48,9 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, to
 EPSILON = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def same(ours, theirs, tolerance=1e-5):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
 def same_to_the_largest(ours, theirs, tolerance=1e-4):
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-6)
-
-
-def random_tokens(*shape, vocabulary=97, seed=0):
-    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
 
 
 def hugging_face_config(config):

@@ -1,8 +1,13 @@
-"""Every notebook from its first cell to its last, in profile smoke."""
+"""Every notebook from its first cell to its last, in profile smoke.
+
+With its exercises solved here, once each; as it is handed out in test_colab.py and test_browser.py,
+and with models of one's own.
+"""
 
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +15,12 @@ from pathlib import Path
 import own_models
 import pytest
 from conftest import ROOT, Course
+from helpers import solved
 
 import course
 import sync_notebooks
 from llama_int8.files import content_hash
+from llama_int8.lessons import exercises
 
 PATHS = sync_notebooks.notebook_paths()
 # Run in every test: the base model in those notebooks that ask most of a model.
@@ -42,10 +49,25 @@ def own_folder(tmp_path_factory):
     return folder
 
 
-def run(path: Path, out: Path, *options: str) -> None:
+@pytest.fixture(scope="session")
+def solved_course(tmp_path_factory):
+    """The course with the answers of a learner who has solved every exercise."""
+    root = tmp_path_factory.mktemp("solved")
+    ignore = shutil.ignore_patterns("tests", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "tools", root / "tools", ignore=ignore)
+    for file in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / file, root)
+    (root / "notebooks").mkdir()
+    for path in PATHS:
+        text = json.dumps(solved(path))
+        (root / "notebooks" / path.name).write_text(text, encoding="utf-8")
+    return Course(root)
+
+
+def run(course: Course, path: Path, out: Path, *options: str, **environment: str) -> None:
     """Run one notebook; a failure shows what the command says: notebook, cell and reason."""
     command = ("run", "--profile", "smoke", "--only", path.stem, "--out", str(out), *options)
-    done = Course(ROOT)(*command, timeout=1200)
+    done = course(*command, timeout=1200, **environment)
     assert done.returncode == 0, done.stderr or done.stdout
 
 
@@ -77,16 +99,24 @@ def test_no_cell_takes_for_granted_how_many_layers_a_model_has(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_runs_to_its_end_and_draws_its_figures(path, tmp_path):
-    run(path, tmp_path)
+def test_solved_it_runs_to_its_end_draws_its_figures_and_every_answer_is_right(
+    path, solved_course, tmp_path
+):
+    verdicts = tmp_path / "verdicts.jsonl"
+    run(solved_course, path, tmp_path, COURSE_VERDICTS=str(verdicts))
     number = path.stem[:2]
     assert figures(tmp_path / "figures", number) == figures(ROOT / "figures", number)
     assert list((tmp_path / "results").rglob("*.json"))
+    lines = [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
+    given = {line["name"]: line for line in lines if line["status"] != "begun"}
+    wanted = {name: one.points for name, one in exercises().items() if name[:2] == number}
+    assert {name: line["points"] for name, line in given.items()} == wanted, given
+    assert all(line["status"] == "correct" and line["own"] for line in given.values()), given
 
 
 @pytest.mark.parametrize(("kind", "path"), list(own_cases()))
 def test_runs_to_its_end_with_a_model_of_ones_own(kind, path, own_folder, tmp_path):
-    run(path, tmp_path, "--model", str(own_folder(kind)))
+    run(Course(ROOT), path, tmp_path, "--model", str(own_folder(kind)))
     number = path.stem[:2]
     assert figures(tmp_path / "figures", number) == figures(ROOT / "figures", number)
     (file,) = (tmp_path / "results").rglob("*.json")

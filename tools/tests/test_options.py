@@ -403,3 +403,38 @@ def test_models_report_sync_and_the_planning_of_a_run_do_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", check=True)
+
+
+# How many tests run at a time
+
+
+@pytest.mark.parametrize(
+    ("cores", "free_gib", "expected"),
+    [(16, 64, 16), (16, 24, 6), (16, 1, 2), (2, 64, 2), (1, 64, 2)],
+)
+def test_tests_run_on_every_core_that_has_memory_for_them_and_two_at_least(
+    cores, free_gib, expected
+):
+    assert command.workers(cores, free_gib * 2**30, gib=4) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
+def test_cores_are_those_that_the_process_may_use():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert command.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert command.usable_cores() == len(before)
+
+
+@pytest.mark.parametrize("own", [[], ["--", "-n", "3"]])
+def test_a_number_of_processes_among_the_arguments_wins(own, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "tool", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(command, "usable_cores", lambda: 1)
+    command.test(command.parse(["test", "--models", *own]))
+    options = asked[-1]
+    last = len(options) - 1 - options[::-1].index("-n")
+    assert options[last + 1] == (own[-1] if own else "2")

@@ -1,10 +1,10 @@
 """What enters the linear layers, which of it are outliers, and models with rounded operands."""
 
-import re
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import normal, refused, twin_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -29,26 +29,9 @@ from llama_int8.quantization.quantize import (
     zeropoint_quantize,
 )
 from llama_int8.quantization.simulate import Scheme, simulated, smoothing_factors
-from llama_int8.transformer.config import LlamaConfig
-from llama_int8.transformer.llama import Llama
 
 TOKENS = torch.arange(40).reshape(2, 20) * 7 % 97
 VECTORWISE = Scheme(weights="row", activations="row")
-
-
-def refused(error, *words):
-    """Expect an error whose message has all these words."""
-    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def twin_of(theirs):
-    ours = Llama(LlamaConfig.from_hugging_face(theirs.config.to_dict()))
-    ours.load_state_dict(theirs.state_dict())
-    return ours.eval()
 
 
 def hooks_of(model):

@@ -16,8 +16,6 @@ from llama_int8.course.claims import VERDICTS, claims
 from llama_int8.measure.reference import machine_of, read_reference, set_machine
 from llama_int8.profiles import profile_names, read_profile, resolve
 
-pytestmark = pytest.mark.slow
-
 
 def results_file(course, name):
     (path,) = course.root.glob(f"results/*/{name}.json")
@@ -308,20 +306,11 @@ def test_every_claim_has_one_cell_that_decides_it():
         make_report.deciding_cell("no-such-claim", "00_start_here")
 
 
-def test_at_least_twenty_claims_have_a_verdict():
-    assert len(claims()) >= 20
+def test_every_claim_has_a_verdict_once_its_notebook_has_run():
     report = make_report.Report(ROOT)
     for name, entry in claims().items():
         run = report._run(entry["notebook"])
         assert run is None or run["claims"][name]["verdict"] in VERDICTS
-
-
-def test_the_report_is_an_essay_with_figures():
-    text = (ROOT / "REPORT.md").read_text()
-    assert len(make_report.FIGURE.findall(text)) >= 15
-    prose = re.sub(r"(?s)```.*?```", "", text.split("## References")[0])
-    words = [w for line in prose.splitlines() if line[:1] not in "|!" for w in line.split()]
-    assert 4_000 <= len(words) <= 7_000
 
 
 def test_sync_is_idempotent(course):

@@ -11,8 +11,8 @@ import sentencepiece
 import torch
 from byte_tokenizer import byte_tokenizer
 from conftest import ROOT
+from helpers import refused
 from test_checkpoints import RANKS, change_tensors, meta_llama, save_meta, write_ranks
-from test_llama import refused
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 

@@ -50,7 +50,7 @@ def excludes_zero(found):
 
 
 def test_the_interval_holds_the_true_mean_95_times_in_100():
-    found = [of_one_sample(normal(40, 3.0, seed), resamples=400, seed=seed) for seed in range(400)]
+    found = [of_one_sample(normal(40, 3.0, seed), resamples=200, seed=seed) for seed in range(300)]
     assert 0.91 <= np.mean([one.low <= 3.0 <= one.high for one in found]) <= 0.98
 
 
@@ -67,7 +67,7 @@ def test_a_large_samples_interval_is_that_of_normal_theory(confidence):
 
 def test_the_smallest_detectable_difference_is_found_four_times_in_five():
     true = (Z95 + Z80) / np.sqrt(60)  # of 60 differences with standard deviation 1
-    samples = [of_one_sample(normal(60, true, s), resamples=400, seed=s) for s in range(400)]
+    samples = [of_one_sample(normal(60, true, s), resamples=200, seed=s) for s in range(300)]
     assert 0.74 <= np.mean([excludes_zero(sample) for sample in samples]) <= 0.88
     assert np.mean([sample.smallest_detectable for sample in samples]) == pytest.approx(
         true, rel=0.03
@@ -75,7 +75,7 @@ def test_the_smallest_detectable_difference_is_found_four_times_in_five():
 
 
 def test_no_difference_is_found_one_time_in_twenty():
-    samples = [of_one_sample(normal(60, 0.0, s), resamples=400, seed=s) for s in range(400)]
+    samples = [of_one_sample(normal(60, 0.0, s), resamples=200, seed=s) for s in range(300)]
     assert 0.02 <= np.mean([excludes_zero(sample) for sample in samples]) <= 0.09
 
 
@@ -141,7 +141,8 @@ def test_more_confidence_never_gives_a_narrower_interval(samples, confidence):
     assume(np.ptp(samples[1] - samples[0]) > 1e-6)
     _, low, high = interval(*samples, confidence=confidence)
     _, lower, higher = interval(*samples, confidence=confidence + 0.05)
-    assert lower <= low and high <= higher
+    slack = 1e-12 * np.abs(samples).max()  # of adding equal numbers in another order
+    assert lower <= low + slack and high <= higher + slack
 
 
 def test_noise_that_both_share_cancels():
@@ -247,8 +248,8 @@ def test_the_interval_of_a_share_solves_wilsons_equation():
 
 def test_about_95_of_100_intervals_hold_the_true_share():
     drawn = np.random.default_rng(0).binomial(40, 0.9, size=2000)
-    held = [low <= 0.9 <= high for low, high in (proportion_interval(int(k), 40) for k in drawn)]
-    assert 0.93 < np.mean(held) < 0.98
+    ends = np.array([proportion_interval(k, 40) for k in range(41)])[drawn]
+    assert 0.93 < np.mean((ends[:, 0] <= 0.9) & (ends[:, 1] >= 0.9)) < 0.98
 
 
 @pytest.mark.parametrize(("successes", "n"), [(-1, 5), (6, 5), (0, 0)])
@@ -361,8 +362,9 @@ def test_the_smallest_detectable_change_is_found_four_times_in_five(n, changed):
 def test_the_exact_test_finds_it_nearly_as_often(n, changed):
     # It errs at most one time in 20, where normal theory errs a little more often.
     pairs = drawn_with_the_smallest_detectable_change(n, changed, 800)
+    pairs, times = np.unique(pairs, axis=1, return_counts=True)
     found = [mcnemar_exact(*map(int, pair)) < 0.05 for pair in pairs.T]
-    assert 0.68 <= np.mean(found) <= 0.86
+    assert 0.68 <= np.average(found, weights=times) <= 0.86
 
 
 @quick
