@@ -80,6 +80,14 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
+def read_yaml(path: Path) -> Any:
+    """The content of one of the course's YAML files, by libyaml where it is there: ten times faster."""
+    import yaml  # `sync` uses this module before any package is installed
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+
+
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return `folder`, filled by `build(unfinished)` if it is not there yet.
 

@@ -50,9 +50,6 @@ cd llama-in-8-bits
 """
 
 
-# Tests read the profiles more than a thousand times: libyaml takes a tenth of Python's 30 ms.
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 gc.disable()  # until all tests are collected: what they import stays, so there is nothing to free
 
 

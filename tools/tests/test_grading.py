@@ -170,7 +170,7 @@ def test_wrong_blank_and_broken_cells_get_their_own_status_and_words(a_class):
     rows, _, _ = a_class
     expected = {
         MOVED: ("wrong", "the T x T scores go to slow memory, too"),
-        MERGE: ("blank", "not filled in yet; hint('09.merge') helps"),
+        MERGE: ("blank", "not filled in yet; exercises.hint('09.merge') helps"),
         SEES: ("error", "raised ZeroDivisionError: division by zero"),
         TILES: ("error", "SyntaxError"),
         CROSSING: ("missing", "no cell checks it"),

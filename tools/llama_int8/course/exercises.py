@@ -119,7 +119,7 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
         if outcomes[0] is None and _has_a_body(answer):
             message = "gives None in every case: `return` the result; print() only shows it"
             return Verdict("wrong", f"{answer.__name__} {message}")
-        return Verdict("blank", f"not filled in yet; hint({name!r}) helps")
+        return Verdict("blank", f"not filled in yet; exercises.hint({name!r}) helps")
     wanted = [exercise.reference(*case) for case in exercise.cases]
     if all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted))):
         given = tuple(_numbers(outcome).tolist() for outcome in outcomes)
@@ -165,7 +165,7 @@ def hint(name: str, number: int = 1) -> None:
     hints = find(name).hints
     if not 1 <= number <= len(hints):
         raise ValueError(f"{name} has hints 1 to {len(hints)}, not {number}")
-    more = f" (hint({name!r}, {number + 1}) says more)" if number < len(hints) else ""
+    more = f" (exercises.hint({name!r}, {number + 1}) says more)" if number < len(hints) else ""
     print(hints[number - 1] + more)
 
 

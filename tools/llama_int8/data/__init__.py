@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
+from llama_int8.files import read_yaml
 
 FOLDER = files(__package__)
 
@@ -21,7 +21,7 @@ def load(name: str) -> Any:
             p.name[: -len(".yaml")] for p in FOLDER.iterdir() if p.name.endswith(".yaml")
         )
         raise ValueError(f"there are no data {name!r}; there are {', '.join(known)}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(path)
 
 
 def probes(kind: str) -> list:

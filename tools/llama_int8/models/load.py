@@ -163,10 +163,10 @@ def check_precision(precision: str, device: str) -> None:
 
 def free_memory(device: str) -> int:
     """Bytes that are free now on `device`; over all GPUs for "auto"."""
-    import torch
-
     if device == "cpu":
         return min([psutil.virtual_memory().available, *_allowances()])
+    import torch
+
     every = range(torch.cuda.device_count())
     numbers = list(every) if device == "auto" else [torch.device(device).index]
     # What PyTorch's allocator keeps for later is free for the next tensor, too.

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from llama_int8.files import read_yaml
 from llama_int8.names import did_you_mean
 
 FOLDER = files(__package__)
@@ -173,7 +174,7 @@ def _file_names() -> list[str]:
 def _read(name: str) -> dict[str, Any]:
     """What stands in one file. Raises ValueError if that is not a profile."""
     try:
-        content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        content = read_yaml(FOLDER / f"{name}.yaml")
     except yaml.YAMLError as error:
         raise ValueError(f"{name}.yaml is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
