@@ -319,49 +319,6 @@ largest_inner.mistake(
 
 
 @exercise(
-    "06.layer_bytes",
-    points=1,
-    cases=[
-        (4096, 4096, 8, None, 4),
-        (4096, 11008, 4, 128, 2),
-        (576, 192, 3, 64, 2),
-        (2, 64, 4, 32, 2),
-        (3, 5, 8, None, 4),
-        (1, 8, 4, 8, 2),
-    ],
-    hints=[
-        "The codes take rows * columns * bits / 8 bytes. How many scales are there?",
-        "None: one scale a row. Else columns / group_size scales in each row.",
-    ],
-    rtol=1e-9,
-)
-def layer_bytes(
-    rows: int, columns: int, bits: int, group_size: int | None, scale_bytes: int
-) -> float:
-    """The codes, and a scale for each group, or for each row without groups."""
-    scales = rows * columns // (group_size or columns)
-    return rows * columns * bits / 8 + scales * scale_bytes
-
-
-layer_bytes.mistake(
-    "those are the codes; without their scales they cannot be turned back",
-    lambda r, c, b, g, s: r * c * b / 8,
-)
-layer_bytes.mistake(
-    "each group has a scale of its own, not only each row",
-    lambda r, c, b, g, s: r * c * b / 8 + r * s,
-)
-layer_bytes.mistake(
-    "that is one scale for the whole matrix; here each row or group has its own",
-    lambda r, c, b, g, s: r * c * b / 8 + s,
-)
-layer_bytes.mistake(
-    "the codes are counted in bits: eight of them are a byte",
-    lambda r, c, b, g, s: layer_bytes(r, c, 8 * b, g, s),
-)
-
-
-@exercise(
     "06.best_clip",
     points=2,
     cases=[

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_int8.course.drawings import (
     SMALL,
@@ -177,7 +177,7 @@ def _grid(absmax: float, top: int) -> list[float]:
 def drawing_outlier() -> Figure:
     """Ten values on a grid of 4 bits, without and with one value that stands out."""
     drawn, axes = canvas(WIDTH, 2.9, "One outlier stretches the grid for everybody")
-    values, limits = [-2.0, -1.5, -1.1, -0.6, -0.2, 0.3, 0.7, 1.2, 1.6, 2.1], (-12.5, 12.5)
+    values, limits = [-2.0, -1.5, -1.1, -0.6, -0.2, 0.3, 0.7, 1.2, 1.6, 2.1], (-4.0, 12.6)
     for y, name, more in ((1.75, "10 values", []), (0.55, "and one at 12", [12.0])):
         grid = _grid(max(values + more), 7)
         zeros = sum(abs(value) < grid[8] / 2 for value in values)
@@ -226,7 +226,13 @@ def drawing_zero_point() -> Figure:
     values, limits = [0.0, 0.3, 0.9, 1.4, 2.2, 3.0], (-3.3, 3.3)
     for y, name, grid, first, note in (
         (1.75, "symmetric\n(absmax)", _grid(3.0, 3), -3, "codes −3 to 3; steps of 1.00"),
-        (0.55, "asymmetric\n(zero point)", [3 * c / 7 for c in range(8)], 0, "codes 0 to 7; 0.43"),
+        (
+            0.55,
+            "asymmetric\n(zero point)",
+            [3 * c / 7 for c in range(8)],
+            0,
+            "codes 0 to 7; steps of 0.43",
+        ),
     ):
         ticks = {place: signed(first + i, "d") for i, place in enumerate(grid)}
         _round_trip(axes, y, name, values, grid, limits, ticks, note)
@@ -236,12 +242,12 @@ def drawing_zero_point() -> Figure:
 def drawing_clipping() -> Figure:
     """A value far out, on a grid that reaches it and on one that does not, both of 3 bits."""
     drawn, axes = canvas(WIDTH, 2.9, "Clipping: one large error buys finer steps for the rest")
-    values, limits = [-1.2, -0.9, -0.5, -0.3, 0.4, 0.8, 1.1, 4.0], (-4.3, 4.3)
-    for y, name, clip in ((1.75, "no clip", 4.0), (0.55, "clip at 1.35", 1.35)):
+    values, limits = [-1.03, -0.94, -0.4, -0.29, 0.28, 0.38, 0.95, 1.05, 2.0], (-2.3, 2.3)
+    for y, name, clip in ((1.75, "no clip", 2.0), (0.55, "clip at 1.4", 1.4)):
         ticks = {0: "0", clip: f"{clip:g}", -clip: signed(-clip, "g")}
         grid = _grid(clip, 3)
         error = sum(min(abs(v - g) for g in grid) ** 2 for v in values) / len(values)
-        note = f"steps of {clip / 3:.2f}; mean squared error {error:.2f}"
+        note = f"steps of {clip / 3:.2f}; mean squared error {error:.3f}"
         _round_trip(axes, y, name, values, grid, limits, ticks, note)
     return drawn
 
@@ -457,42 +463,22 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     return drawn
 
 
-def weight_histograms(linears: Mapping[str, nn.Linear]) -> Figure:
-    """Histogram of all weights, each in units of its layer's root mean square."""
-    drawn, axes = figure(figsize=(7.5, 3.6))
-    bins, reach = 240, 60.0
-    centres = (np.arange(bins) + 0.5) * 2 * reach / bins - reach
-    counts = torch.zeros(bins)
-    largest = 0.0
-    for linear in linears.values():
-        weight = linear.weight.data.float()
-        scaled = weight / weight.square().mean().sqrt()
-        largest = max(largest, scaled.abs().max().item())
-        counts += scaled.clamp(-reach, reach).histc(bins, -reach, reach).cpu()
-    share = (counts / counts.sum()).numpy()
-    seen = share > 0
-    axes.plot(centres[seen], share[seen], ".", color=COLOURS["bf16"], label="weights")
-    normal = 2 * reach / bins * np.exp(-(centres**2) / 2) / np.sqrt(2 * np.pi)
-    axes.plot(centres, np.maximum(normal, 1e-300), ":", color="black", label="normal")
-    axes.set_yscale("log")
-    axes.set_ylim(1e-9, 1)
-    axes.set_xlabel("weight / root mean square of its layer")
-    axes.set_ylabel("share of weights (log)")
-    axes.legend(fontsize=9)
-    axes.set_title(f"A normal middle, and tails up to {largest:.0f} root mean squares")
-    return drawn
-
-
 def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     """Distance between neighbours against the number; `spacing(x, mantissa_bits)` for floats."""
     drawn, axes = figure(figsize=(7.5, 3.8))
     x = np.geomspace(1e-4, 10, 800)
     colours = (INKS["highlight"], INKS["bf16"], INKS["good"], COLOURS["fp32"])
-    floats = (("FP8 (E4M3)", 3, 2**-9), ("bf16", 7, 0), ("FP16", 10, 0), ("FP32", 23, 0))
-    for (name, bits, smallest), colour in zip(floats, colours, strict=True):
-        steps = np.maximum([spacing(v, bits) for v in x], smallest)  # smallest: subnormal numbers
+    scale = absmax / 448  # so that the largest value meets E4M3's largest number
+    floats = (("FP8 (E4M3)", 3, scale), ("bf16", 7, 1), ("FP16", 10, 1), ("FP32", 23, 1))
+    for (name, bits, unit), colour in zip(floats, colours, strict=True):
+        smallest = 2**-9 * unit if bits == 3 else 0  # between subnormal numbers
+        steps = np.maximum([unit * spacing(v / unit, bits) for v in x], smallest)
+        steps[x > (absmax if bits == 3 else np.inf)] = np.nan
+        last = np.nanargmax(x * np.isfinite(steps))
         axes.plot(x, steps, color=colour)
-        axes.annotate(name, (x[-1], steps[-1]), (4, -3), textcoords="offset points", color=colour)
+        axes.annotate(
+            name, (x[last], steps[last]), (4, -3), textcoords="offset points", color=colour
+        )
     inside = x[x <= absmax]
     axes.plot(inside, np.full_like(inside, absmax / 127), "--", color=COLOURS["int8"], linewidth=2)
     axes.annotate(
@@ -555,21 +541,6 @@ def _line(axes: Any, y: float, name: str, stored: str, error: str) -> None:
     axes.text(-0.4, y + 0.33, name, ha="right", va="center")
     axes.text(33, y + 0.33, stored, va="center", fontsize=9)
     axes.text(41, y + 0.33, error, va="center", fontsize=9)
-
-
-def floor_bias(inners: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Relative error of a sum against its number of summands, for two rules of rounding."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
-    for name, colour, shape in (("floor", COLOURS["int8"], "s"), ("round", COLOURS["bf16"], "o")):
-        axes.plot(inners, errors[name], marker=shape, color=colour, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("summands K")
-    axes.set_ylabel("error / output\n(root mean squares)")
-    axes.legend()
-    times = errors["floor"][-1] / errors["round"][-1]
-    axes.set_title(f"A bias adds up: at K = {inners[-1]:,} floor is {times:,.0f} times worse")
-    return drawn
 
 
 def clipped_grid(

@@ -76,8 +76,14 @@ def record_losses(results: Results, costs: Mapping[tuple[str, str], Cost]) -> li
         results.record(f"loss.{scheme}.{bits}", loss.mean, "nats", **ends)
         results.record(f"snr.{scheme}.{bits}", cost.decibels, "dB", kind="quality")
     return [
-        [bits, scheme, f"{cost.bits_per_weight:.2f}", f"{cost.decibels:.1f}"]
-        + [f"{cost.loss.mean:+.3f}", f"[{cost.loss.low:+.3f}, {cost.loss.high:+.3f}]"]
+        [
+            bits,
+            scheme,
+            f"{cost.bits_per_weight:.2f}",
+            f"{cost.decibels:.1f}",
+            f"{cost.loss.mean:+.3f}",
+            f"[{cost.loss.low:+.3f}, {cost.loss.high:+.3f}]",
+        ]
         for (scheme, bits), cost in costs.items()
     ]
 
