@@ -550,169 +550,157 @@ def spacing(x, mantissa_bits):
             "math.floor, not round",
         ),
         (
-            "06.absmax_codes",
+            "06.absmax",
             "the largest code is 128, and nothing clips it",
             """
 import torch
-def absmax_codes(values, bits):
-    v = torch.tensor(values)
-    scale = v.abs().max() / 2 ** (bits - 1)
-    return torch.round(v / scale.clamp(min=1e-12)).int()
+def absmax(x, bits):
+    scale = x.abs().max() / 2 ** (bits - 1)
+    return torch.round(x / scale.clamp(min=1e-12)) * scale
 """,
             "+128 does not fit an int8",
         ),
         (
-            "06.absmax_codes",
+            "06.absmax",
             "zeros alone are divided by 0",
             """
-def absmax_codes(values, bits):
-    m = max([abs(v) for v in values])
-    return [round(v / m * (2 ** (bits - 1) - 1)) for v in values]
+def absmax(x, bits):
+    scale = x.abs().max() / (2 ** (bits - 1) - 1)
+    return (x / scale).round() * scale
 """,
-            "raised ZeroDivisionError",
-            "error",
+            "a tensor of zeros must stay one",
         ),
         (
-            "06.absmax_codes",
+            "06.absmax",
             "the codes are cast without being rounded",
             """
-import numpy as np
-def absmax_codes(values, bits):
-    v = np.array(values)
-    top = 2 ** (bits - 1) - 1
-    amax = np.abs(v).max() or 1.0
-    return (v / amax * top).astype(np.int8)
+import torch
+def absmax(x, bits):
+    scale = x.abs().max().clamp(min=1e-9) / (2 ** (bits - 1) - 1)
+    return (x / scale).to(torch.int8) * scale
 """,
-            "int() cuts towards zero",
+            "that cuts towards zero",
         ),
         (
-            "06.absmax_codes",
+            "06.absmax",
             "8 bits whatever `bits` is",
             """
-def absmax_codes(values, bits=8):
-    biggest = max(map(abs, values)) or 1
-    return [int(round(127 * v / biggest)) for v in values]
+def absmax(x, bits=8):
+    scale = x.abs().max().clamp(min=1e-9) / 127
+    return scale * (x / scale).round()
 """,
             "`bits` decides the largest code",
         ),
         (
-            "06.unbiased_codes",
-            "uses ceil",
+            "06.absmax_rows",
+            "the maximum over the wrong dimension",
             """
-import numpy as np
-def unbiased_codes(values, scale):
-    return np.ceil(np.array(values) / scale).astype(int)
+def absmax_rows(W, bits):
+    scale = W.abs().amax(0) / (2 ** (bits - 1) - 1)
+    return (W / scale).round() * scale
 """,
-            "ceil is floor's bias the other way",
+            "the row's maximum is taken over dim=-1",
         ),
         (
-            "06.unbiased_codes",
-            "halves away from 0",
+            "06.absmax_groups",
+            "forgets to give the shape back",
             """
-import math
-def unbiased_codes(values, scale):
-    return [int(math.copysign(math.floor(abs(v) / scale + 0.5), v)) for v in values]
+def absmax_groups(W, bits, size):
+    g = W.view(-1, size)
+    s = g.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (g / s).round() * s
 """,
-            "round() takes the even one",
+            ".view_as(W) gives the shape back",
         ),
         (
-            "06.zero_point",
-            "unsigned codes",
+            "06.affine",
+            "the range is not widened",
             """
-import numpy as np
-def scale_and_zero_point(low, high, bits):
-    low = np.minimum(low, 0); high = np.maximum(high, 0)
-    s = (high - low) / (2 ** bits - 1)
-    return s, int(np.round(-low / s))
+def affine(x, bits):
+    n = 2 ** bits - 1
+    s = (x.max() - x.min()) / n
+    z = (-x.min() / s).round()
+    return s * (((x / s).round() + z).clamp(0, n) - z)
 """,
-            "right for codes from 0 on",
+            "widen the range until it holds 0",
         ),
         (
-            "06.zero_point",
-            "the two values swapped",
+            "06.affine",
+            "as many steps as codes",
             """
-def scale_and_zero_point(low, high, bits):
-    lo, hi = min(0, low), max(0, high)
-    scale = (hi - lo) / (2**bits - 1)
-    zp = round(-(2**(bits-1)) - lo / scale)
-    return zp, scale
+def affine(x, bits):
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    s = (high - low) / 2 ** bits
+    z = (-low / s).round()
+    q = ((x / s).round() + z).clamp(0, 2 ** bits)
+    return (q - z) * s
 """,
-            "the scale comes first, then the zero point",
+            "as fence posts have gaps",
         ),
         (
             "06.dequantize_rows",
             "scales along the columns",
             """
-import numpy as np
-def dequantize_rows(codes, SCB):
-    CB = np.array(codes)
-    return CB * np.array(SCB)[: CB.shape[1]] / 127
+def dequantize_rows(CB, SCB):
+    return CB * SCB[: CB.shape[1]] / 127
 """,
             "SCB.unsqueeze(1)",
         ),
         (
             "06.dequantize_rows",
-            "the product in int8",
+            "no division by 127",
             """
-import numpy as np
-def dequantize_rows(codes, SCB):
-    CB = np.array(codes, dtype=np.int8)
-    return (CB * np.array(SCB)[:, None]).astype(np.int8) / 127
+def dequantize_rows(CB, SCB):
+    return SCB[:, None] * CB
 """,
-            "dequantize_rows([[127, -64], [12, -127]], [0.5, 2.0]) gives",
+            "divide by 127",
         ),
         (
-            "06.restored",
-            "adds the zero point",
-            """
-def restored_values(codes, scale, zero_point):
-    return [scale * (c + zero_point) for c in codes]
-""",
-            "must give 0, so subtract it",
-        ),
-        (
-            "06.integer_dot",
+            "06.integer_product",
             "forgets the last term",
             """
-import numpy as np
-def integer_dot(x, y, p, q):
-    x, y = np.array(x), np.array(y)
-    return int(x @ y - q * x.sum() - p * y.sum() + p * q)
+def integer_product(a, b, p, q):
+    return a @ b.T - q * a.sum(1, keepdim=True) - p * b.sum(1) + p * q
 """,
             "in each of the K terms",
         ),
         (
-            "06.integer_dot",
-            "the codes stay int8",
+            "06.integer_product",
+            "crosses the zero points",
             """
-import numpy as np
-def integer_dot(x, y, p, q):
-    x = np.array(x, dtype=np.int8) - np.int8(p)
-    y = np.array(y, dtype=np.int8) - np.int8(q)
-    return np.dot(x, y)
+def integer_product(a, b, p, q):
+    return (a - q) @ (b - p).T
 """,
-            "expected -32867",
+            "crossed: p is the zero point of a",
         ),
         (
-            "06.layer_bytes",
-            "a scale a row though there are groups",
+            "06.best_clip",
+            "nothing is cut off",
             """
-def layer_bytes(rows, columns, bits, group_size, scale_bytes):
-    weight = rows * columns * bits // 8
-    return weight + rows * scale_bytes
+def best_clip(x, bits, shares):
+    best, top = None, 2 ** (bits - 1) - 1
+    for share in shares:
+        s = x.abs().max() * share / top
+        error = (((x / s).round() * s - x) ** 2).mean()
+        if best is None or error < best[0]:
+            best = error, share
+    return best[1]
 """,
-            "each group has a scale of its own",
+            "codes beyond top do not exist",
         ),
         (
-            "06.layer_bytes",
-            "no branch for rows without groups",
+            "06.four_bits",
+            "one share for all groups",
             """
-def layer_bytes(rows, columns, bits, group_size, scale_bytes):
-    if group_size is not None:
-        groups = rows * columns / group_size
-        return rows * columns * bits / 8 + groups * scale_bytes
+def four_bits(W, bits, size, shares):
+    g, top = W.view(-1, size), 2 ** (bits - 1) - 1
+    tries = []
+    for share in shares:
+        s = g.abs().amax(1, keepdim=True) * share / top
+        tries.append((g / s).round().clamp(-top, top) * s)
+    return min(tries, key=lambda t: (t - g).square().sum()).view_as(W)
 """,
-            "layer_bytes(4096, 4096, 8, None, 4) gives None, expected 16793600.0",
+            "each group has its own best one",
         ),
         (
             "06.largest_inner",
@@ -1277,29 +1265,52 @@ def metas_rows(head_dim):
 """,
     ),
     (
+        "06.absmax",
+        """
+import torch
+def absmax(x, bits):
+    top = 2 ** (bits - 1) - 1
+    largest = torch.linalg.vector_norm(x.double(), ord=float("inf"))
+    s = torch.clamp(largest, min=1e-9) / top
+    return torch.round(x.double() / s) * s
+""",
+    ),
+    (
+        "06.absmax_groups",
+        """
+import torch
+def absmax_groups(W, bits, size):
+    out = torch.empty_like(W)
+    for i in range(0, W.shape[1], size):
+        part = W[:, i : i + size]
+        s = part.abs().max(dim=1, keepdim=True).values / (2 ** (bits - 1) - 1)
+        out[:, i : i + size] = torch.round(part / s) * s
+    return out
+""",
+    ),
+    (
+        "06.affine",
+        """
+def affine(x, bits):
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    s, lowest = (high - low) / (2 ** bits - 1), -(2 ** (bits - 1))
+    z = lowest - round(low / s)                                     # signed codes
+    return (((x / s).round() + z).clamp(lowest, -lowest - 1) - z) * s
+""",
+    ),
+    (
+        "06.integer_product",
+        """
+def integer_product(a, b, p, q):
+    return (a - p) @ (b - q).T
+""",
+    ),
+    (
         "06.spacing",
         """
 import math
 def spacing(x, mantissa_bits):
     return math.ldexp(1, math.floor(math.log2(abs(x))) - mantissa_bits)
-""",
-    ),
-    (
-        "06.unbiased_codes",
-        """
-import numpy as np
-def unbiased_codes(values, scale):
-    return np.rint(np.array(values) / scale).astype(np.int8)
-""",
-    ),
-    (
-        "06.zero_point",
-        """
-import torch
-def scale_and_zero_point(low, high, bits):
-    low, high = min(low, 0), max(high, 0)
-    scale = torch.tensor((high - low) / (2 ** bits - 1))            # FP32
-    return scale, -(2 ** (bits - 1)) - torch.round(low / scale)
 """,
     ),
     (
