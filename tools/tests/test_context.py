@@ -65,6 +65,7 @@ def test_what_is_said_names_both_lengths_and_the_models_own(short, capsys):
     assert settings.window == 100
     assert capsys.readouterr().out == (
         "window is 100 instead of 128: this model reads at most 100 tokens at once.\n"
+        "text_tokens is 100 instead of 256: this model reads at most 100 tokens at once.\n"
     )
 
 

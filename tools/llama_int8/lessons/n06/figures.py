@@ -119,8 +119,8 @@ def _enlarged(axes: Axes, value: float, code: int, scale: float) -> None:
 
 OUTLIER_ALT = (
     "Two number lines. On the first, ten values and 15 codes close together: each value finds a code "
-    "near it. On the second one value stands at 12, the 15 codes are far apart, and nearly all other "
-    "values go to the code for zero."
+    "near it. On the second one value stands at 12, the 15 codes are far apart, and the ten values "
+    "share three of them."
 )
 SCALES_ALT = (
     "The same four weights of one row on three number lines. With the scale of the whole matrix the "
@@ -132,7 +132,7 @@ ZERO_POINT_ALT = (
     "unused. Asymmetric: eight codes from 0 to 7, all of them in use and closer together."
 )
 CLIPPING_ALT = (
-    "Eight values, one of them far out, on two number lines. Without a clip the seven codes are far "
+    "Nine values, one of them far out, on two number lines. Without a clip the seven codes are far "
     "apart. Clipped, they are close together, and the value far out is moved to the last code."
 )
 PRODUCT_ALT = (
@@ -155,7 +155,8 @@ def _round_trip(
 ) -> None:
     """Values above a line of codes, each with an arrow to the code that it goes to."""
     ends, lift = (1.75, WIDTH - 0.4), 0.46
-    on = number_line(axes, y, ends, limits, ticks, list(grid), "int8")
+    shown = [code for code in grid if limits[0] <= code <= limits[1]]
+    on = number_line(axes, y, ends, limits, ticks, shown, "int8")
     above = NumberLine(y + lift, *ends, *limits)
     write(axes, (0.12, y + lift / 2), name, ha="left", weight="bold")
     codes = np.asarray(grid)
@@ -195,9 +196,7 @@ def drawing_scales() -> Figure:
         (2.95, "per-tensor", _grid(matrix_max, 3), "another row holds a 2.4: steps of 0.80"),
         (1.75, "per-channel\n(row)", _grid(0.92, 3), "this row reaches 0.92: steps of 0.31"),
     ):
-        _round_trip(
-            axes, y, name, row, [g for g in grid if abs(g) < limits[1]], limits, ticks, note
-        )
+        _round_trip(axes, y, name, row, grid, limits, ticks, note)
     inner, outer = _grid(0.28, 3), _grid(0.92, 3)
     _round_trip(axes, 0.55, "per-group", row[:2], inner, limits, ticks, "")
     _two_more(axes, 0.55, row[2:], outer, limits)
@@ -456,7 +455,9 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_yscale("symlog", linthresh=0.02)
     ticks = [0, 0.01, 0.1, 1, 10]
     axes.set_yticks(ticks, [str(t) for t in ticks])
-    axes.set_ylim(top=3 * max(0.1, *(cost.loss.high for cost in costs.values())))
+    lowest = min(cost.loss.low for cost in costs.values())
+    highest = max(cost.loss.high for cost in costs.values())
+    axes.set_ylim(min(2 * lowest, -0.01), 3 * max(0.1, highest))
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token)")
     axes.legend(fontsize=9)
