@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llama_int8.course.claims import put_on_trial
 from llama_int8.evaluation import perplexity
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import PairedDifference, mean_interval, paired_bootstrap
@@ -18,6 +17,7 @@ from llama_int8.quantization.linear_layers import watching
 from llama_int8.quantization.quantize import signal_to_noise
 
 Rule = Callable[[Tensor], Tensor]  # weights in, rounded weights out
+Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
 # One layer for each entrance of a block: q, k and v get the same input, and so do gate and up.
 ENTRANCES = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
 ZERO_AT = 254  # half a step of an 8-bit absmax grid is the largest magnitude over 2 x 127
@@ -177,15 +177,13 @@ def survey(
     return found
 
 
-def trial_of_bits(results: Results, curves: Mapping[str, Sequence[float]]) -> None:
+def verdict_on_bits(curves: Mapping[str, Sequence[float]]) -> Verdict:
     """Is every bit worth 6 dB? `curves`: SNR at 2, 3, ... 8 bits, for each kind of values."""
     late = {name: (curve[-1] - curve[-3]) / 2 for name, curve in curves.items()}
     early = {name: curve[1] - curve[0] for name, curve in curves.items()}
     fine, coarse = (all(abs(x - 6.02) < 0.25 for x in steps.values()) for steps in (late, early))
     texts = [", ".join(f"{x:.2f} dB ({name})" for name, x in s.items()) for s in (late, early)]
-    put_on_trial(
-        results,
-        "six-db-a-bit",
+    return (
         f"From 6 to 8 bits, each bit adds {texts[0]}. From 2 to 3 bits: {texts[1]}.",
         "holds" if fine and coarse else "holds only if" if fine else "fails here",
         "the steps are fine against the bulk of the values. With few bits, or one value far out, "
@@ -193,7 +191,7 @@ def trial_of_bits(results: Results, curves: Mapping[str, Sequence[float]]) -> No
     )
 
 
-def trial_of_zeros(results: Results, entrances: Sequence[Entrance]) -> None:
+def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict:
     """Does one outlier send most values to zero? By the rule: largest over 254 times the median."""
     down = [e for e in entrances if e.kind == "down"]
     most = [e for e in entrances if e.zeros > 0.5]
@@ -202,9 +200,7 @@ def trial_of_zeros(results: Results, entrances: Sequence[Entrance]) -> None:
     largest = max(e.zeros for e in entrances)
     results.record("zeros.down_proj", down_most, "layers", kind="exact", n=len(down))
     results.record("zeros.largest", 100 * largest, "%")
-    put_on_trial(
-        results,
-        "majority-to-zero",
+    return (
         f"With one scale per tensor, {down_most} of {len(down)} inputs of down_proj lose more than "
         f"half of their values to code 0 (up to {largest:.1%}), and {len(most) - down_most} of the "
         f"{len(entrances) - len(down)} other inputs do. {len(by_rule)} inputs have a value beyond "
@@ -215,14 +211,12 @@ def trial_of_zeros(results: Results, entrances: Sequence[Entrance]) -> None:
     )
 
 
-def trial_of_memory(
+def verdict_on_memory(
     results: Results, ratios: Mapping[str, tuple[float, float]], linear_layers_only: float
-) -> None:
+) -> Verdict:
     """Is a model in 8 bits four times smaller? `ratios`: from FP32 and from FP16, for each model."""
     from_32, from_16 = ([ratio[i] for ratio in ratios.values()] for i in (0, 1))
-    put_on_trial(
-        results,
-        "four-times-smaller",
+    return (
         f"All weights together become {min(from_32):.2f} to {max(from_32):.2f} times smaller from "
         f"FP32, and {min(from_16):.2f} to {max(from_16):.2f} times from FP16, over {len(ratios)} "
         f"models; the linear layers of {results.model} by themselves {linear_layers_only:.2f} times "
