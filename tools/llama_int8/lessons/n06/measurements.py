@@ -198,6 +198,10 @@ def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict
     by_rule = [e for e in entrances if e.stands_out > ZERO_AT]
     down_most = sum(e.zeros > 0.5 for e in down)
     largest = max(e.zeros for e in entrances)
+    rule = (
+        f"the largest value is more than {ZERO_AT} times the median magnitude. For normally "
+        "distributed values, that is 171 standard deviations."
+    )
     results.record("zeros.down_proj", down_most, "layers", kind="exact", n=len(down))
     results.record("zeros.largest", 100 * largest, "%")
     return (
@@ -206,8 +210,7 @@ def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict
         f"{len(entrances) - len(down)} other inputs do. {len(by_rule)} inputs have a value beyond "
         f"{ZERO_AT} times the median magnitude.",
         "holds only if" if most else "fails here",
-        f"the largest value is more than {ZERO_AT} times the median magnitude. For normally "
-        "distributed values, that is 171 standard deviations.",
+        rule if most else f"It would hold only if {rule}",
     )
 
 
