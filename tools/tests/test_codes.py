@@ -11,9 +11,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_llama import tiny_llama
 
+from llama_int8.lessons.n06 import exercises as shown
+from llama_int8.lessons.n06.measurements import rounded_weights, zeros_at_entrances
 from llama_int8.models import MODELS
 from llama_int8.quantization import matmul
+from llama_int8.quantization.linear_layers import linear_layers
 from llama_int8.quantization.matmul import LARGEST_INNER, in_exact_pieces, int8_matmul
 from llama_int8.quantization.quantize import (
     absmax_quantize,
@@ -472,3 +476,73 @@ def test_float8_and_a_signal_that_is_not_finite_are_refused():
         absmax_quantize(torch.ones(4).to(torch.float8_e4m3fn))
     with pytest.raises(ValueError, match="NaN or infinity"):
         signal_to_noise(torch.tensor([1.0, float("nan")]), torch.ones(2))
+
+
+# --- what lesson 06 shows as solutions, and what the package holds ------------------------------
+
+ODD = [(1, 1), (3, 5), (7, 12), (1, 129)]
+
+
+def near(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_grids_shown_restore_what_the_packages_restore(shape, bits):
+    for values in (normal(*shape, seed=3, dtype=torch.float32), torch.zeros(shape)):
+        near(shown.absmax(values, bits), dequantize(absmax_quantize(values, bits)))
+        near(shown.absmax_rows(values, bits), dequantize(absmax_quantize(values, bits, "row")))
+        for moved in (values, values + 9, values - 9, values.relu()):
+            near(shown.affine(moved, bits), dequantize(zeropoint_quantize(moved, bits)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 12])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_groups_shown_are_the_packages(size, bits):
+    values = normal(5, 12, seed=4, dtype=torch.float32)
+    expected = dequantize(absmax_quantize(values, bits, "group", size))
+    near(shown.absmax_groups(values, bits, size), expected)
+    near(shown.four_bits(values, bits, size, torch.ones(1)), expected)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.55, 1.0])
+def test_the_clip_shown_has_the_smallest_error_of_the_packages(share):
+    values = normal(300, seed=5, dtype=torch.float32)
+    shares = torch.tensor([0.1, share, 0.9])
+    clips = (shares * values.abs().max()).tolist()
+    restored = [dequantize(absmax_quantize(values, 4, clip=clip)) for clip in clips]
+    errors = [(r - values).square().mean().item() for r in restored]
+    assert shown.best_clip(values, 4, shares) == shares[int(np.argmin(errors))]
+
+
+def test_the_product_shown_is_the_packages():
+    a, b = zeropoint_quantize(normal(3, 17) + 1), zeropoint_quantize(normal(5, 17, seed=1))
+    p, q = a.zero_point.item(), b.zero_point.item()
+    ours = shown.integer_product(a.codes.long(), b.codes.long(), p, q)
+    same(ours * a.scale * b.scale, quantized_matmul(a, b))
+
+
+def test_the_rows_shown_are_the_packages():
+    rows = absmax_quantize(normal(4, 9), granularity="row")
+    near(shown.dequantize_rows(rows.codes, 127 * rows.scale.flatten()).double(), dequantize(rows))
+
+
+# --- what lesson 06 measures --------------------------------------------------------------------
+
+
+def test_weights_are_rounded_within_the_block_and_put_back_after_an_error():
+    linear = torch.nn.Linear(6, 4)
+    before = linear.weight.data.clone()
+    with pytest.raises(KeyError), rounded_weights({"one": linear}, torch.round) as decibels:
+        assert torch.equal(linear.weight.data, before.round())
+        noise = (before.round() - before).square().mean() / before.square().mean()
+        assert decibels == pytest.approx(-10 * math.log10(noise), abs=1e-4)
+        raise KeyError
+    assert torch.equal(linear.weight.data, before)
+
+
+def test_half_of_the_values_are_lost_where_the_largest_is_beyond_254_medians():
+    model = tiny_llama()
+    for entrance in zeros_at_entrances(model, linear_layers(model), torch.arange(12)[None]):
+        assert (entrance.zeros > 0.5) == (entrance.stands_out > 254)

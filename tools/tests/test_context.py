@@ -17,7 +17,7 @@ READS = {  # tokens at once, of each notebook whose lengths a short model cuts
     "03": lambda s: max(s.prompt_tokens + s.new_tokens, *(n + 1 for n in s.lengths)),
     "04": lambda s: s.text_tokens,
     "05": lambda s: s.text_tokens,
-    "06": lambda s: s.window,
+    "06": lambda s: max(s.window, s.text_tokens),
     "07": lambda s: max(s.atlas_tokens, 4 * s.check_tokens, s.window, 16 + 2 * s.new_tokens),
     "08": lambda s: max(s.window, *(length + s.decode_tokens for _, length in s.points)),
     "09": lambda s: max(*s.prompt_lengths, *(n + 1 for n in s.contexts)),
@@ -65,6 +65,7 @@ def test_what_is_said_names_both_lengths_and_the_models_own(short, capsys):
     assert settings.window == 100
     assert capsys.readouterr().out == (
         "window is 100 instead of 128: this model reads at most 100 tokens at once.\n"
+        "text_tokens is 100 instead of 256: this model reads at most 100 tokens at once.\n"
     )
 
 

@@ -18,6 +18,11 @@ WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
 DRAWINGS = {
     "04_drawing_blocks": lesson_04.blocks,
     "06_drawing_number_line": lambda: lesson_06.values_to_codes(WEIGHTS),
+    "06_drawing_outlier": lesson_06.drawing_outlier,
+    "06_drawing_scales": lesson_06.drawing_scales,
+    "06_drawing_zero_point": lesson_06.drawing_zero_point,
+    "06_drawing_clipping": lesson_06.drawing_clipping,
+    "06_drawing_product": lesson_06.drawing_product,
 }
 TOUCHES = 0.01  # inches: about a pixel
 

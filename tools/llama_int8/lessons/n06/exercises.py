@@ -1,11 +1,429 @@
 """The exercises of lesson 06: references, cases, hints and known mistakes."""
 
 import math
-from collections.abc import Callable, Sequence
+
+import torch
 
 from llama_int8.course.exercises import check, exercise, hint, solution
 
 __all__ = ["check", "hint", "solution"]
+
+_GENERATOR = torch.Generator().manual_seed(6)
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=_GENERATOR)
+
+
+_SHARES = torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+
+
+@exercise(
+    "06.absmax",
+    points=2,
+    cases=[
+        (torch.tensor([0.5, -1.0, 0.26, 0.9]), 8),
+        (torch.tensor([3.0, -2.0, 1.25, 0.3, -0.7]), 4),
+        (torch.tensor([-5.0, -1.0, 2.0]), 8),
+        (_normal(3, 5), 3),
+        (torch.zeros(3), 8),
+    ],
+    hints=[
+        "The largest magnitude gets the largest code, top = 2 ** (bits - 1) - 1. So one step is "
+        "scale = x.abs().max() / top.",
+        "codes = (x / scale).round(), and back: codes * scale. If all values are 0, so is the scale: "
+        ".clamp(min=1e-12) keeps 0 / 0 away.",
+    ],
+)
+def absmax(x, bits):
+    """Each value goes to the nearest of 2^bits - 1 codes, and back."""
+    top = 2 ** (bits - 1) - 1
+    scale = x.abs().max().clamp(min=1e-12) / top
+    codes = (x / scale).round()
+    return codes * scale
+
+
+def _rounded(x, largest, top, rule=torch.round):
+    scale = largest.clamp(min=1e-12) / top
+    return rule(x / scale) * scale
+
+
+absmax.mistake(
+    "those are the codes; multiply by the scale to come back to the values",
+    lambda x, b: absmax(x, b) / (x.abs().max().clamp(min=1e-12) / (2 ** (b - 1) - 1)),
+)
+absmax.mistake(
+    "the largest code is one less, 127 for 8 bits: +128 does not fit an int8",
+    lambda x, b: _rounded(x, x.abs().max(), 2 ** (b - 1)),
+)
+absmax.mistake(
+    "floor makes every value too small, by half a step on average: round",
+    lambda x, b: _rounded(x, x.abs().max(), 2 ** (b - 1) - 1, torch.floor),
+)
+absmax.mistake(
+    "that cuts towards zero (as .to(torch.int8) does); the nearest code comes from round()",
+    lambda x, b: _rounded(x, x.abs().max(), 2 ** (b - 1) - 1, torch.trunc),
+)
+absmax.mistake(
+    "the largest *magnitude*: a negative value may be the largest",
+    lambda x, b: _rounded(x, x.max(), 2 ** (b - 1) - 1),
+)
+absmax.mistake(
+    "`bits` decides the largest code: 127 goes only with 8 bits",
+    lambda x, b: _rounded(x, x.abs().max(), 127),
+)
+absmax.mistake(
+    "the division by zero: a tensor of zeros must stay one; clamp the largest magnitude",
+    lambda x, b: absmax(x, b) / (x.abs().max() > 0),
+)
+
+
+@exercise(
+    "06.absmax_rows",
+    points=1,
+    cases=[
+        (_normal(3, 5), 8),
+        (_normal(4, 4), 4),
+        (_normal(2, 7) * torch.tensor([[1.0], [50]]), 4),
+    ],
+    hints=[
+        "W.abs().amax(dim=-1, keepdim=True) is the largest magnitude of every row, (M, 1).",
+        "With keepdim=True the scales broadcast along the rows. All else is as in absmax.",
+    ],
+)
+def absmax_rows(W, bits):
+    """As absmax, with a scale for each row."""
+    top = 2 ** (bits - 1) - 1
+    scale = W.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / top  # (M, 1)
+    codes = (W / scale).round()
+    return codes * scale
+
+
+absmax_rows.mistake(
+    "that is one scale for the whole matrix; here each row has its own",
+    lambda W, b: absmax(W, b),
+)
+absmax_rows.mistake(
+    "those are the columns' scales: the row's maximum is taken over dim=-1",
+    lambda W, b: absmax_rows(W.T, b).T,
+)
+absmax_rows.mistake(
+    "the largest *magnitude* of a row: a negative value may be the largest",
+    lambda W, b: _rounded(W, W.amax(-1, keepdim=True), 2 ** (b - 1) - 1),
+)
+
+
+@exercise(
+    "06.absmax_groups",
+    points=2,
+    cases=[(_normal(3, 8), 4, 4), (_normal(2, 12), 8, 3), (_normal(4, 4), 3, 4)],
+    hints=[
+        "W.view(-1, size) is a matrix whose rows are the groups. You have a function for that.",
+        "At the end, .view_as(W) gives the shape back.",
+    ],
+)
+def absmax_groups(W, bits, size):
+    """As absmax, with a scale for every `size` neighbours in a row."""
+    groups = W.reshape(-1, size)  # (M, K) -> (M * K / size, size)
+    top = 2 ** (bits - 1) - 1
+    scale = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / top
+    codes = (groups / scale).round()
+    return (codes * scale).reshape(W.shape)
+
+
+absmax_groups.mistake(
+    "that is a scale for each row; each group of `size` neighbours has its own",
+    lambda W, b, size: absmax_rows(W, b),
+)
+absmax_groups.mistake(
+    "the right numbers in the shape of the groups: .view_as(W) gives the shape back",
+    lambda W, b, size: absmax_rows(W.reshape(-1, size), b),
+)
+absmax_groups.mistake(
+    "those groups lie in a column; neighbours in a *row* share a scale",
+    lambda W, b, size: absmax_rows(W.T.reshape(-1, size), b).reshape(W.T.shape).T,
+)
+absmax_groups.mistake(
+    "`size` is the number of weights in a group, not the number of groups",
+    lambda W, b, size: absmax_rows(W.reshape(size, -1), b).reshape(W.shape),
+)
+
+
+@exercise(
+    "06.affine",
+    points=2,
+    cases=[
+        (torch.tensor([-1.0, 0.3, 3.0, 1.7]), 8),
+        (torch.tensor([0.5, 2.0, 1.1]), 8),
+        (torch.tensor([-3.0, -0.5, -1.3]), 4),
+        (_normal(3, 5).relu(), 3),
+        (torch.tensor([-0.7, 0.2, 0.0]), 4),
+    ],
+    hints=[
+        "low = x.min().clamp(max=0) and high = x.max().clamp(min=0): 0 must lie in the range. 2**bits "
+        "codes have 2**bits - 1 steps between them.",
+        "zero = (-low / scale).round() is the code of 0, if codes are counted from 0. Then codes = "
+        "(x / scale).round() + zero, cut to 0 ... 2**bits - 1.",
+        "And back: (codes - zero) * scale.",
+    ],
+)
+def affine(x, bits):
+    """Each value goes to the nearest of all 2^bits codes between the smallest and the largest."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+    zero = (-low / scale).round()  # the code that stands for 0
+    codes = ((x / scale).round() + zero).clamp(0, 2**bits - 1)
+    return (codes - zero) * scale
+
+
+def _affine(x, low, high, steps):
+    scale = ((high - low) / steps).clamp(min=1e-12)
+    zero = (-low / scale).round()
+    return (((x / scale).round() + zero).clamp(0, steps) - zero) * scale
+
+
+affine.mistake(
+    "widen the range until it holds 0: else 0 has no code of its own",
+    lambda x, b: _affine(x, x.min(), x.max(), 2**b - 1),
+)
+affine.mistake(
+    "2**bits codes have one step less between them, as fence posts have gaps",
+    lambda x, b: _affine(x, x.min().clamp(max=0), x.max().clamp(min=0), 2**b),
+)
+affine.mistake(
+    "that is the symmetric grid, and half of its codes are not used here",
+    lambda x, b: absmax(x, b),
+)
+affine.mistake(
+    "the zero point must be a code, a whole number, or 0 does not come back as 0: round it",
+    lambda x, b: (
+        ((x - x.min().clamp(max=0)) / _step(x, b)).round() * _step(x, b) + x.min().clamp(max=0)
+    ),
+)
+affine.mistake(
+    "the zero point is still in it: take it off before you multiply by the scale",
+    lambda x, b: affine(x, b) + (-x.min().clamp(max=0) / _step(x, b)).round() * _step(x, b),
+)
+
+
+def _step(x, b):
+    return (x.max().clamp(min=0) - x.min().clamp(max=0)) / (2**b - 1)
+
+
+@exercise(
+    "06.dequantize_rows",
+    points=1,
+    cases=[  # no more columns than rows, so that SCB along the columns gets its message
+        (torch.tensor([[127, -64], [12, -127]]), torch.tensor([0.5, 2.0])),
+        (torch.tensor([[127, 3], [-127, 0], [50, 127]]), torch.tensor([1.0, 0.25, 4.0])),
+        (torch.tensor([[127], [-127], [127]]), torch.tensor([0.1, 0.2, 0.3])),
+    ],
+    hints=[
+        "SCB[i] is the absmax of row i: code 127 in row i stands for SCB[i].",
+        "SCB.unsqueeze(1) is a column, (M, 1). A column broadcasts along the rows.",
+    ],
+)
+def dequantize_rows(CB, SCB):
+    """Row i of the codes times SCB[i] / 127."""
+    return CB * SCB.unsqueeze(1) / 127  # (M, K) * (M, 1)
+
+
+dequantize_rows.mistake(
+    "the famous one: `CB * SCB / 127` runs the scales along the columns. Only a square "
+    "matrix lets it pass; a scale belongs to a row, SCB.unsqueeze(1)",
+    lambda CB, SCB: CB * SCB[: CB.shape[1]] / 127,
+)
+dequantize_rows.mistake(
+    "SCB holds the absmax of a row, not the size of a step: divide by 127",
+    lambda CB, SCB: CB * SCB.unsqueeze(1),
+)
+dequantize_rows.mistake(
+    "nearly: the absmax has code 127, so a step is a 127th of it",
+    lambda CB, SCB: CB * SCB.unsqueeze(1) / 128,
+)
+
+
+@exercise(
+    "06.integer_product",
+    points=2,
+    cases=[
+        (torch.tensor([[1, 2, 3]]), torch.tensor([[4, -5, 6]]), 1, 2),
+        (
+            torch.tensor([[-128, 127, 5, 0], [9, 9, 9, 9]]),
+            torch.tensor([[127, -128, -7, 9]]),
+            -28,
+            3,
+        ),
+        (torch.tensor([[10]]), torch.tensor([[20], [30]]), 10, 0),
+        (torch.tensor([[100, 90, -20]]), torch.tensor([[7, 7, 7], [1, 2, 3]]), 0, -4),
+    ],
+    hints=[
+        "Multiply (a - p)(b - q) out: four terms. Then sum each over the K columns.",
+        "a @ b.T, minus q times the row sums of a, minus p times the row sums of b, plus K p q.",
+        "a.sum(-1, keepdim=True) is (T, 1), b.sum(-1) is (M,): both broadcast to (T, M).",
+    ],
+)
+def integer_product(a, b, p, q):
+    """sum (a - p)(b - q) over k, from the product of the codes and their sums: (T, M)."""
+    products = a @ b.T  # (T, K) @ (K, M) -> (T, M)
+    return products - q * a.sum(-1, keepdim=True) - p * b.sum(-1) + a.shape[-1] * p * q
+
+
+integer_product.mistake(
+    "that is the sum of the products of the codes; the zero points are still in it",
+    lambda a, b, p, q: a @ b.T,
+)
+integer_product.mistake(
+    "the last term is missing: both sums take K p q off, so add it once",
+    lambda a, b, p, q: integer_product(a, b, p, q) - a.shape[-1] * p * q,
+)
+integer_product.mistake(
+    "p q stands in each of the K terms: K p q",
+    lambda a, b, p, q: integer_product(a, b, p, q) - (a.shape[-1] - 1) * p * q,
+)
+integer_product.mistake(
+    "crossed: p is the zero point of a, so it multiplies the sums of b",
+    lambda a, b, p, q: integer_product(a, b, q, p),
+)
+
+
+@exercise(
+    "06.largest_inner",
+    points=1,
+    cases=[(8,), (4,), (2,), (16,)],
+    hints=[
+        "The largest product of two codes is that of the two most negative ones.",
+        "int32 ends at 2**31 - 1. How often does (2**(bits - 1))**2 go into it?",
+    ],
+    rtol=0.0,
+)
+def largest_inner(bits: int) -> int:
+    """int32 ends at 2^31 - 1; one product is at most the square of 2^(bits-1)."""
+    return (2**31 - 1) // (2 ** (bits - 1)) ** 2
+
+
+largest_inner.mistake(
+    "one too many: the sum would be 2**31, and int32 ends at 2**31 - 1",
+    lambda b: 2**31 // 4 ** (b - 1),
+)
+largest_inner.mistake(
+    "that is for codes down to -127; -128 is a code as well, and (-128)**2 is larger",
+    lambda b: (2**31 - 1) // (2 ** (b - 1) - 1) ** 2,
+)
+largest_inner.mistake(
+    "that is uint32; int32 spends a bit on the sign", lambda b: (2**32 - 1) // 4 ** (b - 1)
+)
+largest_inner.mistake(
+    "a signed code of 8 bits reaches 128 in magnitude, not 256", lambda b: (2**31 - 1) // 4**b
+)
+
+
+@exercise(
+    "06.best_clip",
+    points=2,
+    cases=[
+        (torch.cat([_normal(200), torch.tensor([9.0])]), 4, _SHARES),
+        (_normal(500), 3, _SHARES),
+        (_normal(50), 8, _SHARES),
+        (torch.cat([_normal(100), torch.tensor([-30.0])]), 3, torch.linspace(0.05, 1, 20)),
+    ],
+    hints=[
+        "For each share: largest = share * x.abs().max(), scale = largest / top. Codes beyond top "
+        "do not exist: .clamp(-top, top).",
+        "Keep the share with the smallest (restored - x).square().mean().",
+    ],
+)
+def best_clip(x, bits, shares):
+    """The share of absmax at which to clip, so that the mean squared error is the smallest."""
+    top, errors = 2 ** (bits - 1) - 1, []
+    for share in shares:
+        scale = share * x.abs().max() / top
+        restored = (x / scale).round().clamp(-top, top) * scale
+        errors.append((restored - x).square().mean())
+    return shares[torch.stack(errors).argmin()]
+
+
+def _clip_errors(x, bits, shares, top_offset=1, clamp=True):
+    top, errors = 2 ** (bits - 1) - top_offset, []
+    for share in shares:
+        scale = share * x.abs().max() / top
+        codes = (x / scale).round()
+        restored = (codes.clamp(-top, top) if clamp else codes) * scale
+        errors.append(restored - x)
+    return torch.stack(errors)
+
+
+best_clip.mistake(
+    "nothing is cut off: codes beyond top do not exist, so .clamp(-top, top)",
+    lambda x, b, shares: shares[_clip_errors(x, b, shares, clamp=False).square().mean(-1).argmin()],
+)
+best_clip.mistake(
+    "that is the place in the list; return the share itself",
+    lambda x, b, shares: _clip_errors(x, b, shares).square().mean(-1).argmin(),
+)
+best_clip.mistake(
+    "that is the smallest error; return the share that gives it",
+    lambda x, b, shares: _clip_errors(x, b, shares).square().mean(-1).min(),
+)
+best_clip.mistake(
+    "that is the clip itself; return it as a share of the largest magnitude",
+    lambda x, b, shares: best_clip(x, b, shares) * x.abs().max(),
+)
+best_clip.mistake(
+    "the *largest* error decides here, and it never likes a cut: take the mean of the squares",
+    lambda x, b, shares: shares[_clip_errors(x, b, shares).abs().amax(-1).argmin()],
+)
+
+
+@exercise(
+    "06.four_bits",
+    points=2,
+    cases=[
+        (_normal(3, 16), 4, 8, _SHARES),
+        (_normal(4, 64), 3, 64, _SHARES),
+        (_normal(2, 32) ** 3, 4, 32, _SHARES),
+    ],
+    hints=[
+        "Cut W into groups, (N, size). For each share, round all groups at once, and take each "
+        "group's own error: .square().sum(-1, keepdim=True), (N, 1).",
+        "torch.where(error < best_error, restored, best) keeps, for each group, the better of two.",
+    ],
+)
+def four_bits(W, bits, size, shares):
+    """As absmax_groups, but each group is clipped at the share of its absmax that suits it best."""
+    groups, top = W.reshape(-1, size), 2 ** (bits - 1) - 1
+    absmax = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    best, best_error = torch.zeros_like(groups), torch.full_like(absmax, float("inf"))
+    for share in shares:
+        scale = share * absmax / top
+        restored = (groups / scale).round().clamp(-top, top) * scale
+        error = (restored - groups).square().sum(-1, keepdim=True)  # (N, 1)
+        best = torch.where(error < best_error, restored, best)
+        best_error = torch.minimum(error, best_error)
+    return best.reshape(W.shape)
+
+
+four_bits.mistake(
+    "that is without a cut; each group takes the share that suits it best",
+    lambda W, b, size, shares: absmax_groups(W, b, size),
+)
+four_bits.mistake(
+    "one share for the whole matrix; each group has its own best one",
+    lambda W, b, size, shares: min(
+        (four_bits(W, b, size, share[None]) for share in shares),
+        key=lambda restored: (restored - W).square().sum(),
+    ),
+)
+four_bits.mistake(
+    "that takes the best share for every single weight, and nothing would store which: one for "
+    "each group",
+    lambda W, b, size, shares: _best_of_each(W, b, size, shares),
+)
+
+
+def _best_of_each(W, b, size, shares):
+    tried = torch.stack([four_bits(W, b, size, share[None]) for share in shares])
+    return tried.gather(0, (tried - W).abs().argmin(0, keepdim=True))[0]
 
 
 @exercise(
@@ -59,348 +477,4 @@ spacing.mistake(
 spacing.mistake(
     "the spacing changes at a power of two, not halfway to it: math.floor, not round",
     lambda x, m: 2.0 ** (round(math.log2(abs(x))) - m),
-)
-
-
-@exercise(
-    "06.absmax_codes",
-    points=1,
-    cases=[
-        ([0.5, -1.0, 0.25, 0.9], 8),
-        ([3.0, -2.0, 1.25, 0.3, -0.7], 4),
-        ([-5.0, -1.0, 2.0], 8),
-        ([1.0, 0.5, -0.5, 0.75], 2),
-        ([-0.6], 8),
-        ([0.0, 0.0, 0.0], 8),
-    ],
-    hints=[
-        "The largest magnitude gets the largest code: for 8 bits that is 127, or -127.",
-        "round(v / absmax * top) with top = 2**(bits - 1) - 1. If all values are 0, so is absmax.",
-    ],
-)
-def absmax_codes(values: list[float], bits: int) -> list[int]:
-    """round(v / absmax * top): the largest magnitude gets the code top or -top."""
-    top = 2 ** (bits - 1) - 1
-    absmax = max(abs(v) for v in values) or 1.0  # zeros alone: any scale gives zeros
-    return [round(v / absmax * top) for v in values]
-
-
-def _absmax(values: Sequence[float]) -> float:
-    return max(abs(v) for v in values)
-
-
-def _codes(
-    values: Sequence[float], absmax: float, top: int, to_integer: Callable[[float], int] = round
-) -> list[int]:
-    return [to_integer(v / (absmax or 1.0) * top) for v in values]
-
-
-absmax_codes.mistake(
-    "the largest code is one less, 127 for 8 bits: +128 does not fit an int8",
-    lambda v, b: _codes(v, _absmax(v), 2 ** (b - 1)),
-)
-absmax_codes.mistake(
-    "floor makes every code too small, by half a step on average: round",
-    lambda v, b: _codes(v, _absmax(v), 2 ** (b - 1) - 1, math.floor),
-)
-absmax_codes.mistake(
-    "int() cuts towards zero; the nearest code comes from round()",
-    lambda v, b: _codes(v, _absmax(v), 2 ** (b - 1) - 1, int),
-)
-absmax_codes.mistake(
-    "the largest *magnitude*: a negative value may be the largest",
-    lambda v, b: _codes(v, max(v), 2 ** (b - 1) - 1),
-)
-absmax_codes.mistake(
-    "`bits` decides the largest code: 127 goes only with 8 bits",
-    lambda v, b: _codes(v, _absmax(v), 127),
-)
-
-
-@exercise(
-    "06.unbiased_codes",
-    points=1,
-    cases=[
-        ([0.3, 0.8, -0.3, -0.8], 0.5),
-        ([1.0, -1.0, 0.1], 0.03),
-        ([0.5, 1.5, 2.5, -0.5, -1.5], 1.0),
-        ([0.0], 0.25),
-        ([7.9, -7.9, 4.2], 2.0),
-    ],
-    hints=[
-        "By how much is floor(v / scale) too small on average, if v is anywhere in a step?",
-        "Take the nearest number of steps: Python's round().",
-    ],
-)
-def unbiased_codes(values: list[float], scale: float) -> list[int]:
-    """The nearest number of steps, halves to the even one."""
-    return [round(v / scale) for v in values]
-
-
-unbiased_codes.mistake(
-    "the famous one: floor always goes down, so all values come out too small, by half "
-    "a step on average",
-    lambda v, s: [math.floor(x / s) for x in v],
-)
-unbiased_codes.mistake(
-    "int() always goes towards zero: no bias to one side, but every magnitude shrinks",
-    lambda v, s: [int(x / s) for x in v],
-)
-unbiased_codes.mistake(
-    "nearly: every half goes up here, still a small bias; round() takes the even one",
-    lambda v, s: [math.floor(x / s + 0.5) for x in v],
-)
-unbiased_codes.mistake(
-    "ceil is floor's bias the other way: half a step too large on average",
-    lambda v, s: [math.ceil(x / s) for x in v],
-)
-unbiased_codes.mistake(
-    "nearly: halves go away from 0 here, which makes magnitudes grow; round() takes the even one",
-    lambda v, s: [int(math.copysign(math.floor(abs(x) / s + 0.5), x)) for x in v],
-)
-
-
-@exercise(
-    "06.zero_point",
-    points=2,
-    cases=[
-        (-1.0, 3.0, 8),
-        (0.5, 2.0, 8),
-        (-3.0, -0.5, 4),
-        (0.0, 6.0, 8),
-        (-0.7, 0.2, 4),
-        (-2.0, 1.0, 2),
-    ],
-    hints=[
-        (
-            "First min(low, 0) and max(high, 0): 0 must lie in the range. Then 2**bits codes have "
-            "2**bits - 1 steps between them."
-        ),
-        (
-            "`low` gets the smallest code, -2**(bits - 1). From there to 0 it is round(-low / scale) "
-            "steps."
-        ),
-    ],
-)
-def zero_point(low: float, high: float, bits: int) -> tuple[float, int]:
-    """The size of a step, and the code that stands for 0."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / (2**bits - 1)
-    return scale, -(2 ** (bits - 1)) - round(low / scale)
-
-
-def _zero_point(low: float, high: float, steps: int, lowest: int, sign: int = 1) -> tuple:
-    scale = (high - low) / steps
-    return scale, lowest - sign * round(low / scale)
-
-
-zero_point.mistake(
-    "widen the range until it holds 0: else 0 has no code of its own",
-    lambda low, high, b: _zero_point(low, high, 2**b - 1, -(2 ** (b - 1))),
-)
-zero_point.mistake(
-    "right for codes from 0 on; signed ones begin at -2**(bits - 1)",
-    lambda low, high, b: _zero_point(min(low, 0), max(high, 0), 2**b - 1, 0),
-)
-zero_point.mistake(
-    "2**bits codes have one step less between them, as fence posts have gaps",
-    lambda low, high, b: _zero_point(min(low, 0), max(high, 0), 2**b, -(2 ** (b - 1))),
-)
-zero_point.mistake(
-    "the sign: low is not above 0, so the code of 0 lies above the smallest code",
-    lambda low, high, b: _zero_point(min(low, 0), max(high, 0), 2**b - 1, -(2 ** (b - 1)), -1),
-)
-zero_point.mistake(
-    "the scale comes first, then the zero point",
-    lambda low, high, b: zero_point(low, high, b)[::-1],
-)
-
-
-@exercise(
-    "06.dequantize_rows",
-    points=1,
-    cases=[  # no more columns than rows, so that SCB[j] gets its message and no IndexError
-        ([[127, -64], [12, -127]], [0.5, 2.0]),
-        ([[127, 3], [-127, 0], [50, 127]], [1.0, 0.25, 4.0]),
-        ([[127], [-127], [127]], [0.1, 0.2, 0.3]),
-        ([[0, 0], [127, 1]], [0.0, 12.7]),
-    ],
-    hints=[
-        "SCB[i] is the absmax of row i: code 127 in row i stands for SCB[i].",
-        "codes[i][j] * SCB[i] / 127; with tensors CB * SCB.unsqueeze(1) / 127.",
-    ],
-)
-def dequantize_rows(codes: list[list[int]], SCB: list[float]) -> list[list[float]]:
-    """codes[i][j] * SCB[i] / 127: a scale for each row."""
-    return [[code * absmax / 127 for code in row] for row, absmax in zip(codes, SCB, strict=True)]
-
-
-dequantize_rows.mistake(
-    "the famous one: `CB * SCB / 127` runs the scales along the columns. Only a square "
-    "matrix lets it pass; a scale belongs to a row, SCB.unsqueeze(1)",
-    lambda codes, SCB: [[code * SCB[j] / 127 for j, code in enumerate(row)] for row in codes],
-)
-dequantize_rows.mistake(
-    "SCB holds the absmax of a row, not the size of a step: divide by 127",
-    lambda codes, SCB: [
-        [code * absmax for code in row] for row, absmax in zip(codes, SCB, strict=True)
-    ],
-)
-dequantize_rows.mistake(
-    "nearly: the absmax has code 127, so a step is a 127th of it",
-    lambda codes, SCB: [
-        [code * absmax / 128 for code in row] for row, absmax in zip(codes, SCB, strict=True)
-    ],
-)
-
-
-@exercise(
-    "06.restored",
-    points=1,
-    cases=[
-        ([-128, -28, 0, 127], 0.02, -28),
-        ([-8, 0, 7], 0.5, 3),
-        ([5, -5], 0.1, 0),
-        ([0], 2.0, -1),
-    ],
-    hints=[
-        "Which value does the code `zero_point` stand for? And one code above it?",
-        "Take the zero point off first, then multiply by the size of a step.",
-    ],
-)
-def restored(codes: list[int], scale: float, zero_point: int) -> list[float]:
-    """(code - zero_point) * scale."""
-    return [(code - zero_point) * scale for code in codes]
-
-
-restored.mistake(
-    "the famous one: those are the codes themselves. A histogram of them is none of "
-    "dequantized values, whatever its title says",
-    lambda codes, scale, zero: list(codes),
-)
-restored.mistake(
-    "the zero point is missing: its code must give 0",
-    lambda codes, scale, zero: [code * scale for code in codes],
-)
-restored.mistake(
-    "the zero point is a code: take it off before multiplying by the scale",
-    lambda codes, scale, zero: [code * scale - zero for code in codes],
-)
-restored.mistake(
-    "the sign: the code `zero_point` must give 0, so subtract it",
-    lambda codes, scale, zero: [(code + zero) * scale for code in codes],
-)
-
-
-@exercise(
-    "06.integer_dot",
-    points=2,
-    cases=[
-        ([1, 2, 3], [4, -5, 6], 1, 2),
-        ([-128, 127, 5, 0], [127, -128, -7, 9], -28, 3),
-        ([10], [20], 10, 0),
-        ([3, -3], [8, 1], 0, 0),
-        ([], [], 5, 7),
-        ([100, 90, -20], [7, 7, 7], 0, -4),
-    ],
-    hints=[
-        "Multiply (x - p)(y - q) out: four terms. Then sum each over the K entries.",
-        "sum xy - q sum x - p sum y + K p q: only the first needs products of codes.",
-    ],
-)
-def integer_dot(x: list[int], y: list[int], p: int, q: int) -> int:
-    """sum (x - p)(y - q) = sum xy - q sum x - p sum y + K p q."""
-    products = sum(a * b for a, b in zip(x, y, strict=True))
-    return products - q * sum(x) - p * sum(y) + len(x) * p * q
-
-
-integer_dot.mistake(
-    "that is the sum of the products of the codes; the zero points are still in it",
-    lambda x, y, p, q: integer_dot(x, y, 0, 0),
-)
-integer_dot.mistake(
-    "the last term is missing: q sum x and p sum y both take K p q off, so add it once",
-    lambda x, y, p, q: integer_dot(x, y, p, q) - len(x) * p * q,
-)
-integer_dot.mistake(
-    "p q stands in each of the K terms: K p q",
-    lambda x, y, p, q: integer_dot(x, y, p, q) - (len(x) - 1) * p * q,
-)
-integer_dot.mistake(
-    "crossed: p is the zero point of x, so it multiplies the sum of y",
-    lambda x, y, p, q: integer_dot(x, y, q, p),
-)
-
-
-@exercise(
-    "06.layer_bytes",
-    points=1,
-    cases=[
-        (4096, 4096, 8, None, 4),
-        (4096, 11008, 4, 128, 2),
-        (576, 192, 3, 64, 2),
-        (2, 64, 4, 32, 2),
-        (3, 5, 8, None, 4),
-        (1, 8, 4, 8, 2),
-    ],
-    hints=[
-        "The codes take rows * columns * bits / 8 bytes. How many scales are there?",
-        "None: one scale a row. Else columns / group_size scales in each row.",
-    ],
-    rtol=1e-9,
-)
-def layer_bytes(
-    rows: int, columns: int, bits: int, group_size: int | None, scale_bytes: int
-) -> float:
-    """The codes, and a scale for each group, or for each row without groups."""
-    scales = rows * columns // (group_size or columns)
-    return rows * columns * bits / 8 + scales * scale_bytes
-
-
-layer_bytes.mistake(
-    "those are the codes; without their scales they cannot be turned back",
-    lambda r, c, b, g, s: r * c * b / 8,
-)
-layer_bytes.mistake(
-    "each group has a scale of its own, not only each row",
-    lambda r, c, b, g, s: r * c * b / 8 + r * s,
-)
-layer_bytes.mistake(
-    "that is one scale for the whole matrix; here each row or group has its own",
-    lambda r, c, b, g, s: r * c * b / 8 + s,
-)
-layer_bytes.mistake(
-    "the codes are counted in bits: eight of them are a byte",
-    lambda r, c, b, g, s: layer_bytes(r, c, 8 * b, g, s),
-)
-
-
-@exercise(
-    "06.largest_inner",
-    points=1,
-    cases=[(8,), (4,), (2,), (16,)],
-    hints=[
-        "The largest product of two codes is that of the two most negative ones.",
-        "int32 ends at 2**31 - 1. How often does (2**(bits - 1))**2 go into it?",
-    ],
-    rtol=0.0,
-)
-def largest_inner(bits: int) -> int:
-    """int32 ends at 2^31 - 1; one product is at most the square of 2^(bits-1)."""
-    return (2**31 - 1) // (2 ** (bits - 1)) ** 2
-
-
-largest_inner.mistake(
-    "one too many: the sum would be 2**31, and int32 ends at 2**31 - 1",
-    lambda b: 2**31 // 4 ** (b - 1),
-)
-largest_inner.mistake(
-    "that is for codes down to -127; -128 is a code as well, and (-128)**2 is larger",
-    lambda b: (2**31 - 1) // (2 ** (b - 1) - 1) ** 2,
-)
-largest_inner.mistake(
-    "that is uint32; int32 spends a bit on the sign", lambda b: (2**32 - 1) // 4 ** (b - 1)
-)
-largest_inner.mistake(
-    "a signed code of 8 bits reaches 128 in magnitude, not 256", lambda b: (2**31 - 1) // 4**b
 )

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_int8.course.drawings import (
     SMALL,
@@ -22,6 +22,7 @@ from llama_int8.course.drawings import (
     canvas,
     fill,
     group,
+    matrix,
     number_line,
     points,
     signed,
@@ -29,9 +30,7 @@ from llama_int8.course.drawings import (
 )
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, SHAPES, figure
 from llama_int8.lessons.n06.formats import bit_fields
-from llama_int8.models.cost import weight_bytes
 from llama_int8.quantization.quantize import absmax_quantize, dequantize, signal_to_noise
-from llama_int8.transformer.config import LlamaConfig
 
 FORMATS = {"FP32": torch.float32, "FP16": torch.float16, "bf16": torch.bfloat16}
 DOT = 0.06  # inches from the middle of a dot to its edge
@@ -118,16 +117,370 @@ def _enlarged(axes: Axes, value: float, code: int, scale: float) -> None:
     write(axes, place, f"{signed(value, '.2f')} / scale = {signed(share, '.2f')}", SMALL, **style)
 
 
+OUTLIER_ALT = (
+    "Two number lines. On the first, ten values and 15 codes close together: each value finds a code "
+    "near it. On the second one value stands at 12, the 15 codes are far apart, and the ten values "
+    "share three of them."
+)
+SCALES_ALT = (
+    "The same four weights of one row on three number lines. With the scale of the whole matrix the "
+    "codes are far apart and three weights share two of them; with the row's own scale they are "
+    "closer; with a scale for each half, the two small weights get codes of their own."
+)
+ZERO_POINT_ALT = (
+    "Six values, none negative, on two number lines. Symmetric: codes from -3 to 3, the negative half "
+    "unused. Asymmetric: eight codes from 0 to 7, all of them in use and closer together."
+)
+CLIPPING_ALT = (
+    "Nine values, one of them far out, on two number lines. Without a clip the seven codes are far "
+    "apart. Clipped, they are close together, and the value far out is moved to the last code."
+)
+PRODUCT_ALT = (
+    "Activations X, one row per token, times transposed weights, one column per output channel, both "
+    "in int8, give an int32 matrix. X has a scale for each row, W one for each column. One cell of "
+    "the result is marked, with its row of X, its column of W and its two scales, which turn it into "
+    "the output Y."
+)
+
+
+def _round_trip(
+    axes: Axes,
+    y: float,
+    name: str,
+    values: Sequence[float],
+    grid: Sequence[float],
+    limits: tuple[float, float],
+    ticks: Mapping[float, str] | None = None,
+    note: str = "",
+) -> None:
+    """Values above a line of codes, each with an arrow to the code that it goes to."""
+    ends, lift = (1.75, WIDTH - 0.4), 0.46
+    shown = [code for code in grid if limits[0] <= code <= limits[1]]
+    on = number_line(axes, y, ends, limits, ticks, shown, "int8")
+    above = NumberLine(y + lift, *ends, *limits)
+    write(axes, (0.12, y + lift / 2), name, ha="left", weight="bold")
+    codes = np.asarray(grid)
+    nearest = [float(codes[np.abs(codes - value).argmin()]) for value in values]
+    points(axes, above, values, ["weights"] * len(values), f"{name}, before")
+    points(axes, on, nearest, ["int8"] * len(values), f"{name}, after")
+    for value, code in zip(values, nearest, strict=True):
+        x, _ = above.at(value)
+        arrow(axes, (x, y + lift - DOT), (on.at(code)[0], y + DOT))
+    if note:
+        write(axes, (sum(ends) / 2, y - 0.37), note, SMALL)
+
+
+def _grid(absmax: float, top: int) -> list[float]:
+    """What the codes -top to top stand for."""
+    return [absmax * code / top for code in range(-top, top + 1)]
+
+
+def drawing_outlier() -> Figure:
+    """Ten values on a grid of 4 bits, without and with one value that stands out."""
+    drawn, axes = canvas(WIDTH, 2.9, "One outlier stretches the grid for everybody")
+    values, limits = [-2.0, -1.5, -1.1, -0.6, -0.2, 0.3, 0.7, 1.2, 1.6, 2.1], (-4.0, 12.6)
+    for y, name, more in ((1.75, "10 values", []), (0.55, "and one at 12", [12.0])):
+        grid = _grid(max(values + more), 7)
+        zeros = sum(abs(value) < grid[8] / 2 for value in values)
+        note = f"one step is {grid[8]:.2f}: {zeros} of the 10 values become 0"
+        _round_trip(axes, y, name, values + more, grid, limits, {0: "0", 12: "12"}, note)
+    return drawn
+
+
+def drawing_scales() -> Figure:
+    """Four weights of one row, with the scale of their matrix, of their row, of their group."""
+    drawn, axes = canvas(WIDTH, 4.1, "Whose scale? The smaller the block, the finer the steps")
+    row, matrix_max, limits = [-0.28, 0.16, 0.92, -0.66], 2.4, (-1.3, 1.3)
+    ticks = {0: "0", -1: "−1", 1: "1"}
+    for y, name, grid, note in (
+        (2.95, "per-tensor", _grid(matrix_max, 3), "another row holds a 2.4: steps of 0.80"),
+        (1.75, "per-channel\n(row)", _grid(0.92, 3), "this row reaches 0.92: steps of 0.31"),
+    ):
+        _round_trip(axes, y, name, row, grid, limits, ticks, note)
+    inner, outer = _grid(0.28, 3), _grid(0.92, 3)
+    _round_trip(axes, 0.55, "per-group", row[:2], inner, limits, ticks, "")
+    _two_more(axes, 0.55, row[2:], outer, limits)
+    note = "two groups: steps of 0.09 for the small pair, of 0.31 for the other"
+    write(axes, ((1.75 + WIDTH - 0.4) / 2, 0.18), note, SMALL)
+    return drawn
+
+
+def _two_more(
+    axes: Axes, y: float, values: Sequence[float], grid: Sequence[float], limits: tuple
+) -> None:
+    """The second group of a row, on the same line with its own codes."""
+    on = NumberLine(y, 1.75, WIDTH - 0.4, *limits)
+    x = [on.at(code)[0] for code in grid]
+    axes.vlines(x, y - 0.08, y + 0.08, INKS["int8"], linewidth=1.2, zorder=2)
+    for value in values:
+        code = min(grid, key=lambda place: abs(place - value))
+        points(axes, NumberLine(y + 0.46, on.x0, on.x1, *limits), [value], ["weights"], "second")
+        points(axes, on, [code], ["int8"], "second, after")
+        arrow(axes, (on.at(value)[0], y + 0.46 - DOT), (on.at(code)[0], y + DOT))
+
+
+def drawing_zero_point() -> Figure:
+    """Values that are never negative, on a symmetric and on an asymmetric grid of 3 bits."""
+    drawn, axes = canvas(WIDTH, 2.9, "A symmetric grid wastes half of its codes here")
+    values, limits = [0.0, 0.3, 0.9, 1.4, 2.2, 3.0], (-3.3, 3.3)
+    for y, name, grid, first, note in (
+        (1.75, "symmetric\n(absmax)", _grid(3.0, 3), -3, "codes −3 to 3; steps of 1.00"),
+        (
+            0.55,
+            "asymmetric\n(zero point)",
+            [3 * c / 7 for c in range(8)],
+            0,
+            "codes 0 to 7; steps of 0.43",
+        ),
+    ):
+        ticks = {place: signed(first + i, "d") for i, place in enumerate(grid)}
+        _round_trip(axes, y, name, values, grid, limits, ticks, note)
+    return drawn
+
+
+def drawing_clipping() -> Figure:
+    """A value far out, on a grid that reaches it and on one that does not, both of 3 bits."""
+    drawn, axes = canvas(WIDTH, 2.9, "Clipping: one large error buys finer steps for the rest")
+    values, limits = [-1.03, -0.94, -0.4, -0.29, 0.28, 0.38, 0.95, 1.05, 2.0], (-2.3, 2.3)
+    for y, name, clip in ((1.75, "no clip", 2.0), (0.55, "clip at 1.4", 1.4)):
+        ticks = {0: "0", clip: f"{clip:g}", -clip: signed(-clip, "g")}
+        grid = _grid(clip, 3)
+        error = sum(min(abs(v - g) for g in grid) ** 2 for v in values) / len(values)
+        note = f"steps of {clip / 3:.2f}; mean squared error {error:.3f}"
+        _round_trip(axes, y, name, values, grid, limits, ticks, note)
+    return drawn
+
+
+def drawing_product() -> Figure:
+    """Per-token scales times per-channel scales: both stand outside the sum."""
+    drawn, axes = canvas(WIDTH, 4.75, "The scales do not depend on k, so the sum runs in integers")
+    size, left, middle, low = 0.28, 1.5, 3.3, 1.95
+    row, column = 1, 2
+    x_cells = {"highlight": [(row, k) for k in range(5)]}
+    w_cells = {"highlight": [(k, column) for k in range(5)]}
+    cell = {"highlight": [(row, column)]}
+    matrix(axes, (left, low), (3, 5), "X in int8 (T, K)", "int8", x_cells, size=size)
+    tokens = matrix(
+        axes, (0.75, low), (3, 1), "a scale\nper token", "activations",
+        {"highlight": [(row, 0)]}, size=size,
+    )  # fmt: skip
+    weights = matrix(axes, (middle, 3.6), (5, 4), "", "int8", w_cells, size=size)
+    scales = matrix(
+        axes, (middle, 4.1), (1, 4), "", "weights", {"highlight": [(0, column)]}, size=size
+    )
+    beside = weights.x1 + 0.12
+    write(axes, (beside, weights.centre[1]), "Wᵀ in int8 (K, M)", ha="left")
+    write(axes, (beside, scales.centre[1]), "a scale per output channel", ha="left")
+    sums = matrix(axes, (middle, low), (3, 4), "sums in int32 (T, M)", "neutral", cell, size=size)
+    out = matrix(axes, (6.1, low), (3, 4), "Y (T, M)", "16 bit", cell, size=size)
+    arrow(axes, sums, out, "× both scales", beside="above")
+    write(axes, (WIDTH / 2, 0.35), "marked: one output, and all that it is made of", SMALL)
+    assert tokens.x1 < left
+    return drawn
+
+
+def noise_against_bits(
+    bits: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    theory: Mapping[str, Sequence[float]],
+) -> Figure:
+    """Measured SNR of several kinds of values as marks, the formula as lines."""
+    drawn, axes = figure(figsize=(7.5, 3.8))
+    for (name, curve), colour, shape in zip(curves.items(), CURVES, SHAPES, strict=False):
+        axes.plot(bits, theory[name], color=colour, linewidth=1)
+        axes.plot(bits, curve, shape, color=colour, label=name, markersize=7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(list(bits))
+    axes.set_xlabel("bits")
+    axes.set_ylabel("SNR (dB)")
+    axes.set_ylim(bottom=-12)
+    axes.legend()
+    last = max(abs(curves[name][-1] - theory[name][-1]) for name in curves)
+    axes.set_title(
+        f"Six dB per bit: at {bits[-1]} bits the formula is off by {last:.2f} dB at most"
+    )
+    return drawn
+
+
+def zeros(entrances: Sequence[Any]) -> Figure:
+    """Share of activations whose code is 0 against how far the largest value stands out."""
+    drawn, axes = figure(figsize=(7.5, 3.9))
+    kinds = list(dict.fromkeys(e.kind for e in entrances))
+    for kind, colour, shape in zip(kinds, CURVES, SHAPES, strict=False):
+        own = [e for e in entrances if e.kind == kind]
+        x, y = [e.stands_out for e in own], [100 * e.zeros for e in own]
+        axes.plot(x, y, shape, color=colour, label=f"input of {kind}", markersize=6, alpha=0.8)
+    axes.axvline(254, color="black", linestyle=":", linewidth=1)
+    axes.axhline(50, color="black", linestyle=":", linewidth=1)
+    axes.annotate("254", (254, 0), (4, 3), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 104)
+    axes.set_xlabel("largest magnitude / median magnitude")
+    axes.set_ylabel("values with code 0 (%)")
+    axes.legend(fontsize=9)
+    most = sum(e.zeros > 0.5 for e in entrances)
+    axes.set_title(f"{most} of {len(entrances)} inputs lose more than half of their values to zero")
+    return drawn
+
+
+def granularities(found: Mapping[tuple[str, int], tuple[float, float]], size: int) -> Figure:
+    """A small matrix with the blocks that share a scale shaded; below, dB and bits per weight."""
+    drawn, panels = figure(4, figsize=(9, 3.0))
+    rows, columns, width = 6, 8, 4
+    r, c = np.mgrid[:rows, :columns]
+    shades = {
+        "per-tensor": np.zeros_like(r),
+        "per column": c % 2,
+        "per-channel (row)": r % 2,
+        f"per-group ({size})": (r + c // width) % 2,
+    }
+    ways = list(dict.fromkeys(way for way, _ in found))
+    top = max(bits for _, bits in found)
+    gain = found[ways[2], top][0] - found[ways[0], top][0]
+    cost = found[ways[2], top][1] - found[ways[0], top][1]
+    for panel, way, (name, shade) in zip(panels, ways, shades.items(), strict=True):
+        for (row, column), dark in np.ndenumerate(shade):
+            face = "#56B4E9" if dark else "#E8F3FA"
+            panel.add_patch(Rectangle((column, -row), 0.92, 0.92, facecolor=face))
+        panel.set(xlim=(0, columns), ylim=(-rows + 1, 1), aspect="equal", xticks=[], yticks=[])
+        panel.grid(visible=False)
+        for spine in panel.spines.values():
+            spine.set_visible(False)
+        lines = []
+        for bits in sorted({bits for _, bits in found}, reverse=True):
+            decibels, each = found[way, bits]
+            lines += [f"{bits}-bit codes: {decibels:.1f} dB", f"for {each:.2f} bits per weight"]
+        panel.set_xlabel("\n".join(lines), fontsize=9)
+        panel.set_title(name, fontsize=10)
+    title = f"A scale for each row: {gain:+.0f} dB for {cost:.2f} bits per weight"
+    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return drawn
+
+
+def layer_survey(survey: Sequence[Mapping[str, Any]]) -> Figure:
+    """SNR in 8 bits with one scale per tensor: int8 by layer and kind; int8 and FP8 by crest factor.
+
+    `survey`: for each layer its `name`, `crest`, and the dB of `int8` and `FP8`.
+    """
+    drawn, (left, right) = figure(2, figsize=(9.4, 3.9))
+    kinds = list(dict.fromkeys(entry["name"].rpartition(".")[2] for entry in survey))
+    layers = len(survey) // len(kinds)
+    grid = np.array([entry["int8"] for entry in survey]).reshape(layers, len(kinds)).T
+    image = left.imshow(grid, aspect="auto", cmap="viridis")
+    left.set_yticks(range(len(kinds)), kinds)
+    left.set_xlabel("layer")
+    left.grid(visible=False)
+    drawn.colorbar(image, ax=left, label="SNR (dB)")
+    left.set_title(f"int8: from {grid.min():.0f} to {grid.max():.0f} dB")
+    crests = [entry["crest"] for entry in survey]
+    for name, colour, shape in (("int8", COLOURS["int8"], "s"), ("FP8", COLOURS["bf16"], "o")):
+        decibels = [entry[name] for entry in survey]
+        right.plot(crests, decibels, shape, color=colour, label=name, markersize=4, alpha=0.7)
+    x = np.geomspace(min(crests) / 1.1, max(crests) * 1.1)
+    right.plot(x, 52.87 - 20 * np.log10(x), color="black", linewidth=1, label="formula for int8")
+    right.set_xscale("log")
+    ticks = [t for t in (3, 5, 10, 20, 50, 100, 200) if x[0] < t < x[-1]]
+    right.set_xticks(ticks, [str(t) for t in ticks])
+    right.set_xticks([], minor=True)
+    right.set_xlabel("crest factor, largest / root mean square")
+    right.set_ylabel("SNR (dB)")
+    right.legend(fontsize=9)
+    right.set_title("int8 falls, FP8 stays flat")
+    return drawn
+
+
+def hardest_layer(weight: Tensor, name: str) -> Figure:
+    """Histogram of a layer's weights, and the largest magnitude of each of its rows."""
+    drawn, (left, right) = figure(2, figsize=(9, 3.4))
+    left.hist(weight.flatten().cpu().numpy(), bins=120, color=COLOURS["bf16"])
+    left.set_yscale("log")
+    left.set_xlabel("weight")
+    left.set_ylabel("count (log)")
+    spread = weight.square().mean().sqrt().item()
+    short = ".".join(name.split(".")[-3:])
+    left.set_title(f"{short}: largest {weight.abs().max() / spread:.0f} × RMS")
+    heights = weight.abs().amax(1).cpu().numpy()
+    right.plot(heights, ".", color=COLOURS["bf16"], markersize=4)
+    for row in np.argsort(heights)[-2:]:
+        right.plot(row, heights[row], "s", color=COLOURS["int8"])
+        right.annotate(
+            f"row {row}", (row, heights[row]), (6, -3), textcoords="offset points", fontsize=9
+        )
+    right.margins(x=0.12)
+    right.set_xlabel("row (output channel)")
+    right.set_ylabel("largest magnitude")
+    far = int((heights > 5 * np.median(heights)).sum())
+    right.set_title(f"{far} of {heights.size} rows exceed 5 × the median row")
+    return drawn
+
+
+def clipping(shares: Sequence[float], curves: Mapping[int, Sequence[float]]) -> Figure:
+    """SNR against the clip for several numbers of bits, the best one marked."""
+    drawn, axes = figure(figsize=(7.5, 3.6))
+    gains = {}
+    for (bits, curve), colour, shape in zip(curves.items(), CURVES, SHAPES, strict=False):
+        best = int(np.argmax(curve))
+        gains[bits] = curve[best] - curve[-1]
+        axes.plot(shares, curve, color=colour, label=f"{bits} bits")
+        axes.plot(shares[best], curve[best], shape, color=colour, markersize=8)
+    axes.set_xlabel("clip, as a share of the largest magnitude (right end: nothing is clipped)")
+    axes.set_ylabel("SNR (dB)")
+    axes.legend(ncols=2)
+    low, high = min(gains), max(gains)
+    axes.set_title(
+        f"The best clip gains {gains[low]:.0f} dB at {low} bits, {gains[high]:.0f} dB at {high}"
+    )
+    return drawn
+
+
+def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
+    """Change of the loss against the SNR of the weights, for each scheme and number of bits."""
+    drawn, axes = figure(figsize=(7.8, 4.2))
+    schemes = list(dict.fromkeys(scheme for scheme, _ in costs))
+    for scheme, colour, shape in zip(schemes, CURVES, SHAPES, strict=False):
+        own = {bits: cost for (name, bits), cost in costs.items() if name == scheme}
+        x = [cost.decibels for cost in own.values()]
+        y = [cost.loss.mean for cost in own.values()]
+        spread = [
+            [cost.loss.mean - cost.loss.low for cost in own.values()],
+            [cost.loss.high - cost.loss.mean for cost in own.values()],
+        ]
+        axes.errorbar(x, y, spread, fmt=shape, color=colour, capsize=3, label=scheme, markersize=7)
+        for bits, cost in own.items():
+            axes.annotate(
+                bits.split()[0], (cost.decibels, cost.loss.mean), (7, 4),
+                textcoords="offset points", fontsize=9, color=colour,
+            )  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.02)
+    ticks = [0, 0.01, 0.1, 1, 10]
+    axes.set_yticks(ticks, [str(t) for t in ticks])
+    lowest = min(cost.loss.low for cost in costs.values())
+    highest = max(cost.loss.high for cost in costs.values())
+    axes.set_ylim(min(2 * lowest, -0.01), 3 * max(0.1, highest))
+    axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
+    axes.set_ylabel("change of the loss\n(nats per token)")
+    axes.legend(fontsize=9)
+    axes.set_title("Decibels become loss, whatever the scheme")
+    return drawn
+
+
 def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
     """Distance between neighbours against the number; `spacing(x, mantissa_bits)` for floats."""
     drawn, axes = figure(figsize=(7.5, 3.8))
     x = np.geomspace(1e-4, 10, 800)
     colours = (INKS["highlight"], INKS["bf16"], INKS["good"], COLOURS["fp32"])
-    floats = (("FP8 (E4M3)", 3, 2**-9), ("bf16", 7, 0), ("FP16", 10, 0), ("FP32", 23, 0))
-    for (name, bits, smallest), colour in zip(floats, colours, strict=True):
-        steps = np.maximum([spacing(v, bits) for v in x], smallest)  # smallest: subnormal numbers
+    scale = absmax / 448  # so that the largest value meets E4M3's largest number
+    floats = (("FP8 (E4M3)", 3, scale), ("bf16", 7, 1), ("FP16", 10, 1), ("FP32", 23, 1))
+    for (name, bits, unit), colour in zip(floats, colours, strict=True):
+        smallest = 2**-9 * unit if bits == 3 else 0  # between subnormal numbers
+        steps = np.maximum([unit * spacing(v / unit, bits) for v in x], smallest)
+        steps[x > (absmax if bits == 3 else np.inf)] = np.nan
+        last = np.nanargmax(x * np.isfinite(steps))
         axes.plot(x, steps, color=colour)
-        axes.annotate(name, (x[-1], steps[-1]), (4, -3), textcoords="offset points", color=colour)
+        axes.annotate(
+            name, (x[last], steps[last]), (4, -3), textcoords="offset points", color=colour
+        )
     inside = x[x <= absmax]
     axes.plot(inside, np.full_like(inside, absmax / 127), "--", color=COLOURS["int8"], linewidth=2)
     axes.annotate(
@@ -192,86 +545,6 @@ def _line(axes: Any, y: float, name: str, stored: str, error: str) -> None:
     axes.text(41, y + 0.33, error, va="center", fontsize=9)
 
 
-def floor_bias(inners: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Relative error of a sum against its number of summands, for two rules of rounding."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
-    for name, colour, shape in (("floor", COLOURS["int8"], "s"), ("round", COLOURS["bf16"], "o")):
-        axes.plot(inners, errors[name], marker=shape, color=colour, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("summands K")
-    axes.set_ylabel("error / output\n(root mean squares)")
-    axes.legend()
-    times = errors["floor"][-1] / errors["round"][-1]
-    axes.set_title(f"A bias adds up: at K = {inners[-1]:,} floor is {times:,.0f} times worse")
-    return drawn
-
-
-def granularities(found: Mapping[tuple[str, int], tuple[float, float]], group: int) -> Figure:
-    """A small matrix with the blocks that share a scale shaded; below, dB and bits a weight."""
-    drawn, panels = figure(4, figsize=(9, 3.0))
-    rows, columns, size = 6, 8, 4
-    r, c = np.mgrid[:rows, :columns]
-    shades = {
-        "tensor": np.zeros_like(r),
-        "column": c % 2,
-        "row": r % 2,
-        "group": (r + c // size) % 2,
-    }
-    top = max(bits for _, bits in found)
-    gain = found["row", top][0] - found["tensor", top][0]
-    cost = found["row", top][1] - found["tensor", top][1]
-    for panel, (way, shade) in zip(panels, shades.items(), strict=True):
-        for (row, column), dark in np.ndenumerate(shade):
-            face = "#56B4E9" if dark else "#E8F3FA"
-            panel.add_patch(Rectangle((column, -row), 0.92, 0.92, facecolor=face))
-        panel.set_xlim(0, columns)
-        panel.set_ylim(-rows + 1, 1)
-        panel.set_aspect("equal")
-        panel.grid(visible=False)
-        panel.set_xticks([])
-        panel.set_yticks([])
-        for spine in panel.spines.values():
-            spine.set_visible(False)
-        lines = []
-        for bits in sorted({bits for _, bits in found}, reverse=True):
-            decibels, cost_of_all = found[way, bits]
-            lines += [
-                f"{bits}-bit codes: {decibels:.1f} dB",
-                f"for {cost_of_all:.2f} bits a weight",
-            ]
-        panel.set_xlabel("\n".join(lines), fontsize=9)
-        name = f"group of {group}" if way == "group" else way
-        panel.set_title(f"one scale a {name}" if way != "tensor" else "one scale", fontsize=10)
-    title = f"A scale for each row: {gain:+.0f} dB for {cost:.2f} bits a weight"
-    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
-    return drawn
-
-
-def noise_against_bits(
-    bits: Sequence[int],
-    curves: Mapping[str, Sequence[float]],
-    theory: Mapping[str, Sequence[float]],
-) -> Figure:
-    """Measured SNR of several kinds of values as marks, the formula as lines."""
-    drawn, axes = figure(figsize=(7.5, 3.8))
-    for (name, curve), colour, shape in zip(curves.items(), CURVES, SHAPES, strict=False):
-        axes.plot(bits, theory[name], color=colour, linewidth=1)
-        axes.plot(bits, curve, shape, color=colour, label=name, markersize=7)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(list(bits))
-    axes.set_xlabel("bits")
-    axes.set_ylabel("SNR (dB)")
-    axes.set_ylim(bottom=-12)
-    axes.legend()
-    last = max(abs(curves[name][-1] - theory[name][-1]) for name in curves)
-    first = max(abs(curves[name][0] - theory[name][0]) for name in curves)
-    axes.set_title(
-        f"The formula is off by {last:.2f} dB at {bits[-1]} bits, by up to {first:.0f} dB at {bits[0]}"
-    )
-    return drawn
-
-
 def clipped_grid(
     values: Tensor, bits: int, clip: float, quantize: Callable, restore: Callable
 ) -> Figure:
@@ -288,121 +561,7 @@ def clipped_grid(
     axes.set_ylabel("count")
     now = signal_to_noise(values, restore(quantized))
     uncut = signal_to_noise(values, restore(quantize(values, bits)))
-    axes.set_title(f"{bits} bits, cut at {clip:g}: {now:.1f} dB ({uncut:.1f} dB uncut)")
-    return drawn
-
-
-def clipping(cuts: Sequence[float], curves: Mapping[int, Sequence[float]]) -> Figure:
-    """SNR against the place of the cut for several numbers of bits, the best one marked."""
-    drawn, axes = figure(figsize=(7.5, 3.6))
-    gains = {}
-    for (bits, curve), colour, shape in zip(curves.items(), CURVES, SHAPES, strict=False):
-        best = int(np.argmax(curve))
-        gains[bits] = curve[best] - curve[-1]
-        axes.plot(cuts, curve, color=colour, label=f"{bits} bits")
-        axes.plot(cuts[best], curve[best], shape, color=colour, markersize=8)
-    axes.set_xlabel("cut at this many root mean squares (right end: nothing is cut)")
-    axes.set_ylabel("SNR (dB)")
-    axes.legend(ncols=2)
-    low, high = min(gains), max(gains)
-    axes.set_title(
-        f"The best cut gains {gains[low]:.0f} dB at {low} bits, {gains[high]:.0f} dB at {high}"
-    )
-    return drawn
-
-
-def weight_histograms(linears: Mapping[str, nn.Linear]) -> Figure:
-    """Histograms of all weights by kind of layer, each in units of its layer's root mean square."""
-    drawn, axes = figure(figsize=(7.8, 3.8))
-    bins, reach = 240, 60.0
-    centres = (np.arange(bins) + 0.5) * 2 * reach / bins - reach
-    counts: dict[str, Tensor] = {}
-    largest = 0.0
-    for name, linear in linears.items():
-        weight = linear.weight.data.float()
-        scaled = weight / weight.square().mean().sqrt()
-        largest = max(largest, scaled.abs().max().item())
-        kind = name.rpartition(".")[2]
-        found = scaled.clamp(-reach, reach).histc(bins, -reach, reach).cpu()
-        counts[kind] = counts.get(kind, torch.zeros(bins)) + found
-    for (kind, found), colour, shape in zip(counts.items(), CURVES, SHAPES, strict=False):
-        share = (found / found.sum()).numpy()
-        seen = share > 0
-        axes.plot(centres[seen], share[seen], shape, color=colour, markersize=3, label=kind)
-    normal = 2 * reach / bins * np.exp(-(centres**2) / 2) / np.sqrt(2 * np.pi)
-    axes.plot(centres, np.maximum(normal, 1e-300), ":", color="black", label="normal")
-    axes.set_yscale("log")
-    axes.set_ylim(1e-8, 1)
-    axes.set_xlabel("weight / root mean square of its layer")
-    axes.set_ylabel("share of weights (log)")
-    axes.legend(fontsize=8)
-    axes.set_title(f"A normal middle, and tails up to {largest:.0f} root mean squares")
-    return drawn
-
-
-def layer_survey(survey: Sequence[Mapping[str, Any]]) -> Figure:
-    """SNR with one scale a tensor: a map of layers by kinds, and against the crest factor.
-
-    `survey`: for each layer its `name`, `tensor` (dB) and `crest`.
-    """
-    drawn, (left, right) = figure(2, figsize=(9.4, 3.9))
-    kinds = list(dict.fromkeys(entry["name"].rpartition(".")[2] for entry in survey))
-    layers = len(survey) // len(kinds)
-    grid = np.array([entry["tensor"] for entry in survey]).reshape(layers, len(kinds)).T
-    image = left.imshow(grid, aspect="auto", cmap="viridis")
-    left.set_yticks(range(len(kinds)), kinds)
-    left.set_xlabel("layer")
-    left.grid(visible=False)
-    drawn.colorbar(image, ax=left, label="SNR (dB)")
-    worst = min(survey, key=lambda entry: entry["tensor"])
-    left.set_title(f"From {grid.min():.0f} to {grid.max():.0f} dB")
-    for kind, colour, shape in zip(kinds, CURVES, SHAPES, strict=False):
-        own = [entry for entry in survey if entry["name"].endswith(kind)]
-        right.plot(
-            [e["crest"] for e in own], [e["tensor"] for e in own], shape, color=colour, label=kind,
-            markersize=5, alpha=0.8,
-        )  # fmt: skip
-    crests = np.geomspace(min(e["crest"] for e in survey) / 1.1, worst["crest"] * 1.1)
-    expected = 10.79 + 20 * np.log10(127) - 20 * np.log10(crests)
-    right.plot(crests, expected, color="black", linewidth=1, label="formula")
-    right.set_xscale("log")
-    ticks = [t for t in (5, 10, 20, 50, 100, 200) if crests[0] < t < crests[-1]]
-    right.set_xticks(ticks, [str(t) for t in ticks])
-    right.set_xticks([], minor=True)
-    right.set_xlabel("crest factor, largest / root mean square")
-    right.set_ylabel("SNR (dB)")
-    right.legend(fontsize=8, ncols=2)
-    off = max(
-        abs(e["tensor"] - (10.79 + 20 * np.log10(127) - 20 * np.log10(e["crest"]))) for e in survey
-    )
-    right.set_title(f"All {len(survey)} within {off:.1f} dB of the formula")
-    return drawn
-
-
-def hardest_layer(weight: Tensor, name: str) -> Figure:
-    """Histogram of a layer's weights, and the largest magnitude of each of its columns."""
-    drawn, (left, right) = figure(2, figsize=(9, 3.4))
-    left.hist(weight.flatten().cpu().numpy(), bins=120, color=COLOURS["bf16"])
-    left.set_yscale("log")
-    left.set_xlabel("weight")
-    left.set_ylabel("count (log)")
-    spread = weight.square().mean().sqrt().item()
-    short = ".".join(name.split(".")[-4:])
-    left.set_title(f"{short}: largest {weight.abs().max() / spread:.0f} x RMS")
-    heights = weight.abs().amax(0).cpu().numpy()
-    right.plot(heights, ".", color=COLOURS["bf16"], markersize=4)
-    marked = np.argsort(heights)[-4:]
-    for column in marked:
-        right.plot(column, heights[column], "s", color=COLOURS["int8"])
-        crowded = ((marked > column) & (marked < column + 60)).any()
-        right.annotate(
-            str(column), (column, heights[column]), (-25, -3) if crowded else (5, -3),
-            textcoords="offset points", fontsize=9,
-        )  # fmt: skip
-    right.set_xlabel("column (input channel)")
-    right.set_ylabel("largest magnitude")
-    far = int((heights > 5 * np.median(heights)).sum())
-    right.set_title(f"{far} of {heights.size} columns exceed 5 x the median")
+    axes.set_title(f"{bits} bits, clipped at {clip:g}: {now:.1f} dB ({uncut:.1f} dB without)")
     return drawn
 
 
@@ -421,41 +580,4 @@ def two_histograms(weight: Tensor, codes: Tensor) -> Figure:
     left.set_ylabel("count")
     left.set_title(f"Before: up to {weight.abs().max():.1f}")
     right.set_title(f"After, it is said: up to {codes.abs().max():.0f}")
-    return drawn
-
-
-def memory_parts(configs: Mapping[str, LlamaConfig]) -> Figure:
-    """Bytes of each model in three precisions, relative to FP32, linear layers and the rest."""
-    drawn, axes = figure(figsize=(8, 4.4))
-    step = 0.27
-    for row, config in enumerate(configs.values()):
-        full = weight_bytes(config, "fp32").total
-        for offset, precision in zip((-step, 0, step), ("fp32", "fp16", "int8"), strict=True):
-            found = weight_bytes(config, precision)
-            linear = (found.linear + found.scales) / full
-            style = {"color": COLOURS[precision], "hatch": HATCHES.get(precision)}
-            first = {"label": f"{precision}, linear layers"} if row == 0 else {}
-            axes.barh(row + offset, linear, step * 0.9, edgecolor="white", **style, **first)
-            rest = {"label": "the rest"} if row == 0 and precision == "fp32" else {}
-            axes.barh(
-                row + offset, found.total / full - linear, step * 0.9, left=linear,
-                color="#BBBBBB", edgecolor="white", **rest,
-            )  # fmt: skip
-            axes.annotate(
-                f"{found.total / full:.2f}", (found.total / full, row + offset), (3, 0),
-                textcoords="offset points", va="center", fontsize=8,
-            )  # fmt: skip
-    axes.axvline(0.25, color="black", linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(configs)), list(configs))
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1.45)
-    axes.set_xlabel("bytes, FP32 = 1 (dotted: a quarter)")
-    axes.legend(loc="lower right", fontsize=9)
-    shares = {
-        n: weight_bytes(c, "int8").total / weight_bytes(c, "fp32").total for n, c in configs.items()
-    }
-    axes.set_title(
-        f"LLM.int8() takes {min(shares.values()):.2f} to {max(shares.values()):.2f} of FP32's bytes"
-    )
     return drawn

@@ -1,0 +1,230 @@
+"""What lesson 06 measures on a real model: rounded weights and their loss, zeros among activations."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llama_int8.evaluation import perplexity
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import PairedDifference, mean_interval, paired_bootstrap
+from llama_int8.quantization.linear_layers import watching
+from llama_int8.quantization.quantize import signal_to_noise
+
+Rule = Callable[[Tensor], Tensor]  # weights in, rounded weights out
+Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
+# One layer for each entrance of a block: q, k and v get the same input, and so do gate and up.
+ENTRANCES = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
+ZERO_AT = 254  # half a step of an 8-bit absmax grid is the largest magnitude over 2 x 127
+
+
+@contextmanager
+def rounded_weights(linears: Mapping[str, nn.Linear], rule: Rule) -> Iterator[float]:
+    """Within the block every layer has `rule(weight)`; yields the SNR of all of them in dB.
+
+    It is that of the mean noise-to-signal ratio, so that a large layer counts no more than a small
+    one. The weights are put back at the end of the block, after an error, too.
+    """
+    originals = {name: linear.weight.data for name, linear in linears.items()}
+    noise = []
+    try:
+        for name, linear in linears.items():
+            linear.weight.data = rule(originals[name]).to(originals[name].dtype)
+            error = (linear.weight.data - originals[name]).float().square().mean()
+            noise.append(error / originals[name].float().square().mean())
+        yield -10 * torch.stack(noise).mean().log10().item()
+    finally:
+        for name, linear in linears.items():
+            linear.weight.data = originals[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rule of rounding costs a model."""
+
+    decibels: float
+    loss: PairedDifference  # change against the model as it was, in nats, over windows
+    bits_per_weight: float  # codes and scales
+
+
+def losses(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    windows: Tensor,
+    rules: Mapping[Any, tuple[Rule, float]],
+) -> dict[Any, Cost]:
+    """What each rule (with its bits per weight) costs on the same `windows` (N, T)."""
+    base = perplexity.token_nll(model, windows).mean(1)
+    costs = {}
+    for name, (rule, bits_per_weight) in tqdm(rules.items(), desc="schemes", leave=False):
+        with rounded_weights(linears, rule) as decibels:
+            nll = perplexity.token_nll(model, windows).mean(1)
+        costs[name] = Cost(decibels, paired_bootstrap(base, nll), bits_per_weight)
+    return costs
+
+
+def record_losses(results: Results, costs: Mapping[tuple[str, str], Cost]) -> list[list[str]]:
+    """Keep every cost by its scheme and bits; the rows of a table of them."""
+    for (scheme, bits), cost in costs.items():
+        loss = cost.loss
+        ends = {"low": loss.low, "high": loss.high, "n": loss.n}
+        results.record(f"loss.{scheme}.{bits}", loss.mean, "nats", **ends)
+        results.record(f"snr.{scheme}.{bits}", cost.decibels, "dB", kind="quality")
+    return [
+        [
+            bits,
+            scheme,
+            f"{cost.bits_per_weight:.2f}",
+            f"{cost.decibels:.1f}",
+            f"{cost.loss.mean:+.3f}",
+            f"[{cost.loss.low:+.3f}, {cost.loss.high:+.3f}]",
+        ]
+        for (scheme, bits), cost in costs.items()
+    ]
+
+
+def floor_against_round(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    windows: Tensor,
+    results: Results,
+    shifts: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
+) -> list[list[str]]:
+    """Loss of 8-bit weights with a scale per row, rounded and floored on shifted grids, as rows.
+
+    Floor on a grid is round on the grid shifted by half a step, with half a step taken off every
+    weight. So each floor is paired with *that* grid's round: what differs is only the bias.
+    """
+
+    def loss(shift: float, bias: float) -> float:
+        def rule(weight: Tensor) -> Tensor:
+            step = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+            return ((weight / step - shift).round() + shift + bias) * step
+
+        with rounded_weights(linears, rule):
+            return perplexity.token_nll(model, windows).mean()
+
+    base = perplexity.token_nll(model, windows).mean()
+    changes = {"round": [loss(shift, 0.0) - base for shift in shifts]}
+    # Round on the grid at m, half a step lower, is floor on the grid at m - 1/2.
+    changes["floor"] = [loss(shift, -0.5) - base for shift in shifts]
+    pairs = zip(changes["floor"], changes["round"], strict=True)
+    changes["floor minus round"] = [floor - rounded for floor, rounded in pairs]
+    rows = []
+    for name, values in changes.items():
+        mean, low, high = mean_interval(values)
+        results.record(f"weights.{name}", mean, "nats", low=low, high=high, n=len(values))
+        single = ", ".join(f"{value:+.4f}" for value in values)
+        rows.append([name, f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", single])
+    return rows
+
+
+def continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int
+) -> str:
+    """The likeliest continuation of a prompt, on one line."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return " ".join(text.replace("|", "/").replace("`", "'").split())
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What enters one group of linear layers, with one 8-bit scale for all of it."""
+
+    kind: str
+    layer: int
+    stands_out: float  # the largest magnitude over the median one
+    zeros: float  # share of the values whose code is 0
+
+
+def zeros_at_entrances(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor
+) -> list[Entrance]:
+    """Share of activations that one scale per tensor sends to zero, for each entrance of a block."""
+    inputs: dict[str, Tensor] = {}
+    kinds = {name: linear for name, linear in linears.items() if name.split(".")[-1] in ENTRANCES}
+    with torch.inference_mode(), watching(kinds, lambda name, x: inputs.update({name: x.float()})):
+        model(input_ids.to(model.device), use_cache=False)
+    entrances = []
+    for name, x in inputs.items():
+        largest, median = x.abs().max(), x.abs().median().clamp(min=1e-30)
+        zeros = (x / largest * 127).round() == 0
+        layer = next(int(part) for part in name.split(".") if part.isdigit())
+        share = zeros.float().mean().item()
+        kind = ENTRANCES[name.split(".")[-1]]
+        entrances.append(Entrance(kind, layer, (largest / median).item(), share))
+    return entrances
+
+
+def survey(
+    linears: Mapping[str, nn.Linear], rules: Mapping[str, Rule]
+) -> list[dict[str, float | str]]:
+    """Name, crest factor and the SNR of each rule, for every layer."""
+    found = []
+    for name, linear in tqdm(linears.items(), desc="layers", leave=False):
+        weight = linear.weight.data
+        crest = (weight.abs().max() / weight.square().mean().sqrt()).item()
+        decibels = {rule: signal_to_noise(weight, rules[rule](weight)) for rule in rules}
+        found.append({"name": name, "crest": crest, **decibels})
+    return found
+
+
+def verdict_on_bits(curves: Mapping[str, Sequence[float]]) -> Verdict:
+    """Is every bit worth 6 dB? `curves`: SNR at 2, 3, ... 8 bits, for each kind of values."""
+    late = {name: (curve[-1] - curve[-3]) / 2 for name, curve in curves.items()}
+    early = {name: curve[1] - curve[0] for name, curve in curves.items()}
+    fine, coarse = (all(abs(x - 6.02) < 0.25 for x in steps.values()) for steps in (late, early))
+    texts = [", ".join(f"{x:.2f} dB ({name})" for name, x in s.items()) for s in (late, early)]
+    return (
+        f"From 6 to 8 bits, each bit adds {texts[0]}. From 2 to 3 bits: {texts[1]}.",
+        "holds" if fine and coarse else "holds only if" if fine else "fails here",
+        "the steps are fine against the bulk of the values. With few bits, or one value far out, "
+        "most values fall to zero, and the rule says nothing.",
+    )
+
+
+def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict:
+    """Does one outlier send most values to zero? By the rule: largest over 254 times the median."""
+    down = [e for e in entrances if e.kind == "down"]
+    most = [e for e in entrances if e.zeros > 0.5]
+    by_rule = [e for e in entrances if e.stands_out > ZERO_AT]
+    down_most = sum(e.zeros > 0.5 for e in down)
+    largest = max(e.zeros for e in entrances)
+    rule = (
+        f"the largest value is more than {ZERO_AT} times the median magnitude. For normally "
+        "distributed values, that is 171 standard deviations."
+    )
+    results.record("zeros.down_proj", down_most, "layers", kind="exact", n=len(down))
+    results.record("zeros.largest", 100 * largest, "%")
+    return (
+        f"With one scale per tensor, {down_most} of {len(down)} inputs of down_proj lose more than "
+        f"half of their values to code 0 (up to {largest:.1%}), and {len(most) - down_most} of the "
+        f"{len(entrances) - len(down)} other inputs do. {len(by_rule)} inputs have a value beyond "
+        f"{ZERO_AT} times the median magnitude.",
+        "holds only if" if most else "fails here",
+        rule if most else f"It would hold only if {rule}",
+    )
+
+
+def verdict_on_memory(
+    results: Results, ratios: Mapping[str, tuple[float, float]], linear_layers_only: float
+) -> Verdict:
+    """Is a model in 8 bits four times smaller? `ratios`: from FP32 and from FP16, for each model."""
+    from_32, from_16 = ([ratio[i] for ratio in ratios.values()] for i in (0, 1))
+    return (
+        f"All weights together become {min(from_32):.2f} to {max(from_32):.2f} times smaller from "
+        f"FP32, and {min(from_16):.2f} to {max(from_16):.2f} times from FP16, over {len(ratios)} "
+        f"models; the linear layers of {results.model} by themselves {linear_layers_only:.2f} times "
+        "from FP32.",
+        "holds only if" if linear_layers_only > 3.95 > min(from_32) else "fails here",
+        "one starts from FP32 and counts only the linear layers. From 16 bit it is under two, less "
+        "in small models. Activations are not stored in int8.",
+    )
