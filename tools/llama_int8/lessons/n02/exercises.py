@@ -134,9 +134,7 @@ encoder_block.mistake(
 )
 encoder_block.mistake(
     "the shortcut must carry x itself, not norm(x), or nothing passes the block unchanged",
-    lambda x, a, f, n1, n2: (
-        n2(n1(x) + a(n1(x))) + f(n2(n1(x) + a(n1(x))))
-    ),
+    lambda x, a, f, n1, n2: n2(n1(x) + a(n1(x))) + f(n2(n1(x) + a(n1(x)))),
 )
 encoder_block.mistake(
     "both parts read the old x; the second one must read what the first one has added to",

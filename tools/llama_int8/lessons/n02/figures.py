@@ -68,7 +68,9 @@ def drawing_block() -> Figure:
 
 def drawing_transformer() -> Figure:
     """The whole model of 2017: an encoder that reads, a decoder that writes."""
-    drawn, axes = canvas(WIDTH, 4.75, "The encoder reads everything once, the decoder writes step by step")
+    drawn, axes = canvas(
+        WIDTH, 5.0, "The encoder reads everything once, the decoder writes step by step"
+    )
     left, right = 1.9, 5.5
     words = box(axes, "may third", (left, 0.35), (1.6, 0.3), "activations")
     so_far = box(axes, "START 1 9 8 4 -", (right, 0.35), (1.6, 0.3), "activations")
@@ -85,7 +87,7 @@ def drawing_transformer() -> Figure:
     for x, (name, parts, source) in stacks.items():
         embed = box(axes, "embedding + positions", (x, 0.95), (2.1, 0.32), "weights")
         arrow(axes, source, embed)
-        group(axes, Area(x - 1.25, 1.4, x + 1.25, 1.98 + 0.52 * len(parts)), name)
+        group(axes, Area(x - 1.25, 1.4, x + 1.25, 2.4 + 0.52 * (len(parts) - 1)), name)
         below = embed
         for number, part in enumerate(parts):
             role = "keys" if part == "cross-attention" else "queries"
@@ -113,7 +115,7 @@ def drawing_transformer() -> Figure:
 
 def drawing_kinds(length: int = 6, prefix: int = 3) -> Figure:
     """Encoder-only, decoder-only and encoder-decoder, each above its mask."""
-    drawn, axes = canvas(WIDTH, 4.3)
+    drawn, axes = canvas(WIDTH, 4.5)
     past = np.tril(np.ones((length, length), bool))
     joint = past.copy()
     joint[:prefix, :prefix] = True
@@ -124,18 +126,18 @@ def drawing_kinds(length: int = 6, prefix: int = 3) -> Figure:
         (0.1, 2.6, 5.1), names, (full, past, joint), labels, strict=True
     ):
         middle = left + 1.15
-        write(axes, (middle, 4.08), name, TITLE, weight="bold")
-        write(axes, (middle, 3.84), names[name], SMALL)
+        write(axes, (middle, 4.26), name, TITLE, weight="bold")
+        write(axes, (middle, 4.0), names[name], SMALL)
         _stack(axes, name, middle)
         cells = {"16 bit": [tuple(map(int, cell)) for cell in np.argwhere(mask)]}
         if name == "encoder-decoder":
             cells = _parts_of_the_prefix_lm(mask, prefix)
         size = 0.25
-        corner = (middle - length * size / 2, 2.2)
+        corner = (middle - length * size / 2, 2.04)
         grid = matrix(axes, corner, mask.shape, label, cells=cells, size=size)
         if name == "encoder-decoder":
             step = prefix * size
-            for x, y, part in ((0.5, 0.5, "encoder"), (0.5, 1.5, "cross"), (1.3, 1.74, "decoder")):
+            for x, y, part in ((0.5, 0.5, "encoder"), (0.5, 1.5, "cross"), (1.5, 1.83, "decoder")):
                 write(axes, (grid.x0 + x * step, grid.y1 - y * step), part, SMALL)
         write(axes, (grid.x0 - 0.1, grid.centre[1]), "looks", SMALL, rotation=90)
         write(axes, (grid.centre[0], grid.y1 + 0.1), "is looked at", SMALL)
@@ -153,25 +155,21 @@ def _parts_of_the_prefix_lm(mask: np.ndarray, prefix: int) -> dict[str, list[tup
 
 def _stack(axes: Axes, name: str, middle: float) -> None:
     """The boxes of one kind of transformer, what goes in below and what comes out above."""
-    low, high = 2.72, 3.5
     if name == "encoder-decoder":
-        encoder = box(axes, "encoder", (middle - 0.55, 3.1), (0.8, 0.34), "16 bit")
-        decoder = box(axes, "decoder", (middle + 0.55, 3.1), (0.8, 0.34), "values")
+        encoder = box(axes, "encoder", (middle - 0.57, 3.1), (0.85, 0.32), "16 bit")
+        decoder = box(axes, "decoder", (middle + 0.57, 3.1), (0.85, 0.32), "values")
         arrow(axes, encoder, decoder)
         texts = {encoder: ("source", ""), decoder: ("target so far", "next token")}
     else:
-        block = box(axes, name.removesuffix("-only"), (middle, 3.1), (1.2, 0.34), "16 bit")
-        goes_in, comes_out = ("text with gaps", "what fills the gaps")
+        block = box(axes, name.removesuffix("-only"), (middle, 3.1), (1.2, 0.32), "16 bit")
+        texts = {block: ("text with gaps", "what fills the gaps")}
         if name == "decoder-only":
-            goes_in, comes_out = ("text so far", "next token")
-        texts = {block: (goes_in, comes_out)}
+            texts = {block: ("text so far", "next token")}
     for block, (goes_in, comes_out) in texts.items():
         x = block.centre[0]
-        arrow(axes, (x, low + 0.02), (x, block.y0))
-        write(axes, (x, low - 0.07), goes_in, SMALL)
+        arrow(axes, box(axes, goes_in, (x, 2.58), (None, 0.24), "activations", SMALL), block)
         if comes_out:
-            arrow(axes, (x, block.y1), (x, high - 0.02))
-            write(axes, (x, high + 0.08), comes_out, SMALL)
+            arrow(axes, block, box(axes, comes_out, (x, 3.62), (None, 0.24), "activations", SMALL))
 
 
 def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
@@ -200,9 +198,7 @@ def reach(gradients: Mapping[str, torch.Tensor]) -> Figure:
     drawn, axes = figure(figsize=(7.5, 3.3))
     for (name, values), colour, marker in zip(gradients.items(), CURVES, SHAPES, strict=False):
         distance = range(1, len(values))
-        axes.plot(
-            distance, values[1:] / values[1], marker=marker, ms=3.5, color=colour, label=name
-        )
+        axes.plot(distance, values[1:] / values[1], marker=marker, ms=3.5, color=colour, label=name)
     axes.set_yscale("log")
     axes.set_xlabel("steps back from the last token")
     axes.set_ylabel("gradient there\n(one step back = 1)")

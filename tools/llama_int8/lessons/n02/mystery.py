@@ -10,11 +10,8 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 def targets() -> Tensor:
-    """Texts of different lengths for the decoders, (B, T); 0 is padding, at the end."""
-    tokens = torch.randint(3, VOCABULARY - 1, (BATCH, LENGTH), generator=_generator())
-    for row in range(1, BATCH):
-        tokens[row, LENGTH - row :] = 0
-    return tokens
+    """Texts for the decoders, (B, T), without padding."""
+    return torch.randint(3, VOCABULARY - 1, (BATCH, LENGTH), generator=_generator())
 
 
 def decoders() -> dict[str, tuple[Decoder, bool]]:
