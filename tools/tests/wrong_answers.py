@@ -212,28 +212,129 @@ def padding_rows(lengths, longest):
 """,
             "padding_rows([7, 4], 7) gives [[True, True, True, True, True, True, True], [True, ",
         ),
+        # --- 02
         (
-            "02.previous_token_score",
-            "the mean of all entries below the diagonal",
-            """
-import numpy as np
-def previous_token_score(weights):
-    w = np.array(weights)
-    return np.diagonal(w, offset=-1).mean()
-""",
-            "leave query 1 out as well",
-        ),
-        (
-            "02.previous_token_score",
-            "above the diagonal",
+            "02.cross_attention",
+            "looks at itself",
             """
 import torch
-def previous_token_score(weights):
-    return torch.tensor(weights).diagonal(1)[1:].mean().item()
+def cross_attention(x, source, w_q, w_k, w_v):
+    q = torch.matmul(x, w_q)
+    k = torch.matmul(x, w_k)
+    v = torch.matmul(x, w_v)
+    return torch.softmax(q @ k.mT * k.shape[-1] ** -0.5, -1) @ v
 """,
-            "rows are queries",
+            "that is self-attention",
         ),
-        # --- 02
+        (
+            "02.encoder_block",
+            "the second shortcut starts at the input",
+            """
+def encoder_block(x, attention, feed_forward, norm_1, norm_2):
+    mixed = attention(norm_1(x))
+    thought = feed_forward(norm_2(x))
+    return x + mixed + thought
+""",
+            "both parts read the old x",
+        ),
+        (
+            "02.encoder_block",
+            "the norm stands after the sum",
+            """
+def encoder_block(x, attention, feed_forward, norm_1, norm_2):
+    h = norm_1(attention(x) + x)
+    return norm_2(feed_forward(h) + h)
+""",
+            "that is post-norm",
+        ),
+        (
+            "02.encoder_block",
+            "no shortcut",
+            """
+def encoder_block(x, attention, feed_forward, norm_1, norm_2):
+    for part, norm in [(attention, norm_1), (feed_forward, norm_2)]:
+        x = part(norm(x))
+    return x
+""",
+            "the shortcut is missing",
+        ),
+        (
+            "02.prefix_mask",
+            "the prefix sees all columns",
+            """
+import torch
+def prefix_mask(length, prefix):
+    mask = torch.tril(torch.ones(length, length)) > 0
+    mask[:prefix] = True
+    return mask
+""",
+            "the prefix sees the text that is still to be written",
+        ),
+        (
+            "02.prefix_mask",
+            "a loop that knows only the past",
+            """
+def prefix_mask(length, prefix):
+    return [[s <= t for s in range(length)] for t in range(length)]
+""",
+            "the prefix must also see itself to the right",
+        ),
+        (
+            "02.shift",
+            "cuts rows in place of columns",
+            """
+def shift(iso):
+    inputs = iso[:-1]
+    targets = iso[1:]
+    return inputs, targets
+""",
+            "leaves out a row",
+        ),
+        (
+            "02.shift",
+            "swaps the two",
+            """
+import torch
+def shift(iso):
+    n = iso.shape[1]
+    return torch.stack([iso.narrow(1, 1, n - 1), iso.narrow(1, 0, n - 1)])
+""",
+            "the other way round",
+        ),
+        (
+            "02.influence",
+            "rows and columns are swapped",
+            """
+import torch
+def influence(decode, target):
+    old = decode(target)
+    T = target.shape[1]
+    out = torch.zeros(T, T, dtype=torch.bool)
+    for s in range(T):
+        new = target.clone()
+        new[:, s] += 2
+        diff = decode(new) - old
+        for t in range(T):
+            out[s, t] = diff[:, t].abs().max() > 1e-6
+    return out
+""",
+            "transposed",
+        ),
+        (
+            "02.influence",
+            "changes the same copy again and again",
+            """
+import torch
+def influence(decode, target):
+    old, rows, new = decode(target), [], target.clone()
+    for s in range(target.shape[1]):
+        new[:, s] = target[:, s] + 3
+        rows.append((decode(new) - old).abs().amax((0, 2)) > 1e-6)
+    return torch.stack(rows, 1)
+""",
+            "the changes pile up",
+        ),
+        # --- 03
         (
             "03.shifted_loss",
             "labels not shifted",

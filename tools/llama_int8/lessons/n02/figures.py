@@ -72,7 +72,7 @@ def drawing_transformer() -> Figure:
         WIDTH, 5.0, "The encoder reads everything once, the decoder writes step by step"
     )
     left, right = 1.9, 5.5
-    words = box(axes, "may third", (left, 0.35), (1.6, 0.3), "activations")
+    words = box(axes, "may third nineteen eighty four", (left, 0.35), (2.4, 0.3), "activations")
     so_far = box(axes, "START 1 9 8 4 -", (right, 0.35), (1.6, 0.3), "activations")
     tops = []
     stacks = {
@@ -115,7 +115,7 @@ def drawing_transformer() -> Figure:
 
 def drawing_kinds(length: int = 6, prefix: int = 3) -> Figure:
     """Encoder-only, decoder-only and encoder-decoder, each above its mask."""
-    drawn, axes = canvas(WIDTH, 4.5)
+    drawn, axes = canvas(WIDTH, 4.45)
     past = np.tril(np.ones((length, length), bool))
     joint = past.copy()
     joint[:prefix, :prefix] = True
