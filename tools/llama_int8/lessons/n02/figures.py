@@ -235,25 +235,25 @@ def alignment(
 
     `uniform`: the shares of year, month and day if every character got the same weight.
     """
-    drawn, axes = figure(2, figsize=(11, 4.2), width_ratios=[1.7, 1])
-    top = max(one.max().item(), shares.max().item())
-    heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0, vmax=top)
+    drawn, axes = figure(2, figsize=(12, 4.2), width_ratios=[1.75, 1])
+    image = heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0)
+    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
     axes[0].tick_params(axis="x", rotation=0)
     axes[0].set_ylabel("character being written")
     axes[0].set_xlabel("character looked at")
     axes[0].set_title("One date: where the decoder looks while it writes")
     parts = ["year", "month", "day"]
-    image = heat_map(axes[1], shares, parts, [*parts, "rest"], vmin=0, vmax=top)
+    image = heat_map(axes[1], shares, parts, [*parts, "rest"], vmin=0, vmax=1)
     axes[1].tick_params(axis="x", rotation=0)
     for row in range(shares.shape[0]):
         for column in range(shares.shape[1]):
             share = shares[row, column].item()
-            colour = "white" if share > 0.6 * top else "black"
+            colour = "white" if share > 0.6 else "black"
             label = f"{share:.0%}"
             if row == column:
                 label += f"\n(even {uniform[row]:.0%})"
             axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
-    drawn.colorbar(image, ax=axes, shrink=0.8, label="share of the attention")
+    drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
     axes[1].set_ylabel("part being written")
     axes[1].set_xlabel("words looked at")
     axes[1].set_title("Many dates: shares by part")
@@ -268,8 +268,8 @@ def leak(scores: Mapping[str, Mapping[str, float]], spreads: Mapping[str, tuple]
     drawn, axes = figure(figsize=(7.5, 3.5))
     places = np.arange(len(scores))
     kinds = (
-        ("forced", "answer in the input (teacher forcing)", "bf16", "", -0.2),
-        ("written", "written by itself", "int8", "///", 0.2),
+        ("forced", "with teacher forcing", "bf16", "", -0.2),
+        ("written", "writing by itself", "int8", "///", 0.2),
     )
     for key, label, colour, hatch, shift in kinds:
         values = [100 * score[key] for score in scores.values()]
@@ -286,7 +286,11 @@ def leak(scores: Mapping[str, Mapping[str, float]], spreads: Mapping[str, tuple]
     axes.set_ylim(0, 128)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("unseen dates right (%)")
-    axes.set_title("The lower the loss, the fewer the dates")
+    honest, *leaky = scores.values()
+    fooled = all(s["loss"] < honest["loss"] and s["written"] == 0 for s in leaky)
+    axes.set_title(
+        "Leaky masks: the best losses, and not one date" if fooled else "Unseen dates, by mask"
+    )
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", ncols=2)
     return drawn
