@@ -241,7 +241,7 @@ def alignment(
     axes[0].tick_params(axis="x", rotation=0)
     axes[0].set_ylabel("character being written")
     axes[0].set_xlabel("character looked at")
-    axes[0].set_title("One date: where the decoder looks while it writes")
+    axes[0].set_title("Written first, read from the end: the year")
     parts = ["year", "month", "day"]
     image = heat_map(axes[1], shares, parts, [*parts, "rest"], vmin=0, vmax=1)
     axes[1].tick_params(axis="x", rotation=0)
@@ -256,7 +256,7 @@ def alignment(
     drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
     axes[1].set_ylabel("part being written")
     axes[1].set_xlabel("words looked at")
-    axes[1].set_title("Many dates: shares by part")
+    axes[1].set_title("Over many dates: who looks where")
     return drawn
 
 
