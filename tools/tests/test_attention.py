@@ -11,11 +11,13 @@ import torch
 from helpers import normal, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_notebook_definitions import definitions
 from tiny_llama import tiny_llama
 from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
+from llama_int8.course.exercises import judge
 from llama_int8.course.heads import (
     attend_with,
     attention_maps,
@@ -25,7 +27,7 @@ from llama_int8.course.heads import (
 )
 from llama_int8.course.torch_twins import torch_twin
 from llama_int8.lessons.n01 import exercises as shown
-from llama_int8.lessons.n02 import dates
+from llama_int8.lessons.n02 import dates, mystery
 from llama_int8.lessons.n02 import exercises as shown_02
 from llama_int8.models import load_model
 from llama_int8.transformer.attention import (
@@ -772,6 +774,95 @@ def test_the_cross_attention_shown_is_pytorchs():
     )
     q, k, v = x @ weights[0], source @ weights[1], source @ weights[2]
     same(shown_02.cross_attention(x, source, *weights), F.scaled_dot_product_attention(q, k, v))
+
+
+@ODD_SHAPES
+def test_the_encoder_block_shown_is_the_packages(B, T, S, width, heads):
+    block, x = shaken(EncoderBlock(width, heads, 2 * width)), normal(B, T, width)
+    norms = [residual.norm for residual in block.residuals]
+    with torch.no_grad():
+        shown_block = shown_02.encoder_block(
+            x, lambda h: block.attention(h)[0], block.feed_forward, *norms
+        )
+        same(shown_block, block(x))
+
+
+@ODD_SHAPES
+def test_the_plain_blocks_of_lesson_02_are_the_packages(B, T, S, width, heads):
+    built = {"nn": nn, "math": math, "torch": torch, "causal_mask": causal_mask}
+    built |= {"encoder_block": shown_02.encoder_block}
+    for name in ("weigh", "MultiHeadAttention", "FeedForward", "EncoderBlock", "DecoderBlock"):
+        exec(definitions("02_the_transformer")[name], built)
+    x, source = normal(B, T, width), normal(B, S, width, seed=1)
+    for theirs, arguments in (
+        (EncoderBlock, (x, causal_mask(T))),
+        (DecoderBlock, (x, source, padding_mask(torch.full((B,), S), S))),
+    ):
+        theirs = shaken(theirs(width, heads, 2 * width))
+        plain = built[type(theirs).__name__](width, heads, 2 * width)
+        named = {
+            re.sub(r"residuals\.(\d)\.norm", r"norms.\1", n): w
+            for n, w in theirs.state_dict().items()
+        }
+        plain.load_state_dict(named)
+        with torch.no_grad():
+            same(plain(*arguments), theirs(*arguments))
+            if isinstance(theirs, EncoderBlock):
+                same(torch_twin(plain)(x), torch_twin(theirs)(x))
+
+
+@pytest.mark.parametrize(("length", "prefix"), [(1, 0), (1, 1), (7, 3), (5, 5)])
+def test_the_prefix_mask_shown_joins_the_masks_of_an_encoder_and_a_decoder(length, prefix):
+    mask = shown_02.prefix_mask(length, prefix)
+    assert mask[:prefix, :prefix].all() and not mask[:prefix, prefix:].any()
+    assert mask[prefix:, :prefix].all()
+    assert torch.equal(mask[prefix:, prefix:], causal_mask(length - prefix))
+
+
+def test_inputs_and_targets_are_one_apart():
+    iso = dates.batch(ALL_DAYS[:3], random.Random(0))[1]
+    inputs, targets = shown_02.shift(iso)
+    assert (inputs[:, 0] == dates.START).all() and (targets[:, -1] == dates.END).all()
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_the_open_problem_has_a_leak_that_hides_and_an_honest_decoder_that_is_accused():
+    target, wrong = mystery.targets(), {}
+    for letter, (decode, sees_future) in mystery.decoders().items():
+        accused = shown_02.influence(decode, target).triu(1).any().item()
+        if accused != sees_future:
+            wrong[letter] = accused
+    assert wrong == {"C": False, "E": True}
+
+
+def test_a_careful_learner_can_tell_all_six_decoders_apart():
+    for decode, sees_future in (found for found in mystery.decoders().values()):
+        assert careful_influence(decode, mystery.targets()).triu(1).any() == sees_future
+
+
+def careful_influence(decode, target, repeats=400):
+    """Two kinds of change, and means over many runs in place of one."""
+
+    def mean(tokens):
+        runs = torch.stack([decode(tokens) for _ in range(repeats)])
+        return runs.mean(0), runs.std(0) / repeats**0.5
+
+    before, spread = mean(target)
+    moved = []
+    for s in range(target.shape[1]):
+        moves = torch.zeros(target.shape[1], dtype=torch.bool)
+        for other in (target[:, s] + 1, 0):
+            changed = target.clone()
+            changed[:, s] = other
+            after, noise = mean(changed)
+            far = (after - before).abs() > 6 * (spread + noise) + 1e-6
+            moves |= far.any(dim=2).any(dim=0)
+        moved.append(moves)
+    return torch.stack(moved, dim=1)
+
+
+def test_careful_influence_passes_the_exercise():
+    assert judge("02.influence", careful_influence).status == "correct"
 
 
 class Watched:

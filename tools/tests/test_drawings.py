@@ -11,11 +11,15 @@ from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
 
 from llama_int8.course import drawings, plots
+from llama_int8.lessons.n02 import figures as lesson_02
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n06 import figures as lesson_06
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
 DRAWINGS = {
+    "02_drawing_block": lesson_02.drawing_block,
+    "02_drawing_transformer": lesson_02.drawing_transformer,
+    "02_drawing_kinds": lesson_02.drawing_kinds,
     "04_drawing_blocks": lesson_04.blocks,
     "06_drawing_number_line": lambda: lesson_06.values_to_codes(WEIGHTS),
     "06_drawing_outlier": lesson_06.drawing_outlier,

@@ -45,7 +45,8 @@ def _attention(ours: MultiHeadAttention) -> nn.MultiheadAttention:
 
 def _shape(ours: nn.Module, heads: int) -> dict:
     width, inner = ours.feed_forward.fc1.in_features, ours.feed_forward.fc1.out_features
-    first = ours.residuals[0].norm_first
+    # The plain blocks that a lesson builds hold their norms themselves, always before the part.
+    first = ours.residuals[0].norm_first if hasattr(ours, "residuals") else True
     return {
         "d_model": width,
         "nhead": heads,
@@ -59,8 +60,9 @@ def _shape(ours: nn.Module, heads: int) -> dict:
 def _copy_rest(twin: nn.Module, ours: nn.Module) -> None:
     twin.linear1.load_state_dict(ours.feed_forward.fc1.state_dict())
     twin.linear2.load_state_dict(ours.feed_forward.fc2.state_dict())
-    for number, residual in enumerate(ours.residuals, start=1):
-        getattr(twin, f"norm{number}").load_state_dict(residual.norm.state_dict())
+    norms = [r.norm for r in ours.residuals] if hasattr(ours, "residuals") else ours.norms
+    for number, norm in enumerate(norms, start=1):
+        getattr(twin, f"norm{number}").load_state_dict(norm.state_dict())
 
 
 def _encoder_block(ours: EncoderBlock) -> nn.TransformerEncoderLayer:

@@ -61,7 +61,7 @@ def scaled_dot_product_attention(
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions side by side, each on its own slice of width C / H (section 3.2.2)."""
+    """Attentions side by side, each on its own small projections of the whole vector (3.2.2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Raises ValueError where `heads` does not divide `width`."""

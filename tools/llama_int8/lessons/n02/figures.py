@@ -1,12 +1,175 @@
 """The figures of lesson 02: the Transformer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llama_int8.course.plots import COLOURS, figure, heat_map
+from llama_int8.course.drawings import (
+    SMALL,
+    TITLE,
+    WIDTH,
+    Area,
+    arrow,
+    box,
+    canvas,
+    group,
+    matrix,
+    sign,
+    stroke,
+    write,
+)
+from llama_int8.course.plots import COLOURS, CURVES, GREY, INKS, SHAPES, figure, heat_map
+
+BLOCK_ALT = (
+    "The residual stream x runs from left to right. Twice a copy leaves it upwards, passes a "
+    "LayerNorm and a part, first attention, then the feed-forward network, and is added back."
+)
+TRANSFORMER_ALT = (
+    "Left, the encoder: words, embedding and positions, N blocks of self-attention and feed-forward. "
+    "Right, the decoder: the date so far, embedding and positions, N blocks of masked "
+    "self-attention, cross-attention and feed-forward, lm_head, next character. An arrow leads from "
+    "the encoder's states to cross-attention."
+)
+KINDS_ALT = (
+    "Three stacks, each above its mask of six tokens. Encoder-only: every cell is filled. "
+    "Decoder-only: the lower triangle. Encoder-decoder, an arrow from one stack to the other: the "
+    "first three tokens see each other, the last three see those and their own past."
+)
+
+
+def drawing_block() -> Figure:
+    """A pre-norm block: two parts that read from the residual stream and add to it."""
+    drawn, axes = canvas(WIDTH, 2.75, "A block adds to a stream: two parts read it and write to it")
+    y, high = 0.75, 1.65
+    sums = [sign(axes, "+", (x, y)) for x in (3.55, 6.55)]
+    parts = ("attention", "feed-forward")
+    jobs = ("between positions", "each position by itself")
+    for part, job, left, total in zip(parts, jobs, (1.1, 4.1), sums, strict=True):
+        norm = box(axes, "LayerNorm", (left, high), (0.9, 0.36), "weights")
+        middle = left + 1.3
+        sublayer = box(axes, part, (middle, high), (1.15, 0.36), "queries")
+        write(axes, (middle, high + 0.34), job, SMALL, style="italic")
+        arrow(axes, (left, y), norm)
+        arrow(axes, norm, sublayer)
+        arrow(axes, sublayer, total, corners=[(total.centre[0], high)])
+    stroke(axes, [(0.45, y), (sums[0].x0, y)], 3)
+    stroke(axes, [(sums[0].x1, y), (sums[1].x0, y)], 3)
+    end = box(axes, "x", (7.2, y), (0.3, 0.3), "activations")
+    start = box(axes, "x", (0.3, y), (0.3, 0.3), "activations")
+    arrow(axes, sums[1], end)
+    write(axes, (start.x0, y - 0.35), "(B, T, C)", SMALL, ha="left")
+    write(axes, (end.x1, y - 0.35), "(B, T, C)", SMALL, ha="right")
+    write(axes, (3.6, y - 0.35), "residual stream: nothing but sums on the way", SMALL)
+    return drawn
+
+
+def drawing_transformer() -> Figure:
+    """The whole model of 2017: an encoder that reads, a decoder that writes."""
+    drawn, axes = canvas(
+        WIDTH, 5.0, "The encoder reads everything once, the decoder writes step by step"
+    )
+    left, right = 1.9, 5.5
+    words = box(axes, "may third nineteen eighty four", (left, 0.35), (2.4, 0.3), "activations")
+    so_far = box(axes, "START 1 9 8 4 -", (right, 0.35), (1.6, 0.3), "activations")
+    tops = []
+    stacks = {
+        left: ("encoder block × N", ["self-attention", "feed-forward"], words),
+        right: (
+            "decoder block × N",
+            ["self-attention, causal", "cross-attention", "feed-forward"],
+            so_far,
+        ),
+    }
+    crossing = None
+    for x, (name, parts, source) in stacks.items():
+        embed = box(axes, "embedding + positions", (x, 0.95), (2.1, 0.32), "weights")
+        arrow(axes, source, embed)
+        group(axes, Area(x - 1.25, 1.4, x + 1.25, 2.4 + 0.52 * (len(parts) - 1)), name)
+        below = embed
+        for number, part in enumerate(parts):
+            role = "keys" if part == "cross-attention" else "queries"
+            here = box(axes, part, (x, 1.68 + 0.52 * number), (2.1, 0.32), role)
+            arrow(axes, below, here)
+            below = here
+            crossing = here if role == "keys" else crossing
+        tops.append(below)
+    states = box(axes, "states (B, S, C)", (left, 3.55), (2.1, 0.32), "activations")
+    arrow(axes, tops[0], states)
+    middle = (left + right) / 2
+    arrow(
+        axes,
+        states,
+        crossing,
+        corners=[(middle, states.centre[1]), (middle, crossing.centre[1])],
+    )
+    write(axes, (middle + 0.02, states.centre[1] + 0.2), "keys, values", SMALL)
+    head = box(axes, "lm_head", (right, 3.85), (2.1, 0.32), "weights")
+    arrow(axes, tops[1], head)
+    after = box(axes, "next character: 0", (right, 4.32), (1.6, 0.3), "activations")
+    arrow(axes, head, after)
+    return drawn
+
+
+def drawing_kinds(length: int = 6, prefix: int = 3) -> Figure:
+    """Encoder-only, decoder-only and encoder-decoder, each above its mask."""
+    drawn, axes = canvas(WIDTH, 4.45)
+    past = np.tril(np.ones((length, length), bool))
+    joint = past.copy()
+    joint[:prefix, :prefix] = True
+    full = np.ones_like(past)
+    names = {"encoder-only": "BERT", "decoder-only": "GPT, LLaMA", "encoder-decoder": "2017, T5"}
+    labels = ("everyone sees everyone", "causal: the past only", "as one mask: prefix LM")
+    for left, name, mask, label in zip(
+        (0.1, 2.6, 5.1), names, (full, past, joint), labels, strict=True
+    ):
+        middle = left + 1.15
+        write(axes, (middle, 4.26), name, TITLE, weight="bold")
+        write(axes, (middle, 4.0), names[name], SMALL)
+        _stack(axes, name, middle)
+        cells = {"16 bit": [tuple(map(int, cell)) for cell in np.argwhere(mask)]}
+        if name == "encoder-decoder":
+            cells = _parts_of_the_prefix_lm(mask, prefix)
+        size = 0.25
+        corner = (middle - length * size / 2, 2.04)
+        grid = matrix(axes, corner, mask.shape, label, cells=cells, size=size)
+        if name == "encoder-decoder":
+            step = prefix * size
+            for x, y, part in ((0.5, 0.5, "encoder"), (0.5, 1.5, "cross"), (1.5, 1.83, "decoder")):
+                write(axes, (grid.x0 + x * step, grid.y1 - y * step), part, SMALL)
+        write(axes, (grid.x0 - 0.1, grid.centre[1]), "looks", SMALL, rotation=90)
+        write(axes, (grid.centre[0], grid.y1 + 0.1), "is looked at", SMALL)
+    return drawn
+
+
+def _parts_of_the_prefix_lm(mask: np.ndarray, prefix: int) -> dict[str, list[tuple[int, int]]]:
+    """The cells of the encoder, of cross-attention and of the decoder, with a colour each."""
+    cells: dict[str, list[tuple[int, int]]] = {"16 bit": [], "keys": [], "values": []}
+    for row, column in np.argwhere(mask):
+        part = "16 bit" if row < prefix else "keys" if column < prefix else "values"
+        cells[part].append((int(row), int(column)))
+    return cells
+
+
+def _stack(axes: Axes, name: str, middle: float) -> None:
+    """The boxes of one kind of transformer, what goes in below and what comes out above."""
+    if name == "encoder-decoder":
+        encoder = box(axes, "encoder", (middle - 0.57, 3.1), (0.85, 0.32), "16 bit")
+        decoder = box(axes, "decoder", (middle + 0.57, 3.1), (0.85, 0.32), "values")
+        arrow(axes, encoder, decoder)
+        texts = {encoder: ("source", ""), decoder: ("target so far", "next token")}
+    else:
+        block = box(axes, name.removesuffix("-only"), (middle, 3.1), (1.2, 0.32), "16 bit")
+        texts = {block: ("text with gaps", "what fills the gaps")}
+        if name == "decoder-only":
+            texts = {block: ("text so far", "next token")}
+    for block, (goes_in, comes_out) in texts.items():
+        x = block.centre[0]
+        arrow(axes, box(axes, goes_in, (x, 2.58), (None, 0.24), "activations", SMALL), block)
+        if comes_out:
+            arrow(axes, block, box(axes, comes_out, (x, 3.62), (None, 0.24), "activations", SMALL))
 
 
 def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
@@ -30,21 +193,38 @@ def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
     return drawn
 
 
-def training(losses: list[float], exact: Mapping[int, float]) -> Figure:
-    """The loss of each step, and exact matches on held-out dates during training."""
-    drawn, axes = figure(2, figsize=(9, 3.1))
-    axes[0].plot(losses, color=COLOURS["bf16"], linewidth=1)
+def reach(gradients: Mapping[str, torch.Tensor]) -> Figure:
+    """Gradient of the last output at the token some steps back, relative to one step back."""
+    drawn, axes = figure(figsize=(7.5, 3.3))
+    for (name, values), colour, marker in zip(gradients.items(), CURVES, SHAPES, strict=False):
+        distance = range(1, len(values))
+        axes.plot(distance, values[1:] / values[1], marker=marker, ms=3.5, color=colour, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("steps back from the last token")
+    axes.set_ylabel("gradient there\n(one step back = 1)")
+    axes.set_title("Through a recurrent network the gradient fades with distance")
+    axes.legend(loc="lower left")
+    return drawn
+
+
+def training(
+    losses: Sequence[float], held_out: Mapping[int, float], exact: Mapping[int, float]
+) -> Figure:
+    """Loss of each step and on held-out dates, and whole dates written right, during training."""
+    drawn, axes = figure(2, figsize=(9, 3.3))
+    axes[0].plot(losses, color=COLOURS["bf16"], linewidth=0.8, label="training dates")
+    style = {"color": COLOURS["int8"], "markersize": 5}
+    axes[0].plot(list(held_out), list(held_out.values()), "s", label="unseen dates", **style)
     axes[0].set_yscale("log")
     axes[0].set_xlabel("step")
-    axes[0].set_ylabel("cross-entropy (nats a character)")
-    axes[0].set_title("Loss on training dates")
+    axes[0].set_ylabel("loss (nats per character)")
+    axes[0].set_title("The loss falls early and on both ...")
+    axes[0].legend()
     axes[1].plot(list(exact), [100 * v for v in exact.values()], "o-", color=COLOURS["good"])
-    axes[1].axhline(95, linestyle="--", color=COLOURS["predicted"])
-    axes[1].annotate("95 %", (0, 95), (0, -11), textcoords="offset points", fontsize=8)
     axes[1].set_ylim(-3, 103)
     axes[1].set_xlabel("step")
-    axes[1].set_ylabel("held-out dates all right (%)")
-    axes[1].set_title(f"{100 * list(exact.values())[-1]:.1f} % of unseen dates at the end")
+    axes[1].set_ylabel("unseen dates written right (%)")
+    axes[1].set_title("... whole dates come late")
     return drawn
 
 
@@ -55,12 +235,13 @@ def alignment(
 
     `uniform`: the shares of year, month and day if every character got the same weight.
     """
-    drawn, axes = figure(2, figsize=(10.5, 3.9), width_ratios=[2.1, 1])
-    heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0)
+    drawn, axes = figure(2, figsize=(12, 4.2), width_ratios=[1.75, 1])
+    image = heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0)
+    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
     axes[0].tick_params(axis="x", rotation=0)
     axes[0].set_ylabel("character being written")
     axes[0].set_xlabel("character looked at")
-    axes[0].set_title("Where the decoder looks while it writes")
+    axes[0].set_title("Written first, read from the end: the year")
     parts = ["year", "month", "day"]
     image = heat_map(axes[1], shares, parts, [*parts, "rest"], vmin=0, vmax=1)
     axes[1].tick_params(axis="x", rotation=0)
@@ -68,28 +249,52 @@ def alignment(
         for column in range(shares.shape[1]):
             share = shares[row, column].item()
             colour = "white" if share > 0.6 else "black"
-            label = f"{share:.0%}" + (f"\neven: {uniform[row]:.0%}" if row == column else "")
-            axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
+            label = f"{share:.0%}"
+            if row == column:
+                label += f"\n(even {uniform[row]:.0%})"
+            axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
     drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
     axes[1].set_ylabel("part being written")
     axes[1].set_xlabel("words looked at")
-    axes[1].set_title("Shares over many dates")
+    axes[1].set_title("Over many dates: who looks where")
     return drawn
 
 
-def three_kinds(masks: Mapping[str, torch.Tensor], prefix: int) -> Figure:
-    """Who may look at whom: one boolean mask (T, T) for each kind of transformer."""
-    drawn, axes = figure(len(masks), figsize=(3.2 * len(masks), 3.8))
-    for panel, (name, mask) in zip(axes, masks.items(), strict=True):
-        heat_map(panel, mask.float(), vmin=0, vmax=1.6, aspect="equal")
-        for row, column in mask.nonzero().tolist():
-            panel.plot(column, row, ".", color="black", markersize=4)
-        if "encoder-decoder" in name:
-            panel.axhline(prefix - 0.5, color=COLOURS["int8"])
-            panel.axvline(prefix - 0.5, color=COLOURS["int8"])
-        panel.set_title(name)
-        panel.set_xlabel("looked at")
-        panel.set_xticks([])
-        panel.set_yticks([])
-    axes[0].set_ylabel("token that looks")
+def leak(scores: Mapping[str, Mapping[str, float]], spreads: Mapping[str, tuple]) -> Figure:
+    """Dates right with the answer in the input and without, for each mask, with the loss beside.
+
+    `scores`: by mask "loss", "forced" and "written"; `spreads`: 95 % interval of what was written.
+    """
+    drawn, axes = figure(figsize=(7.5, 3.5))
+    places = np.arange(len(scores))
+    kinds = (
+        ("forced", "with teacher forcing", "bf16", "", -0.2),
+        ("written", "writing by itself", "int8", "///", 0.2),
+    )
+    for key, label, colour, hatch, shift in kinds:
+        values = [100 * score[key] for score in scores.values()]
+        style = {"color": COLOURS[colour], "hatch": hatch, "edgecolor": "white"}
+        axes.bar(places + shift, values, 0.38, label=label, **style)
+        for x, value in zip(places + shift, values, strict=True):
+            axes.annotate(f"{value:.0f} %", (x, value), (0, 4), color=INKS[colour], **_points())
+    written = np.array([score["written"] for score in scores.values()])
+    low, high = np.array([spreads[name] for name in scores]).T
+    errors = 100 * np.clip(np.stack([written - low, high - written]), 0, None)
+    axes.errorbar(places + 0.2, 100 * written, errors, fmt="none", ecolor=GREY, capsize=3)
+    labels = [f"{name}\nheld-out loss {score['loss']:.4f}" for name, score in scores.items()]
+    axes.set_xticks(places, labels)
+    axes.set_ylim(0, 128)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("unseen dates right (%)")
+    honest, *leaky = scores.values()
+    fooled = all(s["loss"] < honest["loss"] and s["written"] == 0 for s in leaky)
+    axes.set_title(
+        "Leaky masks: the best losses, and not one date" if fooled else "Unseen dates, by mask"
+    )
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", ncols=2)
     return drawn
+
+
+def _points() -> dict[str, object]:
+    return {"textcoords": "offset points", "fontsize": 9, "ha": "center"}
