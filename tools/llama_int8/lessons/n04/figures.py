@@ -189,8 +189,10 @@ def drawing_swiglu() -> Figure:
     for part in (gate, up):
         arrow(axes, x, (part.x0, part.centre[1]), corners=[(1.3, 1.1), (1.3, part.centre[1])])
     arrow(axes, gate, silu)
-    arrow(axes, silu, times, "how much passes", corners=[(4.55, 1.65)], beside="above")
-    arrow(axes, up, times, "what passes  (B, T, F)", corners=[(4.55, 0.55)], beside="below")
+    arrow(axes, silu, times, corners=[(4.55, 1.65)])
+    write(axes, (4.68, 1.55), "how much passes", SMALL, ha="left")
+    arrow(axes, up, times, corners=[(4.55, 0.55)])
+    write(axes, (4.68, 0.65), "what could pass  (B, T, F)", SMALL, ha="left")
     arrow(axes, times, down)
     arrow(axes, down, result)
     return drawn
@@ -291,18 +293,18 @@ def parameters(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def norm_places(
-    by_layer: Mapping[str, Tensor],
-    by_depth: Mapping[str, Mapping[int, Tensor]],
+    gradients: Mapping[str, Mapping[int, Tensor]],
     curves: Mapping[str, Tensor],
     entropy: float,
 ) -> Figure:
     """The effect of the norm's place: gradients at initialization, and a deep model's training.
 
-    `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
-    `curves`: training loss (seeds, steps); `entropy`: bits per byte of only the byte frequencies.
+    `gradients`: norms (seeds, layers), for each place and depth; `curves`: training loss
+    (seeds, steps); `entropy`: bits per byte of only the byte frequencies.
     """
     drawn, axes = figure(3, figsize=(12, 3.8))
-    for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):
+    for (name, by_depth), style in zip(gradients.items(), (BEFORE, AFTER), strict=True):
+        values = by_depth[max(by_depth)]
         layers = np.arange(1, values.shape[1] + 1)
         axes[0].plot(layers, values.mean(0), label=name, **style, markersize=4)
         band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
@@ -312,7 +314,8 @@ def norm_places(
     axes[0].set_ylabel("gradient norm at initialization")
     axes[0].legend()
     axes[0].set_title(f"{len(layers)} layers: norm before calms the last")
-    for (name, depths), style in zip(by_depth.items(), (BEFORE, AFTER), strict=True):
+    for (name, by_depth), style in zip(gradients.items(), (BEFORE, AFTER), strict=True):
+        depths = {depth: values[:, -1] for depth, values in by_depth.items()}
         means = np.array([values.mean().item() for values in depths.values()])
         low = means - [values.min().item() for values in depths.values()]
         high = [values.max().item() for values in depths.values()] - means

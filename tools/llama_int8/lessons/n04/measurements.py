@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from llama_int8.course.claims import put_on_trial
 from llama_int8.measure.latency import interleaved, prefill_and_decode, repeated
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import Spread, spread
+from llama_int8.models.cost import ATTENTION, count_parameters
 from llama_int8.transformer.attention import EncoderBlock, FeedForward, layer_norm
+from llama_int8.transformer.checkpoints import META_BLOCK, META_TOP, to_pairs, write_meta
+from llama_int8.transformer.config import LlamaConfig
 
 DEPTHS = (4, 8, 16, 32)
 PLACES = {"norm after": False, "norm before": True}
@@ -79,6 +83,68 @@ def shapes_in_block(
         for handle in handles:
             handle.remove()
     return rows
+
+
+def parameters_by_part(config: LlamaConfig) -> dict[str, int]:
+    """Weights in the tables, in attention and in the feed-forward networks; norms left out."""
+    sizes = {name: rows * columns for name, (rows, columns) in config.linear_shapes().items()}
+    attention = sum(size for name, size in sizes.items() if name in ATTENTION)
+    tables = 1 if config.tie_word_embeddings else 2
+    return {
+        "tables": tables * config.vocab_size * config.hidden_size,
+        "attention": config.num_hidden_layers * attention,
+        "feed-forward": config.num_hidden_layers * (sum(sizes.values()) - attention),
+    }
+
+
+def bias_share(config: LlamaConfig) -> float:
+    """Biases of all linear layers, if there were any, over the parameters that there are."""
+    rows = sum(rows for rows, _ in config.linear_shapes().values())
+    return config.num_hidden_layers * rows / count_parameters(config)
+
+
+def write_metas_files(model: nn.Module, folder: Path) -> list[list[str]]:
+    """Write a model in Meta's format, in up to three files; a row for each kind of tensor.
+
+    The rows: Meta's name, Hugging Face's, the whole shape, the shape in a file, the axis of the cut.
+    Raises ValueError for a model that the format has no words for.
+    """
+    config, tensors = model.config, dict(model.state_dict())
+    cut = config.num_key_value_heads, config.intermediate_size
+    shards = next(n for n in (3, 2, 1) if not any(size % n for size in cut))
+    write_meta(config, tensors, folder, shards)
+    first = torch.load(folder / "consolidated.00.pth", weights_only=True)
+    names = {
+        f"layers.0.{meta}.weight": f"model.layers.0.{n}.weight" for meta, n in META_BLOCK.items()
+    }
+    rows = []
+    for meta, name in (META_TOP | names).items():
+        whole, part = tuple(tensors[name].shape), tuple(first[meta].shape)
+        axes = [axis for axis in range(len(whole)) if whole[axis] != part[axis]]
+        along = ("rows", "columns")[axes[0]] if axes else "not cut"
+        rows.append([f"`{meta}`", f"`{name}`", str(whole), str(part), along])
+    return rows
+
+
+def pairs_alike(weight: Tensor, heads: int) -> bool:
+    """The simplest rule for the order of rows: in which one are the two of a pair more alike?"""
+    lengths = weight.norm(dim=1).log().unflatten(0, (heads, -1))
+    halves, pairs = lengths.unflatten(1, (2, -1)), lengths.unflatten(1, (-1, 2)).transpose(1, 2)
+    apart = [(order[:, 0] - order[:, 1]).square().sum() for order in (halves, pairs)]
+    return bool(apart[0] < apart[1])
+
+
+def recognized_orders(
+    model: nn.Module, in_halves: Callable[[Tensor, int], bool]
+) -> tuple[int, int]:
+    """How often a rule is right about a query or key matrix, in either order, and of how many."""
+    answers = []
+    for block in model.model.layers:
+        for projection in (block.self_attn.q_proj, block.self_attn.k_proj):
+            weight = projection.weight.detach()
+            heads = len(weight) // model.config.head_dim
+            answers += [in_halves(weight, heads), not in_halves(to_pairs(weight, heads), heads)]
+    return sum(map(bool, answers)), len(answers)
 
 
 def norm_times(width: int, rms_norm: Callable[..., Tensor], settings: Any) -> dict[str, Spread]:
