@@ -17,6 +17,9 @@ from llama_int8.lessons.n06 import figures as lesson_06
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
 DRAWINGS = {
     "04_drawing_blocks": lesson_04.blocks,
+    "04_drawing_heads": lesson_04.drawing_heads,
+    "04_drawing_rotary": lambda: lesson_04.drawing_rotary("the cat saw the dog".split()),
+    "04_drawing_swiglu": lesson_04.drawing_swiglu,
     "06_drawing_number_line": lambda: lesson_06.values_to_codes(WEIGHTS),
 }
 TOUCHES = 0.01  # inches: about a pixel

@@ -391,16 +391,14 @@ def penalized(logits, seen, penalty):
 """,
             "once only, however often the token occurred",
         ),
-        # --- 03
+        # --- 04
         (
             "04.rms_norm",
             "takes the mean off",
             """
-import torch
 def rms_norm(x, weight, eps):
-    x, weight = torch.tensor(x, dtype=torch.float64), torch.tensor(weight)
-    x = x - x.mean()
-    return x / torch.sqrt((x ** 2).mean() + eps) * weight
+    x = x - x.mean(dim=-1, keepdim=True)
+    return x / (x.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt() * weight
 """,
             "takes the mean off first",
         ),
@@ -409,60 +407,64 @@ def rms_norm(x, weight, eps):
             "forgets the root",
             """
 def rms_norm(x, weight, eps):
-    ms = sum(v**2 for v in x) / len(x)
-    return [w*v/(ms+eps) for v, w in zip(x, weight)]
+    return x / ((x * x).mean(-1, keepdim=True) + eps) * weight
 """,
             "the root is missing",
         ),
         (
             "04.rms_norm",
-            "lists as if they were tensors",
+            "one size for the whole batch",
+            """
+import torch
+def rms_norm(x, weight, eps):
+    return x * torch.rsqrt((x ** 2).mean() + eps) * weight
+""",
+            "the mean runs over the last dimension only",
+        ),
+        (
+            "04.rms_norm",
+            "forgets keepdim",
             """
 def rms_norm(x, weight, eps):
-    return weight * x / ((x ** 2).mean() + eps) ** 0.5
+    return weight * x / (x.square().mean(-1) + eps).sqrt()
 """,
-            "raised TypeError",
+            "raised RuntimeError",
             "error",
         ),
         (
             "04.rotate",
             "uses the new value for the second half",
             """
-import math
-def rotated(x, angles):
-    n = len(angles)
-    for i in range(n):
-        c, s = math.cos(angles[i]), math.sin(angles[i])
-        x[i] = x[i] * c - x[i + n] * s
-        x[i + n] = x[i + n] * c + x[i] * s
+import torch
+def rotate(x, cos, sin):
+    n = x.shape[-1] // 2
+    x = x.clone()
+    x[..., :n] = x[..., :n] * cos - x[..., n:] * sin
+    x[..., n:] = x[..., n:] * cos + x[..., :n] * sin
     return x
 """,
-            "both from the old values",
+            "the old first half",
         ),
         (
             "04.rotate",
-            "degrees",
+            "neighbours",
             """
-import numpy as np
-def rotated(x, angles):
-    x = np.array(x); a = np.radians(angles)
-    a = np.concatenate([a, a])
-    half = len(angles)
-    turned = np.concatenate([-x[half:], x[:half]])
-    return x * np.cos(a) + turned * np.sin(a)
+import torch
+def rotate(x, cos, sin):
+    z = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos, sin)
+    return torch.view_as_real(z).flatten(-2)
 """,
-            "angles are in radians already",
+            "Meta's order",
         ),
         (
             "04.rotate",
             "the sign of rotate_half",
             """
 import torch
-def rotated(x, angles):
-    x = torch.tensor(x, dtype=torch.float64)
-    a = torch.tensor(angles, dtype=torch.float64).repeat(2)
-    x1, x2 = x.chunk(2)
-    return x * a.cos() + torch.cat([x2, -x1]) * a.sin()
+def rotate(x, cos, sin):
+    x1, x2 = x.chunk(2, -1)
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
+    return x * cos + torch.cat([x2, -x1], -1) * sin
 """,
             "turned the other way",
         ),
@@ -471,19 +473,60 @@ def rotated(x, angles):
             "repeat",
             """
 import torch
-def shared_heads(query_heads, key_value_heads):
-    return torch.arange(key_value_heads).repeat(query_heads // key_value_heads).tolist()
+def share_heads(kv, query_heads):
+    return torch.cat([kv] * (query_heads // kv.shape[1]), dim=1)
 """,
             "`repeat` for `repeat_interleave`",
         ),
         (
             "04.shared_heads",
-            "groups of the wrong size",
+            "repeats each as often as there are heads",
             """
-def shared_heads(query_heads, key_value_heads):
-    return [h // key_value_heads for h in range(query_heads)]
+def share_heads(kv, query_heads):
+    return kv.repeat_interleave(query_heads, 1)
 """,
-            "the size of a group is query_heads // key_value_heads",
+            "how many there are afterwards",
+        ),
+        (
+            "04.swiglu",
+            "the sigmoid for silu",
+            """
+import torch
+def swiglu(x, gate_proj, up_proj, down_proj):
+    return down_proj(torch.sigmoid(gate_proj(x)) * up_proj(x))
+""",
+            "that is the plain sigmoid",
+        ),
+        (
+            "04.swiglu",
+            "gate and up exchanged",
+            """
+import torch
+def swiglu(x, gate_proj, up_proj, down_proj):
+    up = up_proj(x)
+    return down_proj(gate_proj(x) * up * torch.sigmoid(up))
+""",
+            "the activation belongs on the gate",
+        ),
+        (
+            "04.block",
+            "post-norm",
+            """
+def llama_block(x, input_layernorm, self_attn, post_attention_layernorm, mlp):
+    h = input_layernorm(self_attn(x) + x)
+    return post_attention_layernorm(mlp(h) + h)
+""",
+            "the norm stands on the stream",
+        ),
+        (
+            "04.block",
+            "adds to the old x",
+            """
+def llama_block(x, input_layernorm, self_attn, post_attention_layernorm, mlp):
+    h = self_attn(input_layernorm(x))
+    return x + h + mlp(post_attention_layernorm(x))
+""",
+            "side by side, as in GPT-J",
         ),
         (
             "04.inner_width",
@@ -506,15 +549,36 @@ def inner_width(width, multiple_of):
             "a width that is a multiple already stays",
         ),
         (
-            "04.metas_rows",
-            "odd rows first",
+            "04.to_halves",
+            "across the heads",
             """
-import numpy as np
-def metas_rows(head_dim):
-    rows = np.arange(head_dim)
-    return np.concatenate([rows[1::2], rows[::2]]).tolist()
+import torch
+def to_halves(weight, heads):
+    n = len(weight)
+    return weight[torch.tensor([*range(0, n, 2), *range(1, n, 2)])]
 """,
-            "even rows come first",
+            "within each head",
+        ),
+        (
+            "04.to_halves",
+            "the way back",
+            """
+def to_halves(weight, heads):
+    d = len(weight) // heads
+    return weight.view(heads, 2, d // 2, -1).transpose(1, 2).reshape(heads * d, -1)
+""",
+            "that is the way back",
+        ),
+        (
+            "04.in_halves",
+            "turned round",
+            """
+def in_halves(weight, heads):
+    n = weight.norm(dim=1).log().view(heads, -1)
+    half = n.shape[1] // 2
+    return bool((n[:, :half] - n[:, half:]).abs().mean() > (n[:, ::2] - n[:, 1::2]).abs().mean())
+""",
+            "turned round",
         ),
         (
             "05.training_days",
@@ -1254,26 +1318,36 @@ def nucleus(probabilities, p):
         """
 import torch
 def rms_norm(x, weight, eps):
-    x, weight = torch.tensor(x), torch.tensor(weight)
-    return weight * x * torch.rsqrt(x.pow(2).mean() + eps)
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
 """,
     ),
     (
         "04.rotate",
         """
 import torch
-def rotated(x, angles):
-    x, a = torch.tensor(x), torch.tensor(angles).repeat(2)
-    first, second = x.chunk(2)
-    return (x * a.cos() + torch.cat([-second, first]) * a.sin()).tolist()
+def rotate(x, cos, sin):
+    first, second = x.chunk(2, -1)
+    twice = lambda t: torch.cat([t, t], -1)
+    return x * twice(cos) + torch.cat([-second, first], -1) * twice(sin)
 """,
     ),
     (
-        "04.metas_rows",
+        "04.to_halves",
         """
 import torch
-def metas_rows(head_dim):
-    return torch.arange(head_dim).view(-1, 2).T.reshape(-1)
+def to_halves(weight, heads):
+    d = len(weight) // heads
+    order = torch.arange(d).view(-1, 2).T.reshape(-1)
+    return torch.cat([weight[h * d : (h + 1) * d][order] for h in range(heads)])
+""",
+    ),
+    (
+        "04.in_halves",
+        """
+def in_halves(weight, heads):
+    n = weight.norm(dim=1).log().view(heads, -1)
+    half = n.shape[1] // 2
+    return (n[:, :half] - n[:, half:]).abs().mean() < (n[:, ::2] - n[:, 1::2]).abs().mean()
 """,
     ),
     (

@@ -126,6 +126,17 @@ def write_metas_files(model: nn.Module, folder: Path) -> list[list[str]]:
     return rows
 
 
+def reorder(model: nn.Module, names: list[str], change: Callable[[Tensor, int], Tensor]) -> None:
+    """Let the rows of these projections change places in every block: `change(rows, heads)`."""
+    for block in model.model.layers:
+        for name in names:
+            projection = block.self_attn.get_submodule(name)
+            heads = len(projection.weight) // model.config.head_dim
+            for rows in projection.parameters():  # the weight, and a bias where there is one
+                table = rows.data.reshape(len(rows), -1)
+                rows.data = change(table, heads).reshape(rows.shape)
+
+
 def pairs_alike(weight: Tensor, heads: int) -> bool:
     """The simplest rule for the order of rows: in which one are the two of a pair more alike?"""
     lengths = weight.norm(dim=1).log().unflatten(0, (heads, -1))
