@@ -228,7 +228,7 @@ def mean_share(share: Tensor, width: int) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("norm, from the input to the output")
     axes.set_ylabel("% of the squared length (log)")
-    axes.set_ylim(top=60)
+    axes.set_ylim(top=20)
     axes.legend(fontsize=8, loc="upper left", ncols=3)
     axes.set_title("There is hardly a mean to take off")
     return drawn
@@ -270,7 +270,7 @@ def stream(rms: Tensor) -> Figure:
 
 def parameters(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     """Where the parameters of each model are, in % of all; `counts`: {model: {part: weights}}."""
-    drawn, axes = figure(figsize=(7.5, 0.9 + 0.5 * len(counts)))
+    drawn, axes = figure(figsize=(7.5, 1.2 + 0.5 * len(counts)))
     colours = (COLOURS["highlight"], COLOURS["bf16"], COLOURS["good"])
     hatches = ("...", "", "///")
     left = np.zeros(len(counts))
@@ -279,7 +279,7 @@ def parameters(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         share = np.array([100 * c[part] / sum(c.values()) for c in counts.values()])
         axes.barh(names, share, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
         for row, value in enumerate(share):
-            where = (left[row] + value / 2, row)
+            where = (max(left[row] + value / 2, 3.2), row)
             style = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
             axes.annotate(f"{value:.0f} %", where, ha="center", va="center", fontsize=8, bbox=style)
         left += share
@@ -287,8 +287,8 @@ def parameters(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of all parameters")
     axes.grid(visible=False)
-    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.62))
-    axes.set_title("In a small model a large part is tables", pad=8)
+    drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
+    axes.set_title("Most of a LLaMA is feed-forward network")
     return drawn
 
 
