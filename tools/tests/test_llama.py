@@ -715,7 +715,7 @@ def test_the_order_of_rows_shown_is_the_packages_for_weights(heads, shape):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"num_key_value_heads": 1}, {"num_key_value_heads": TINY.num_attention_heads}, {"tie_word_embeddings": True},
+    {}, {"num_key_value_heads": 1}, {"num_key_value_heads": 6}, {"tie_word_embeddings": True},
     {"attention_bias": True, "mlp_bias": True}, {"num_hidden_layers": 1},
 ])  # fmt: skip
 def test_the_llama_of_lesson_04_is_the_packages(lesson, changes):

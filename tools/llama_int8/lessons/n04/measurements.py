@@ -69,7 +69,11 @@ def shapes_in_block(
 
     def remember(name: str, module: nn.Module, _: Any, result: Tensor) -> None:
         weight = tuple(module.weight.shape) if hasattr(module, "weight") else ""
-        rows.append([f"`{name}`", str(tuple(result.shape)), str(weight)])
+        shape = str(tuple(result.shape))
+        if name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            heads = module.out_features // block.self_attn.head_dim
+            shape += f", cut into {heads} heads of {block.self_attn.head_dim}"
+        rows.append([f"`{name}`", shape, str(weight)])
 
     handles = [
         module.register_forward_hook(partial(remember, name))
