@@ -2,18 +2,22 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import normal, random_tokens, refused, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_notebook_definitions import definitions
 from tiny_llama import tiny_config, tiny_llama
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama as hugging_face
 
 from llama_int8.data import evaluation_text
+from llama_int8.lessons.n04 import exercises as shown
+from llama_int8.lessons.n04 import measurements
 from llama_int8.models import DEFAULT_MODEL, MODELS, load_model, load_tokenizer, model_folder
 from llama_int8.models.cost import count_parameters
 from llama_int8.transformer.attention import (
@@ -21,6 +25,7 @@ from llama_int8.transformer.attention import (
     causal_mask,
     scaled_dot_product_attention,
 )
+from llama_int8.transformer.checkpoints import read_checkpoint, to_halves, to_pairs
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import KVCache, generate
 from llama_int8.transformer.llama import (
@@ -645,3 +650,104 @@ def test_the_real_model_continues_as_hugging_faces_for_100_tokens(real, text):
     expected = theirs.generate(prompt, max_new_tokens=100, do_sample=False, pad_token_id=0)
     assert torch.equal(generate(ours, prompt, 100), expected)
     assert torch.equal(generate(ours, prompt, 100, use_cache=False), expected)
+
+
+# --- what lesson 04 shows as solutions, and what the package holds ------------------------------
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """The classes of lesson 04's notebook, around the solutions that it shows."""
+    names = {
+        "torch": torch,
+        "nn": torch.nn,
+        "math": math,
+        "causal_mask": causal_mask,
+        "scaled_dot_product_attention": F.scaled_dot_product_attention,
+        "read_checkpoint": read_checkpoint,
+        "Path": Path,
+    }
+    names |= {
+        name: getattr(shown, name)
+        for name in ("rms_norm", "rotate", "share_heads", "swiglu", "llama_block")
+    }
+    for name, source in definitions("04_llama_from_scratch").items():
+        if name not in names:
+            exec(source, names)
+    return names
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 5), (2, 1, 9), (2, 3, 4, 33)])
+def test_the_norm_and_the_rotation_shown_are_the_packages(shape):
+    norm = scrambled(RMSNorm(shape[-1], 1e-3))
+    x = normal(*shape)
+    same(shown.rms_norm(x, norm.weight, 1e-3), norm(x))
+    x, angles = normal(*shape[:-1], 5, 2 * shape[-1]), normal(5, shape[-1], seed=1)
+    assert torch.equal(
+        shown.rotate(x, angles.cos(), angles.sin()), rotate(x, angles.cos(), angles.sin())
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 3), (64, 7)])
+def test_the_order_of_rows_shown_is_the_packages_for_weights(heads, shape):
+    weight = normal(heads * shape[0], *shape[1:])
+    table = weight.reshape(len(weight), -1)
+    assert torch.equal(shown.to_halves(table, heads), to_halves(table, heads))
+    assert torch.equal(shown.to_halves(to_pairs(table, heads), heads), table)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"num_key_value_heads": 1}, {"num_key_value_heads": 6}, {"tie_word_embeddings": True},
+    {"attention_bias": True, "mlp_bias": True}, {"num_hidden_layers": 1},
+])  # fmt: skip
+def test_the_llama_of_lesson_04_is_the_packages(lesson, changes):
+    packages = twin(random_llama(**changes))
+    theirs = lesson["Llama"](packages.config)
+    theirs.load_state_dict(packages.state_dict())
+    for shape in ((1, 1), (2, 7), (3, 12)):
+        tokens = random_tokens(*shape)
+        with torch.inference_mode():
+            same_to_the_largest(theirs(tokens), packages(tokens))
+            same_to_the_largest(
+                theirs(tokens, logits_to_keep=1), packages(tokens, logits_to_keep=1)
+            )
+            ours_cache, packages_cache = KVCache(), KVCache()
+            for part in tokens.split([1, shape[1] - 1], 1) if shape[1] > 1 else [tokens]:
+                same_to_the_largest(
+                    theirs(part, past_key_values=ours_cache),
+                    packages(part, past_key_values=packages_cache),
+                )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_lesson_04_loads_the_checkpoint_that_the_package_loads(lesson, tmp_path, tied):
+    theirs = random_llama(tie_word_embeddings=tied)
+    theirs.save_pretrained(tmp_path)
+    tokens = random_tokens(2, 5)
+    with torch.inference_mode():
+        ours = lesson["load_llama"](tmp_path)(tokens)
+        same_to_the_largest(ours, Llama.from_pretrained(tmp_path)(tokens))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_both_rules_for_the_order_of_rows_see_a_clear_trace(heads):
+    length = normal(heads, 16, 1, 1).exp()
+    rows = length * F.normalize(normal(heads, 16, 2, 8, seed=1), dim=-1)
+    weight = rows.flatten(0, 2)  # Meta's order
+    for rule in (shown.in_halves, measurements.pairs_alike):
+        assert not rule(weight, heads)
+        assert rule(to_halves(weight, heads), heads)
+    packages = Llama(TINY)
+    assert measurements.recognized_orders(packages, lambda *_: True) == (6, 12)
+
+
+def test_the_parts_of_a_model_are_all_its_parameters_but_the_norms():
+    for name in ("smollm2-135m", "llama-2-7b-chat"):
+        config = MODELS[name].config
+        norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+        parts = measurements.parameters_by_part(config)
+        assert sum(parts.values()) + norms == count_parameters(config)
+        biased = replace(config, attention_bias=True, mlp_bias=True)
+        more = count_parameters(biased) / count_parameters(config) - 1
+        assert measurements.bias_share(config) == pytest.approx(more)

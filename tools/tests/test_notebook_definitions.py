@@ -28,8 +28,7 @@ HOMES = {
     ),
     "04_llama_from_scratch": (
         [llama],
-        """RMSNorm SwiGLU rope_frequencies rope_rotation rotate GroupedQueryAttention LlamaBlock
-        Llama""".split(),
+        "rope_frequencies rope_rotation".split(),
     ),
     "06_quantization_math": (
         [quantize, formats],
@@ -48,10 +47,11 @@ HOMES = {
         flash_attention state_after block_sizes standard_traffic flash_traffic""".split(),
     ),
 }
-# Written by the learner in a plainer form; test_attention.py compares what both give.
+# Written by the learner in a plainer form; test_attention.py and test_llama.py compare what both give.
 BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",
+    "04_llama_from_scratch": "RMSNorm SwiGLU rotate GroupedQueryAttention LlamaBlock Llama",
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
@@ -27,6 +28,19 @@ from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
 from llama_int8.measure.statistics import Spread
 from llama_int8.transformer.llama import rotate
 
+ROTARY_ALT = (
+    "Five words in a row, each with a circle and two arrows: grey for the word's own vector, blue for "
+    "the same vector turned by 30 degrees per position, 0 to 120. The word at positions 0 and 3 is the "
+    "same: grey arrows are equal, blue ones are 90 degrees apart."
+)
+HEADS_ALT = (
+    "Eight query heads three times. MHA: each has a key and value of its own. GQA: groups of four share "
+    "one, a quarter of the cache. MQA: all eight share one, an eighth of the cache."
+)
+SWIGLU_ALT = (
+    "x goes through two matrices, gate_proj and up_proj. The gate passes through SiLU and is "
+    "multiplied with up's result; down_proj brings the product back to the width of the stream."
+)
 BLOCKS_ALT = (
     "Two blocks, drawn from the input at the bottom to the output at the top, each with the residual "
     "stream as a thick line at its left and two sublayers beside it, whose results are added to the "
@@ -141,12 +155,88 @@ def _stream_and_tags(axes: Axes, x: float, tags: Iterable[tuple[int, Area]]) -> 
         sign(axes, str(number), (part.x1 + 0.02, part.y1), "highlight", 0.1)
 
 
-def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: int) -> Figure:
-    """Time of each norm; size of the residual stream and the share of its mean, norm by norm.
+def drawing_heads() -> Figure:
+    """Eight query heads over eight, two and one heads of keys and values."""
+    drawn, axes = canvas(WIDTH, 2.75)
+    kinds = (("MHA: one each", 8), ("GQA: shared by a group", 2), ("MQA: one for all", 1))
+    for (name, shared), left in zip(kinds, (0.2, 2.7, 5.2), strict=True):
+        write(axes, (left, 2.5), name, TITLE, ha="left", weight="bold")
+        places = [left + 0.12 + 0.28 * head for head in range(8)]
+        group_size = 8 // shared
+        for number in range(shared):
+            members = places[number * group_size : (number + 1) * group_size]
+            middle = sum(members) / group_size
+            keys = box(axes, "k", (middle, 0.95), (0.22, 0.26), "keys", SMALL)
+            box(axes, "v", (middle, 0.62), (0.22, 0.26), "values", SMALL)
+            for x in members:
+                query = box(axes, "q", (x, 1.95), (0.22, 0.26), "queries", SMALL)
+                stroke(axes, [(x, query.y0), (middle, keys.y1)])
+        cached = "cache: all of it" if shared == 8 else f"cache: 1/{8 // shared} of it"
+        write(axes, (left + 0.02, 0.25), cached, ha="left")
+    return drawn
 
-    `times`: seconds. `rms`, `mean_share`: (norms, tokens), of what goes into each norm of the model.
-    """
-    drawn, axes = figure(3, figsize=(12, 3.6))
+
+def drawing_swiglu() -> Figure:
+    """Two matrices widen x; one result passes through SiLU and becomes the gate of the other."""
+    drawn, axes = canvas(WIDTH, 2.2)
+    x = box(axes, "x\n(B, T, C)", (0.65, 1.1), role="activations")
+    gate = box(axes, "gate_proj", (2.1, 1.65), (1.0, 0.34), "weights")
+    up = box(axes, "up_proj", (2.1, 0.55), (1.0, 0.34), "weights")
+    silu = box(axes, "SiLU", (3.45, 1.65), (0.75, 0.34), "highlight")
+    times = sign(axes, "×", (4.55, 1.1), "highlight", 0.16)
+    down = box(axes, "down_proj", (5.6, 1.1), (1.0, 0.34), "weights")
+    result = box(axes, "to the stream\n(B, T, C)", (6.85, 1.1), role="activations")
+    for part in (gate, up):
+        arrow(axes, x, (part.x0, part.centre[1]), corners=[(1.3, 1.1), (1.3, part.centre[1])])
+    arrow(axes, gate, silu)
+    arrow(axes, silu, times, corners=[(4.55, 1.65)])
+    write(axes, (4.68, 1.55), "how much passes", SMALL, ha="left")
+    arrow(axes, up, times, corners=[(4.55, 0.55)])
+    write(axes, (4.68, 0.65), "what could pass  (B, T, F)", SMALL, ha="left")
+    arrow(axes, times, down)
+    arrow(axes, down, result)
+    return drawn
+
+
+def drawing_rotary(words: Sequence[str], degrees: float = 30) -> Figure:
+    """One pair of each word's vector, before (grey) and after its turn by position x `degrees`."""
+    drawn, axes = canvas(WIDTH, 2.35)
+    first = {word: 20 + 65 * words.index(word) for word in words}  # equal words, equal vectors
+    step = (WIDTH - 0.3) / len(words)
+    for position, word in enumerate(words):
+        x, y, radius = 0.15 + (position + 0.5) * step, 1.3, 0.42
+        axes.add_patch(_circle((x, y), radius))
+        turned = first[word] + position * degrees
+        for angle, role in ((first[word], "neutral"), (turned, "queries")):
+            along = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            arrow(axes, (x, y), (x + radius * along[0], y + radius * along[1]), role=role)
+        write(axes, (x, 2.05), word, weight="bold")
+        write(axes, (x, 0.62), f"position {position}", SMALL)
+        write(axes, (x, 0.4), f"+ {position * degrees:g}°", SMALL)
+    write(axes, (0.15, 0.12), "grey: the vector of the word. Blue: turned.", SMALL, ha="left")
+    return drawn
+
+
+def mean_share(share: Tensor, width: int) -> Figure:
+    """What LayerNorm would take off, in % of a vector's squared length, (norms, tokens)."""
+    drawn, axes = figure(figsize=(7.5, 3.4))
+    places = range(len(share))
+    axes.plot(places, 100 * share.median(1).values, **AFTER, markersize=3, label="median token")
+    axes.plot(places, 100 * share.max(1).values, "-", color=GREY, label="largest of all tokens")
+    random = 100 * 0.455 / width  # the median of chi-square with one degree of freedom
+    axes.axhline(random, color="black", linestyle="--", linewidth=1, label="random vectors")
+    axes.set_yscale("log")
+    axes.set_xlabel("norm, from the input to the output")
+    axes.set_ylabel("% of the squared length (log)")
+    axes.set_ylim(top=20)
+    axes.legend(fontsize=8, loc="upper left", ncols=3)
+    axes.set_title("There is hardly a mean to take off")
+    return drawn
+
+
+def norm_times(times: Mapping[str, Spread]) -> Figure:
+    """Time of each norm, as a formula and as PyTorch's function; `times` in seconds."""
+    drawn, axes = figure(figsize=(7.5, 2.5))
     names = list(times)
     middle = np.array([1e6 * spread.median for spread in times.values()])
     low = middle - [1e6 * spread.low for spread in times.values()]
@@ -154,55 +244,67 @@ def norms(times: Mapping[str, Spread], rms: Tensor, mean_share: Tensor, width: i
     layer, root = COLOURS["int8"], COLOURS["bf16"]
     colours = [layer if "Layer" in name else root for name in names]
     hatches = ["///" if "Layer" in name else "" for name in names]
-    axes[0].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
-    axes[0].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
-    axes[0].invert_yaxis()
-    axes[0].set_xlabel("µs")
-    axes[0].grid(axis="y", visible=False)
+    axes.barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
+    axes.errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("µs for 512 vectors")
+    axes.grid(axis="y", visible=False)
     formula, function = middle[1] / middle[0], middle[3] / middle[2]
-    axes[0].set_title(
-        f"RMSNorm takes {formula:.2f} of LayerNorm's time\nas formula, {function:.2f} as function"
-    )
+    axes.set_title(f"RMSNorm over LayerNorm: {formula:.2f} as formula, {function:.2f} as function")
+    return drawn
+
+
+def stream(rms: Tensor) -> Figure:
+    """Size of the residual stream at each norm, (norms, tokens): the median and the first token."""
+    drawn, axes = figure(figsize=(7.5, 3.2))
     places = range(len(rms))
-    axes[1].plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
-    axes[1].plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
-    axes[1].set_yscale("log")
-    axes[1].set_xlabel("norm, from the input to the output")
-    axes[1].set_ylabel("root mean square (log)")
-    axes[1].legend(fontsize=8)
-    axes[1].set_title("The residual stream grows")
-    axes[2].plot(places, 100 * mean_share.median(1).values, **AFTER, markersize=3, label="median")
-    axes[2].plot(places, 100 * mean_share.max(1).values, "-", color=GREY, label="largest")
-    for share, line, name in ((1, ":", "mean"), (0.455, "--", "median")):  # of chi-square, 1 degree
-        axes[2].axhline(
-            100 * share / width,
-            color="black",
-            linestyle=line,
-            linewidth=1,
-            label=f"random vectors, {name}",
-        )
-    axes[2].set_yscale("log")
-    axes[2].set_xlabel("norm, from the input to the output")
-    axes[2].set_ylabel("% of the squared length (log)")
-    axes[2].set_ylim(top=30)
-    axes[2].legend(fontsize=8, loc="upper left")
-    axes[2].set_title("There is hardly a mean to take off")
+    axes.plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
+    axes.plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
+    axes.set_yscale("log")
+    axes.set_xlabel("norm, from the input to the output")
+    axes.set_ylabel("root mean square (log)")
+    axes.legend(fontsize=8)
+    axes.set_title("The residual stream grows, and the first token is a giant")
+    return drawn
+
+
+def parameters(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Where the parameters of each model are, in % of all; `counts`: {model: {part: weights}}."""
+    drawn, axes = figure(figsize=(7.5, 1.2 + 0.5 * len(counts)))
+    colours = (COLOURS["highlight"], COLOURS["bf16"], COLOURS["good"])
+    hatches = ("...", "", "///")
+    left = np.zeros(len(counts))
+    names = [f"{name}\n{sum(parts.values()) / 1e9:.2f} billion" for name, parts in counts.items()]
+    for part, colour, hatch in zip(next(iter(counts.values())), colours, hatches, strict=True):
+        share = np.array([100 * c[part] / sum(c.values()) for c in counts.values()])
+        axes.barh(names, share, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        for row, value in enumerate(share):
+            where = (max(left[row] + value / 2, 3.2), row)
+            style = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+            axes.annotate(f"{value:.0f} %", where, ha="center", va="center", fontsize=8, bbox=style)
+        left += share
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of all parameters")
+    axes.grid(visible=False)
+    drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
+    axes.set_title("Most of a LLaMA is feed-forward network")
     return drawn
 
 
 def norm_places(
-    by_layer: Mapping[str, Tensor],
-    by_depth: Mapping[str, Mapping[int, Tensor]],
+    gradients: Mapping[str, Mapping[int, Tensor]],
     curves: Mapping[str, Tensor],
     entropy: float,
 ) -> Figure:
     """The effect of the norm's place: gradients at initialization, and a deep model's training.
 
-    `by_layer`: gradient norms (seeds, layers); `by_depth`: of the last layer, (seeds,) by depth;
-    `curves`: training loss (seeds, steps); `entropy`: bits per byte of only the byte frequencies.
+    `gradients`: norms (seeds, layers), for each place and depth; `curves`: training loss
+    (seeds, steps); `entropy`: bits per byte of only the byte frequencies.
     """
     drawn, axes = figure(3, figsize=(12, 3.8))
-    for (name, values), style in zip(by_layer.items(), (BEFORE, AFTER), strict=True):
+    for (name, by_depth), style in zip(gradients.items(), (BEFORE, AFTER), strict=True):
+        values = by_depth[max(by_depth)]
         layers = np.arange(1, values.shape[1] + 1)
         axes[0].plot(layers, values.mean(0), label=name, **style, markersize=4)
         band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
@@ -212,7 +314,8 @@ def norm_places(
     axes[0].set_ylabel("gradient norm at initialization")
     axes[0].legend()
     axes[0].set_title(f"{len(layers)} layers: norm before calms the last")
-    for (name, depths), style in zip(by_depth.items(), (BEFORE, AFTER), strict=True):
+    for (name, by_depth), style in zip(gradients.items(), (BEFORE, AFTER), strict=True):
+        depths = {depth: values[:, -1] for depth, values in by_depth.items()}
         means = np.array([values.mean().item() for values in depths.values()])
         low = means - [values.min().item() for values in depths.values()]
         high = [values.max().item() for values in depths.values()] - means
@@ -242,51 +345,55 @@ def norm_places(
         end = [smooth.shape[1] - 1], [smooth[:, -1].mean()]
         hollow = {"fillstyle": "none" if line == "--" else "full"}
         axes[2].plot(*end, line, marker=marker, color=colour, label=name, **hollow)
-    axes[2].axhline(entropy, color="black", linestyle=":", label="byte frequencies alone")
+    axes[2].axhline(entropy, color="black", linestyle=":", label="only byte frequencies")
     axes[2].set_ylim(3.2, 6.2)
     axes[2].set_xlabel("training step")
-    axes[2].set_ylabel("training loss (bits a byte)")
+    axes[2].set_ylabel("training loss (bits per byte)")
     axes[2].legend(fontsize=7)
     axes[2].set_title("16 layers: norm after needs care")
     return drawn
 
 
-def feed_forward(gates: Tensor, times: Mapping[str, Spread]) -> Figure:
-    """ReLU and SiLU over the real model's gate values; time of three feed-forward networks."""
-    drawn, axes = figure(2, figsize=(10, 3.5))
+def gates(values: Tensor) -> Figure:
+    """ReLU and SiLU, over how often each gate value occurs in the real model."""
+    drawn, axes = figure(figsize=(7.5, 3.3))
     x = torch.linspace(-6, 6, 241)
-    count = axes[0].twinx()
-    count.hist(gates.numpy(), bins=80, range=(-6, 6), color="#DDDDDD", density=True)
-    count.set_yticks([])
-    count.spines["right"].set_visible(False)
-    axes[0].set_zorder(count.get_zorder() + 1)
-    axes[0].patch.set_visible(False)
-    axes[0].plot(x, x.relu(), color=BEFORE["color"], linestyle="--", label="ReLU")
-    axes[0].plot(x, torch.nn.functional.silu(x), color=AFTER["color"], label="SiLU")
-    axes[0].set_ylim(-0.6, 4)
-    axes[0].set_xlabel("input of the activation; grey: how often, in the real model")
-    axes[0].set_ylabel("output")
-    axes[0].legend()
-    axes[0].set_title(f"{(gates < 0).float().mean():.0%} of the gates are negative")
-    names = list(times)
-    base = times[names[0]].median
-    ratio = [times[name].median / base for name in names]
-    spread = [
-        [(times[name].median - times[name].low) / base for name in names],
-        [(times[name].high - times[name].median) / base for name in names],
-    ]
+    count = axes.twinx()
+    shares = torch.full((len(values),), 100 / len(values)).numpy()
+    count.hist(values.numpy(), bins=80, range=(-6, 6), color="#DDDDDD", weights=shares)
+    count.set_ylabel("grey: % of the gates")
+    count.grid(visible=False)
+    axes.set_zorder(count.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.plot(x, x.relu(), color=BEFORE["color"], linestyle="--", label="ReLU")
+    axes.plot(x, torch.nn.functional.silu(x), color=AFTER["color"], label="SiLU")
+    axes.set_ylim(-0.6, 4)
+    axes.set_xlabel("gate: what gate_proj gives")
+    axes.set_ylabel("after the activation")
+    axes.legend(loc="upper left")
+    negative = (values < 0).float().mean()
+    axes.set_title(f"{negative:.0%} of the gates are negative: nearly closed, not shut")
+    return drawn
+
+
+def feed_forward_times(seconds: Mapping[str, np.ndarray]) -> Figure:
+    """Time of each feed-forward network over the first one's, taken within each round."""
+    drawn, axes = figure(figsize=(7.5, 2.2))
+    names = list(seconds)
+    ratios = [np.quantile(seconds[n] / seconds[names[0]], [0.25, 0.5, 0.75]) for n in names]
+    low, middle, high = np.array(ratios).T
     colours = [BEFORE["color"], AFTER["color"], AFTER["color"]]
-    axes[1].barh(names, ratio, color=colours, hatch=["///", "", ".."], edgecolor="white")
-    axes[1].errorbar(ratio, names, xerr=spread, fmt="none", ecolor="black", capsize=3)
-    for name, value in zip(names, ratio, strict=True):
-        end = times[name].high / base
+    axes.barh(names, middle, color=colours, hatch=["///", "", ".."], edgecolor="white")
+    error = [middle - low, high - middle]
+    axes.errorbar(middle, names, xerr=error, fmt="none", ecolor="black", capsize=3)
+    for name, value, end in zip(names, middle, high, strict=True):
         beside = {"textcoords": "offset points", "va": "center"}
-        axes[1].annotate(f"{value:.2f}x", (end, name), (6, 0), **beside)
-    axes[1].set_xlim(0, 1.2 * max(ratio))
-    axes[1].invert_yaxis()
-    axes[1].set_xlabel("time, over ReLU's")
-    axes[1].grid(axis="y", visible=False)
-    axes[1].set_title("The third matrix costs; a smaller width pays")
+        axes.annotate(f"{value:.2f}x", (end, name), (6, 0), **beside)
+    axes.set_xlim(0, 1.2 * max(high))
+    axes.invert_yaxis()
+    axes.set_xlabel("time, over ReLU's")
+    axes.grid(axis="y", visible=False)
+    axes.set_title("The third matrix costs; a smaller width pays for it")
     return drawn
 
 
@@ -307,30 +414,29 @@ def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
                     f"{position}", (1.13 * end[0], 1.13 * end[1]), ha="center", fontsize=8
                 )
         turn = 2 * math.pi / angle
-        panel.set_title(f"pair {pair}: {math.degrees(angle):.3g}° a token", fontsize=9)
+        panel.set_title(f"pair {pair}: {math.degrees(angle):.3g}° per token", fontsize=9)
         panel.set_xlabel(f"a full turn in {turn:,.0f} tokens", fontsize=9)
     return drawn
 
 
-def rope_errors(starts: Sequence[int], errors: Mapping[str, Tensor]) -> Figure:
-    """Error of a score over the position of the key; `errors`: (positions, draws), relative."""
-    drawn, axes = figure(figsize=(8, 3.7))
-    styles = (
-        (COLOURS["fp32"], "D"),
-        (COLOURS["bf16"], "o"),
-        (COLOURS["good"], "^"),
-        (COLOURS["int8"], "s"),
-    )
-    for (name, values), (colour, marker) in zip(errors.items(), styles, strict=True):
-        low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=1)
-        axes.plot(starts, middle, color=colour, marker=marker, label=name)
-        axes.fill_between(starts, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("position of the key (log); the query stands 16 after it")
-    axes.set_ylabel("error over the scores' RMS (log)")
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_title("Rounded positions lose what is far; the other roundings do not")
+def rope_errors(starts: Sequence[int], errors: Mapping[int, Mapping[str, Tensor]]) -> Figure:
+    """Error of a score over the key's position, for each distance and each part rounded to bf16.
+
+    `errors`: {distance: {part: (starts, draws)}}, over the RMS of the scores.
+    """
+    drawn, axes = figure(2, figsize=(9, 3.7), sharey=True)
+    styles = ((COLOURS["good"], "^"), (COLOURS["bf16"], "o"), (COLOURS["int8"], "s"))
+    for panel, (distance, parts) in zip(axes, errors.items(), strict=True):
+        for (name, values), (colour, marker) in zip(parts.items(), styles, strict=True):
+            middle = 100 * values.median(dim=1).values
+            panel.plot(starts, middle, color=colour, marker=marker, markersize=5, label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_ylim(0)
+        panel.set_xlabel("position of the key (log)")
+        panel.set_title(f"query {distance:,} tokens after the key")
+    axes[0].set_ylabel("error, % of a usual score")
+    axes[0].legend(fontsize=8, loc="upper left", title="rounded to bf16")
+    drawn.suptitle("Angles lose far positions, frequencies lose far distances", weight="bold")
     return drawn
 
 
@@ -357,30 +463,6 @@ def wavelengths(curves: Mapping[str, Tensor], contexts: Mapping[str, int]) -> Fi
     return drawn
 
 
-def decode_speed(ratios: Mapping[str, Spread], rates: Mapping[str, tuple[float, float]]) -> Figure:
-    """Our decode speed over Hugging Face's; `rates`: tokens/s of ours and theirs by precision."""
-    drawn, axes = figure(figsize=(7.5, 2.6))
-    for row, (name, ratio) in enumerate(ratios.items()):
-        colour = COLOURS[name]
-        error = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-        axes.errorbar(ratio.median, row, xerr=error, fmt="o", color=colour, capsize=4)
-        ours, theirs = rates[name]
-        text = f"{ratio.median:.2f}x (each by itself: {ours:.1f} and {theirs:.1f} tokens/s)"
-        axes.annotate(text, (ratio.high, row), (8, -3), textcoords="offset points", fontsize=9)
-    axes.axvline(1, color="black", linestyle=":")
-    axes.set_yticks(range(len(ratios)), [name.upper().replace("BF", "bf") for name in ratios])
-    axes.set_ylim(-0.6, len(ratios) - 0.4)
-    low = min(1.0, *(ratio.low for ratio in ratios.values()))
-    high = max(1.0, *(ratio.high for ratio in ratios.values()))
-    axes.set_xlim(low - 0.1 * (high - low) - 0.02, high + 1.2 * (high - low) + 0.1)
-    axes.set_xlabel("decode speed of our LLaMA over Hugging Face's (dotted: the same)")
-    medians = " and ".join(f"{ratio.median:.2f}" for ratio in ratios.values())
-    same = all(ratio.low <= 1 <= ratio.high for ratio in ratios.values())
-    told = "no clear difference to" if same else f"{medians} times"
-    axes.set_title(f"Decoding with our LLaMA: {told} Hugging Face's speed")
-    return drawn
-
-
 def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figure:
     """Two equal vectors turned to the query's and the key's position: one plane, and the score.
 
@@ -403,7 +485,7 @@ def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figu
         "", (vector[pair].item(), vector[pair + pairs].item()), (0, 0), arrowprops=grey
     )
     axes[0].set_xlabel("grey: both before the rotation")
-    axes[0].set_title(f"pair {pair}: {math.degrees(frequencies[pair].item()):.3g}° a token")
+    axes[0].set_title(f"pair {pair}: {math.degrees(frequencies[pair].item()):.3g}° per token")
     places = torch.arange(0, 129)
     turned_query = rotate(vector, *_cos_sin(frequencies, query))
     scores = [
@@ -440,7 +522,5 @@ def _plane(axes: Axes, reach: float = 1.25) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _circle():
-    from matplotlib.patches import Circle
-
-    return Circle((0, 0), 1, fill=False, color="#BBBBBB", linewidth=0.8)
+def _circle(centre: tuple[float, float] = (0, 0), radius: float = 1) -> Circle:
+    return Circle(centre, radius, fill=False, color="#BBBBBB", linewidth=0.8)

@@ -1,0 +1,357 @@
+"""What lesson 04 measures: the states at the norms, a block's shapes, places of the norm, timings."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llama_int8.course import small_lm
+from llama_int8.course.claims import put_on_trial
+from llama_int8.measure.latency import interleaved, prefill_and_decode, repeated
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import Spread, spread
+from llama_int8.models.cost import ATTENTION, count_parameters
+from llama_int8.transformer.attention import EncoderBlock, FeedForward, layer_norm
+from llama_int8.transformer.checkpoints import META_BLOCK, META_TOP, to_pairs, write_meta
+from llama_int8.transformer.config import LlamaConfig
+
+DEPTHS = (4, 8, 16, 32)
+PLACES = {"norm after": False, "norm before": True}
+# No round numbers: bf16 holds those exactly.
+STARTS = [round(1.3 * 2**i) for i in range(4, 15)]
+
+
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    """The norms of Hugging Face's model, in the order in which a token meets them."""
+    return [module for name, module in model.named_modules() if name.endswith("norm")]
+
+
+@contextmanager
+def hooked(modules: list[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Call `hook` with what enters each of these modules, until the block is left."""
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def states_at_norms(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters each norm, (norms, T, C) on the CPU, and the model's logits (1, T, V)."""
+    entering: list[Tensor] = []
+    with (
+        torch.inference_mode(),
+        hooked(norms_of(model), lambda _, arguments: entering.append(arguments[0][0].cpu())),
+    ):
+        logits = model(tokens, use_cache=False).logits
+    return torch.stack(entering), logits
+
+
+def without_mean(model: nn.Module) -> Any:
+    """While this lasts, the mean of each vector is taken off before it enters a norm."""
+    return hooked(
+        norms_of(model), lambda _, arguments: (arguments[0] - arguments[0].mean(-1, keepdim=True),)
+    )
+
+
+def shapes_in_block(
+    block: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor
+) -> list[list[str]]:
+    """A row for each step of the learner's block: its name, the shape of its result, its weights."""
+    rows = [["the stream enters", str(tuple(x.shape)), ""]]
+
+    def remember(name: str, module: nn.Module, _: Any, result: Tensor) -> None:
+        weight = tuple(module.weight.shape) if hasattr(module, "weight") else ""
+        shape = str(tuple(result.shape))
+        if name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            heads = module.out_features // block.self_attn.head_dim
+            shape += f", cut into {heads} heads of {block.self_attn.head_dim}"
+        rows.append([f"`{name}`", shape, str(weight)])
+
+    handles = [
+        module.register_forward_hook(partial(remember, name))
+        for name, module in block.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            block(x, rotation, mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def parameters_by_part(config: LlamaConfig) -> dict[str, int]:
+    """Weights in the tables, in attention and in the feed-forward networks; norms left out."""
+    sizes = {name: rows * columns for name, (rows, columns) in config.linear_shapes().items()}
+    attention = sum(size for name, size in sizes.items() if name in ATTENTION)
+    tables = 1 if config.tie_word_embeddings else 2
+    return {
+        "tables": tables * config.vocab_size * config.hidden_size,
+        "attention": config.num_hidden_layers * attention,
+        "feed-forward": config.num_hidden_layers * (sum(sizes.values()) - attention),
+    }
+
+
+def bias_share(config: LlamaConfig) -> float:
+    """Biases of all linear layers, if there were any, over the parameters that there are."""
+    rows = sum(rows for rows, _ in config.linear_shapes().values())
+    return config.num_hidden_layers * rows / count_parameters(config)
+
+
+def write_metas_files(model: nn.Module, folder: Path) -> list[list[str]]:
+    """Write a model in Meta's format, in up to three files; a row for each kind of tensor.
+
+    The rows: Meta's name, Hugging Face's, the whole shape, the shape in a file, the axis of the cut.
+    Raises ValueError for a model that the format has no words for.
+    """
+    config, tensors = model.config, dict(model.state_dict())
+    cut = config.num_key_value_heads, config.intermediate_size
+    shards = next(n for n in (3, 2, 1) if not any(size % n for size in cut))
+    write_meta(config, tensors, folder, shards)
+    first = torch.load(folder / "consolidated.00.pth", weights_only=True)
+    names = {
+        f"layers.0.{meta}.weight": f"model.layers.0.{n}.weight" for meta, n in META_BLOCK.items()
+    }
+    rows = []
+    for meta, name in (META_TOP | names).items():
+        whole, part = tuple(tensors[name].shape), tuple(first[meta].shape)
+        axes = [axis for axis in range(len(whole)) if whole[axis] != part[axis]]
+        along = ("rows", "columns")[axes[0]] if axes else "not cut"
+        rows.append([f"`{meta}`", f"`{name}`", str(whole), str(part), along])
+    return rows
+
+
+def reorder(model: nn.Module, names: list[str], change: Callable[[Tensor, int], Tensor]) -> None:
+    """Let the rows of these projections change places in every block: `change(rows, heads)`."""
+    for block in model.model.layers:
+        for name in names:
+            projection = block.self_attn.get_submodule(name)
+            heads = len(projection.weight) // model.config.head_dim
+            for rows in projection.parameters():  # the weight, and a bias where there is one
+                table = rows.data.reshape(len(rows), -1)
+                rows.data = change(table, heads).reshape(rows.shape)
+
+
+def pairs_alike(weight: Tensor, heads: int) -> bool:
+    """The simplest rule for the order of rows: in which one are the two of a pair more alike?"""
+    lengths = weight.norm(dim=1).log().unflatten(0, (heads, -1))
+    halves, pairs = lengths.unflatten(1, (2, -1)), lengths.unflatten(1, (-1, 2)).transpose(1, 2)
+    apart = [(order[:, 0] - order[:, 1]).square().sum() for order in (halves, pairs)]
+    return bool(apart[0] < apart[1])
+
+
+def recognized_orders(
+    model: nn.Module, in_halves: Callable[[Tensor, int], bool]
+) -> tuple[int, int]:
+    """How often a rule is right about a query or key matrix, in either order, and of how many."""
+    answers = []
+    for block in model.model.layers:
+        for projection in (block.self_attn.q_proj, block.self_attn.k_proj):
+            weight = projection.weight.detach()
+            heads = len(weight) // model.config.head_dim
+            answers += [in_halves(weight, heads), not in_halves(to_pairs(weight, heads), heads)]
+    return sum(map(bool, answers)), len(answers)
+
+
+def norm_times(width: int, rms_norm: Callable[..., Tensor], settings: Any) -> dict[str, Spread]:
+    """Seconds that both norms take for 512 vectors, as formulas and as PyTorch's own functions."""
+    x = torch.randn(1, 512, width, device=settings.device)
+    ones, zeros = torch.ones_like(x[0, 0]), torch.zeros_like(x[0, 0])
+    ways = {
+        "LayerNorm, formula": lambda: layer_norm(x, ones, zeros),
+        "RMSNorm, formula": lambda: rms_norm(x, ones, 1e-5),
+        "LayerNorm, PyTorch": lambda: functional.layer_norm(x, (width,), ones, zeros),
+        "RMSNorm, PyTorch": lambda: functional.rms_norm(x, (width,), ones),
+    }
+    with torch.inference_mode():
+        timed = interleaved(
+            {name: repeated(way, 50, settings.device) for name, way in ways.items()},
+            3 * settings.rounds,
+        )
+    return {name: spread(phases["call"]) for name, phases in timed.items()}
+
+
+def time_feed_forward(
+    width: int, kind: Callable[[int, int], nn.Module], settings: Any
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Of ReLU's network and two of SwiGLU: seconds of each round, and weights over ReLU's.
+
+    `kind`: the learner's SwiGLU, made from its width and its inner width. 512 tokens at once.
+    """
+    x = torch.randn(1, 512, width, device=settings.device)
+    networks = {
+        "ReLU, 4x": FeedForward(width, 4 * width),
+        "SwiGLU, 4x": kind(width, 4 * width),
+        "SwiGLU, 8/3x": kind(width, 8 * width // 3),
+    }
+    calls = {}
+    for name, network in networks.items():
+        network.to(settings.device).requires_grad_(False)
+        calls[name] = repeated(partial(network, x), 5, settings.device)
+    timed = interleaved(calls, 3 * settings.rounds)
+    sizes = {name: sum(p.numel() for p in n.parameters()) for name, n in networks.items()}
+    base = sizes["ReLU, 4x"]
+    seconds = {name: phases["call"] for name, phases in timed.items()}
+    return seconds, {name: size / base for name, size in sizes.items()}
+
+
+def swiglu_on_trial(
+    results: Results, seconds: Mapping[str, np.ndarray], weights: Mapping[str, float]
+) -> None:
+    """The claim that SwiGLU saves cost, from what `time_feed_forward` gives."""
+    base = seconds["ReLU, 4x"]
+    same, less = (spread(seconds[name] / base) for name in ("SwiGLU, 4x", "SwiGLU, 8/3x"))
+    if same.high < 1:
+        verdict = "holds"
+    elif less.high < 1:
+        verdict = "holds only if"
+    else:
+        verdict = "fails here" if same.low > 1 else "not testable here"
+    put_on_trial(
+        results,
+        "swiglu-reduces-cost",
+        f"Time over ReLU's: {same.median:.2f} [{same.low:.2f}, {same.high:.2f}] at the same inner "
+        f"width, {less.median:.2f} [{less.low:.2f}, {less.high:.2f}] at two thirds of it; "
+        f"weights {weights['SwiGLU, 4x']:.2f} and {weights['SwiGLU, 8/3x']:.2f} times.",
+        verdict,
+        f"512 tokens at once, FP32, quartiles of {same.n} rounds. A third matrix costs more, and the "
+        "smaller width only takes that back. What SwiGLU can give is a lower loss for the same cost.",
+    )
+
+
+def gradients() -> dict[str, dict[int, Tensor]]:
+    """Gradient norms of each block's last matrix at initialization, (3 seeds, layers), by depth."""
+    return {
+        place: {
+            depth: torch.stack([_gradient_by_layer(first, depth, seed) for seed in range(3)])
+            for depth in DEPTHS
+        }
+        for place, first in PLACES.items()
+    }
+
+
+def _gradient_by_layer(norm_first: bool, layers: int, seed: int) -> Tensor:
+    """(layers,), in a stack of lesson 02's blocks with random inputs and targets."""
+    torch.manual_seed(seed)
+    blocks = nn.ModuleList([EncoderBlock(64, 4, 256, norm_first) for _ in range(layers)])
+    head = nn.Linear(64, 256)
+    for matrix in [p for m in (blocks, head) for p in m.parameters() if p.dim() == 2]:
+        nn.init.xavier_uniform_(matrix)  # as in the analysis
+    x, targets = torch.randn(8, 32, 64), torch.randint(256, (8, 32))
+    for block in blocks:
+        x = block(x)
+    x = functional.layer_norm(x, (64,)) if norm_first else x
+    functional.cross_entropy(head(x).flatten(0, 1), targets.flatten()).backward()
+    return torch.stack([block.feed_forward.fc2.weight.grad.norm() for block in blocks])
+
+
+def train_by_depth(steps: int, results: Results) -> dict[str, Tensor]:
+    """Training losses (2 seeds, steps) in bits per byte, for both places of the norm and two depths.
+
+    One more model has the norm after, 16 layers, and care: twice the steps, a third of the rate,
+    and a warm-up over half of them.
+    """
+    after, before = small_lm.CHANGES["original"], small_lm.CHANGES["+ pre-norm"]
+    tasks: dict[str, tuple[Any, ...]] = {
+        "norm after, 4 layers": (after, steps, 4),
+        "norm after, 16 layers": (after, steps, 16),
+        "norm before, 4 layers": (before, steps, 4),
+        "norm before, 16 layers": (before, steps, 16),
+        "norm after, 16 layers, with care": (after, 2 * steps, 16, 1e-3, steps),
+    }
+    batch, context = 8, 64
+    runs = {
+        f"{name}, seed {seed}": (parts, count, seed, layers, batch, context, *care)
+        for name, (parts, count, layers, *care) in tasks.items()
+        for seed in range(2)
+    }
+    losses = small_lm.in_parallel(small_lm.training_losses, runs, results.stage)
+    curves = {n: torch.tensor([losses[f"{n}, seed {seed}"] for seed in range(2)]) for n in tasks}
+    for name, curve in curves.items():
+        results.record(f"depth.{name}", curve[:, -10:].mean().item(), "bits", n=2)
+    results.record("depth.byte_entropy", small_lm.byte_entropy(), "bits")
+    return curves
+
+
+def norm_place_on_trial(results: Results, by_depth: Mapping[str, Mapping[int, Tensor]]) -> None:
+    """Xiong et al.'s claim, from what `gradients` gives: the last layer, deepest over shallowest."""
+    last = {name: {d: g[:, -1] for d, g in depths.items()} for name, depths in by_depth.items()}
+    ratio = {name: depths[DEPTHS[-1]] / depths[DEPTHS[0]] for name, depths in last.items()}
+    ranges = {name: f"{r.min():.2f} to {r.max():.2f}" for name, r in ratio.items()}
+    holds = ratio["norm after"].mean() > 0.7 and ratio["norm before"].max() < 0.7
+    put_on_trial(
+        results,
+        "post-norm-large-gradients",
+        f"Gradient norm in the last layer, {DEPTHS[-1]} layers over {DEPTHS[0]}, least to largest of "
+        f"3 seeds: {ranges['norm after']} times with the norm after, {ranges['norm before']} times "
+        "with the norm before (1/√8 is 0.35); width 64.",
+        "holds" if holds else "fails here",
+        "In stacks of lesson 02's blocks with random inputs and Xavier initialization. In the middle "
+        "of the stack, norm after varies widely from seed to seed.",
+    )
+
+
+def rope_errors(
+    distance: int, head_dim: int, theta: float, rotate: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    """How far bf16 moves a score, in units of the scores' RMS: (starts, 200 pairs) for each part.
+
+    The query stands `distance` after the key; everything but the named part stays in float64.
+    """
+    draws = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 200, head_dim, generator=draws, dtype=torch.float64)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+
+    def score(start: int, part: str = "") -> Tensor:
+        frequencies = _in_bf16(theta**-exponents, part == "frequencies")
+        places = torch.tensor([start + distance, start], dtype=torch.float64)
+        places = _in_bf16(places, part == "positions")[:, None]
+        angles = _in_bf16(places * frequencies, part == "angles")
+        cos, sin = angles.cos(), angles.sin()
+        return (rotate(q, cos[0], sin[0]) * rotate(k, cos[1], sin[1])).sum(-1)
+
+    exact = score(0)
+    usual = exact.square().mean().sqrt()
+    for start in STARTS:  # the proof: only the distance counts
+        torch.testing.assert_close(score(start), exact, rtol=0, atol=1e-7)
+    return {
+        part: torch.stack([(score(start, part) - exact).abs() / usual for start in STARTS])
+        for part in ("frequencies", "positions", "angles")
+    }
+
+
+def _in_bf16(x: Tensor, rounded: bool) -> Tensor:
+    return x.to(torch.bfloat16).to(x.dtype) if rounded else x
+
+
+def decode_speed(
+    ours: nn.Module, theirs: nn.Module, tokens: Tensor, half: str, results: Results, rounds: int
+) -> list[list[str]]:
+    """A row for each precision: our decode speed over Hugging Face's, and both in tokens/s.
+
+    Both models are converted in place: first FP32, then `half`, which they keep.
+    """
+    rows, new = [], 8  # many short rounds: the median of few would be noise
+    for precision in ("fp32", half):
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        pair = {"ours": ours.to(dtype), "theirs": theirs.to(dtype)}
+        calls = {n: partial(prefill_and_decode, m, tokens, new) for n, m in pair.items()}
+        decode = {n: phases["decode"] for n, phases in interleaved(calls, rounds).items()}
+        ratio = spread(decode["theirs"] / decode["ours"])
+        results.record(
+            f"decode.{precision}.ratio", ratio.median, "x",
+            low=ratio.low, high=ratio.high, n=ratio.n,
+        )  # fmt: skip
+        rates = [f"{new / spread(decode[n]).median:.1f}" for n in pair]
+        interval = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        rows.append([precision.upper().replace("BF", "bf"), *rates, interval])
+    return rows
