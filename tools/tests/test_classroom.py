@@ -430,19 +430,20 @@ def test_the_right_number_of_the_wrong_type_is_wrong(exercise, wrap):
     assert judge(exercise.name, lambda *a: wrap(exercise.reference(*a))).status == "wrong"
 
 
+def as_python(right):
+    """A tensor as nested lists, a number as a fraction."""
+    if isinstance(right, torch.Tensor):
+        return right.tolist()
+    return [as_python(r) for r in right] if isinstance(right, tuple | list) else Fraction(right)
+
+
 @EACH
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda right: (
-            right.tolist()
-            if isinstance(right, torch.Tensor)
-            else list(right)
-            if isinstance(right, tuple | list)
-            else Fraction(right)
-        ),
+        as_python,
         np.asarray,
-        lambda right: torch.as_tensor(right, dtype=torch.float64),
+        lambda right: torch.as_tensor(np.asarray(right), dtype=torch.float64),
     ],
 )
 def test_the_right_number_may_come_as_another_kind_of_number(exercise, wrap):
@@ -539,7 +540,7 @@ def test_hints_are_numbered_from_one_and_name_the_next(exercise, capsys):
 @EACH
 def test_the_solution_is_shown_as_source_that_is_correct(exercise, capsys):
     solution(exercise.name)
-    scope = {"torch": torch, "math": math}  # a notebook has imported them
+    scope = {"torch": torch, "nn": torch.nn, "math": math}  # a notebook has imported them
     exec(capsys.readouterr().out, scope)
     assert judge(exercise.name, scope[exercise.reference.__name__]).status == "correct"
 

@@ -109,17 +109,6 @@ def spacing(x, mantissa_bits):
             "spacing(1.0, 7) gives 1.1920928955078125e-07, expected 0.0078125",
         ),
         (
-            "06.absmax_codes",
-            "zeros alone are divided by 0",
-            """
-def absmax_codes(values, bits):
-    m = max([abs(v) for v in values])
-    return [round(v / m * (2 ** (bits - 1) - 1)) for v in values]
-""",
-            "raised ZeroDivisionError",
-            "error",
-        ),
-        (
             "06.dequantize_rows",
             "the product in int8",
             """
@@ -129,29 +118,6 @@ def dequantize_rows(codes, SCB):
     return (CB * np.array(SCB)[:, None]).astype(np.int8) / 127
 """,
             "dequantize_rows([[127, -64], [12, -127]], [0.5, 2.0]) gives",
-        ),
-        (
-            "06.integer_dot",
-            "the codes stay int8",
-            """
-import numpy as np
-def integer_dot(x, y, p, q):
-    x = np.array(x, dtype=np.int8) - np.int8(p)
-    y = np.array(y, dtype=np.int8) - np.int8(q)
-    return np.dot(x, y)
-""",
-            "expected -32867",
-        ),
-        (
-            "06.layer_bytes",
-            "no branch for rows without groups",
-            """
-def layer_bytes(rows, columns, bits, group_size, scale_bytes):
-    if group_size is not None:
-        groups = rows * columns / group_size
-        return rows * columns * bits / 8 + groups * scale_bytes
-""",
-            "layer_bytes(4096, 4096, 8, None, 4) gives None, expected 16793600.0",
         ),
         (
             "07.inference_bytes",
@@ -283,37 +249,11 @@ def rotated(x, angles):
 """,
     ),
     (
-        "04.metas_rows",
-        """
-import torch
-def metas_rows(head_dim):
-    return torch.arange(head_dim).view(-1, 2).T.reshape(-1)
-""",
-    ),
-    (
         "06.spacing",
         """
 import math
 def spacing(x, mantissa_bits):
     return math.ldexp(1, math.floor(math.log2(abs(x))) - mantissa_bits)
-""",
-    ),
-    (
-        "06.unbiased_codes",
-        """
-import numpy as np
-def unbiased_codes(values, scale):
-    return np.rint(np.array(values) / scale).astype(np.int8)
-""",
-    ),
-    (
-        "06.zero_point",
-        """
-import torch
-def scale_and_zero_point(low, high, bits):
-    low, high = min(low, 0), max(high, 0)
-    scale = torch.tensor((high - low) / (2 ** bits - 1))            # FP32
-    return scale, -(2 ** (bits - 1)) - torch.round(low / scale)
 """,
     ),
     (

@@ -214,7 +214,7 @@ shift.mistake(
     lambda iso: (iso[:, :-1], iso[:, :-1]),
 )
 shift.mistake(
-    "both are the same here: position t must predict the character after it",
+    "inputs and targets are the whole row here: one lacks its END, the other its START",
     lambda iso: (iso, iso),
 )
 shift.mistake(
