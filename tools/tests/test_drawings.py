@@ -11,11 +11,17 @@ from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
 
 from llama_int8.course import drawings, plots
+from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n06 import figures as lesson_06
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
+SEVEN_WORDS = ["The", "capital", "of", "France", "is", "Paris", "."]
 DRAWINGS = {
+    "03_drawing_teacher_forcing": lambda: lesson_03.drawing_teacher_forcing(SEVEN_WORDS),
+    "03_drawing_stages": lesson_03.drawing_stages,
+    "03_drawing_cache": lesson_03.drawing_cache,
+    "03_drawing_padding": lesson_03.drawing_padding,
     "04_drawing_blocks": lesson_04.blocks,
     "06_drawing_number_line": lambda: lesson_06.values_to_codes(WEIGHTS),
 }

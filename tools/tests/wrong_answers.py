@@ -235,161 +235,203 @@ def previous_token_score(weights):
         ),
         # --- 02
         (
-            "03.shifted_loss",
+            "03.token_nll",
             "labels not shifted",
             """
-import torch
-def shifted_loss(log_p, tokens):
-    lp = torch.tensor(log_p)
-    return torch.nn.functional.nll_loss(lp, torch.tensor(tokens)).item()
+import torch.nn.functional as F
+def token_nll(logits, tokens):
+    return F.cross_entropy(logits, tokens, reduction="none")
 """,
-            "must be shifted by one",
+            "the output at a position predicts the NEXT token",
         ),
         (
-            "03.shifted_loss",
-            "exponentials averaged",
+            "03.token_nll",
+            "the mean",
             """
-import math
-def shifted_loss(log_p, tokens):
-    ps = [math.exp(log_p[i][tokens[i + 1]]) for i in range(len(tokens) - 1)]
-    return -math.log(sum(ps) / len(ps))
+import torch.nn.functional as F
+def token_nll(logits, tokens):
+    return F.cross_entropy(logits[:-1], tokens[1:])
 """,
-            "the mean of the logarithms, not the logarithm of the mean",
+            "this is their mean",
         ),
         (
-            "03.shifted_loss",
+            "03.token_nll",
+            "log of the logits' softmax over positions",
+            """
+def token_nll(logits, tokens):
+    p = logits[:-1].softmax(0)
+    return -p.gather(1, tokens[1:, None]).squeeze(1).log()
+""",
+            "over the vocabulary",
+        ),
+        (
+            "03.token_nll",
             "one step too far",
             """
-def shifted_loss(log_p, tokens):
-    total = 0
-    for i in range(len(tokens)):
-        total -= log_p[i][tokens[i+1]]
-    return total / len(tokens)
+def token_nll(logits, tokens):
+    lp = logits.log_softmax(-1)
+    return [-lp[t][tokens[t + 1]] for t in range(len(tokens))]
 """,
-            "raised IndexError: list index out of range",
+            "raised IndexError: index 4 is out of bounds",
             "error",
         ),
         (
-            "03.perplexity",
-            "forgets the minus",
+            "03.generate",
+            "only the new tokens",
             """
-import numpy as np
-def perplexity(log_probabilities):
-    return np.exp(np.mean(log_probabilities))
+import torch
+def generate(next_logits, tokens, max_new_tokens, choose):
+    new = []
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)
+        new.append(chosen)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    return torch.stack(new, dim=1)
 """,
-            "the sign",
+            "without the prompt",
         ),
         (
-            "03.perplexity",
-            "the loss, without exp",
+            "03.generate",
+            "argmax in place of choose",
             """
-def perplexity(log_probabilities):
-    n = len(log_probabilities)
-    return -sum(log_probabilities) / n
+import torch
+def generate(next_logits, tokens, max_new_tokens, choose):
+    for _ in range(max_new_tokens):
+        chosen = next_logits(tokens).argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, chosen], dim=1)
+    return tokens
 """,
-            "that is the mean loss; perplexity is exp of it",
+            "`choose` decides",
         ),
         (
-            "03.cache_bytes",
-            "one of keys and values",
+            "03.cache_update",
+            "torch.cat",
             """
-def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
-    per_layer = tokens * kv_heads * head_dim
-    return size * per_layer * layers
+import torch
+def update(buffer, length, new):
+    return torch.cat([buffer[:, :, :length], new], dim=2)
 """,
-            "both are kept",
+            "torch.cat makes a new",
         ),
         (
-            "03.cache_bytes",
-            "query heads beside key-value heads",
+            "03.cache_update",
+            "from the first place on",
             """
-def cache_bytes(layers, tokens, heads, kv_heads, head_dim, size):
-    q = heads * head_dim
-    k = v = kv_heads * head_dim
-    return layers * tokens * (q + k + v) * size
+def update(buffer, length, new):
+    buffer[:, :, :new.shape[2]] = new
+    return buffer
 """,
-            "queries are not kept",
+            "overwrites the oldest",
         ),
         (
-            "03.nucleus",
+            "03.left_padding",
+            "padding on the right",
+            """
+import torch
+def left_padding(lengths, longest):
+    mask = torch.arange(longest)[None] < lengths[:, None]
+    positions = torch.arange(longest).repeat(len(lengths), 1)
+    return mask, positions
+""",
+            "padding on the right",
+        ),
+        (
+            "03.left_padding",
+            "positions of the row",
+            """
+import torch
+def left_padding(lengths, longest):
+    mask = torch.zeros(len(lengths), longest).bool()
+    for row, n in enumerate(lengths):
+        mask[row, longest - n:] = True
+    return mask, torch.arange(longest).expand_as(mask)
+""",
+            "count from the start of the text",
+        ),
+        (
+            "03.left_padding",
+            "positions from 1",
+            """
+import torch
+def left_padding(lengths, longest):
+    mask = torch.arange(longest) >= longest - lengths[:, None]
+    return mask, torch.cumsum(mask.int(), 1)
+""",
+            "counted from 0",
+        ),
+        (
+            "03.keep_top_p",
             "leaves out the token that crosses p",
             """
 import torch
-def nucleus(probabilities, p):
-    sorted_p, idx = torch.sort(torch.tensor(probabilities, dtype=torch.float64), descending=True)
-    keep = torch.cumsum(sorted_p, 0) <= p
-    return sorted(idx[keep].tolist())
+def keep_top_p(logits, p):
+    ordered, order = torch.sort(logits, dim=-1, descending=True)
+    gone = torch.cumsum(torch.softmax(ordered, -1), -1) > p
+    ordered = ordered.masked_fill(gone, -torch.inf)
+    return torch.zeros_like(logits).scatter(-1, order, ordered)
 """,
             "the token that crosses p is missing",
         ),
         (
-            "03.nucleus",
-            "in order of probability",
+            "03.keep_top_p",
+            "not put back in place",
             """
-def nucleus(probabilities, p):
-    order = sorted(enumerate(probabilities), key=lambda t: t[1], reverse=True)
-    s, out = 0, []
-    for i, q in order:
-        out.append(i)
-        s += q
-        if s >= p:
-            break
-    return out
+import torch
+def keep_top_p(logits, p):
+    ordered = logits.sort(descending=True).values
+    q = ordered.softmax(-1)
+    ordered[q.cumsum(-1) - q >= p] = -torch.inf
+    return ordered
 """,
-            "in the order of their numbers",
-        ),
-        (
-            "03.nucleus",
-            "returns probabilities",
-            """
-def nucleus(probabilities, p):
-    s, kept = 0, []
-    for q in sorted(probabilities)[::-1]:
-        if s >= p:
-            break
-        s += q
-        kept.append(q)
-    return kept
-""",
-            "nucleus([0.5, 0.25, 0.15, 0.1], 0.8) gives [0.5, 0.25, 0.15], expected [0, 1, 2]",
+            "must stay in the place of its token",
         ),
         (
             "03.repetition_penalty",
             "divides negative logits, too",
             """
-import numpy as np
-def penalized(logits, seen, penalty):
-    out = np.array(logits, dtype=float)
-    out[list(set(seen))] /= penalty
+import torch
+def penalize_repetition(logits, tokens, penalty):
+    out = logits.clone()
+    for row, seen in zip(out, tokens):
+        row[seen.unique()] /= penalty
     return out
 """,
             "dividing a negative logit makes its token likelier",
         ),
         (
             "03.repetition_penalty",
-            "the signs mixed up",
-            """
-def penalized(logits, seen, penalty):
-    new = list(logits)
-    for t in set(seen):
-        new[t] = new[t] * penalty if new[t] > 0 else new[t] / penalty
-    return new
-""",
-            "that makes seen tokens likelier",
-        ),
-        (
-            "03.repetition_penalty",
             "as often as the token was seen",
             """
-def penalized(logits, seen, penalty):
-    for t in seen:
-        if logits[t] > 0:
-            logits[t] /= penalty
-        else:
-            logits[t] *= penalty
+def penalize_repetition(logits, tokens, penalty):
+    for row, seen in zip(logits, tokens):
+        for t in seen:
+            row[t] = row[t] / penalty if row[t] > 0 else row[t] * penalty
     return logits
 """,
-            "once only, however often the token occurred",
+            "once only, however often the token has occurred",
+        ),
+        (
+            "03.induction_score",
+            "the first copy itself",
+            """
+import torch
+def induction_score(maps, period):
+    T = maps.shape[-1]
+    t = torch.arange(period, T)
+    return maps[..., t, t - period].mean(-1)
+""",
+            "the first copy of the SAME token",
+        ),
+        (
+            "03.induction_score",
+            "one number for the whole model",
+            """
+import torch
+def induction_score(maps, period):
+    t = torch.arange(period, maps.shape[-1])
+    return maps[..., t, t - period + 1].mean()
+""",
+            "one score for each layer and head",
         ),
         # --- 03
         (
@@ -1222,31 +1264,40 @@ def padding_rows(lengths, longest):
 """,
     ),
     (
-        "03.shifted_loss",
+        "03.token_nll",
         """
-import torch.nn.functional as F, torch
-def shifted_loss(log_p, tokens):
-    lp = torch.tensor(log_p, requires_grad=True)
-    return F.nll_loss(lp[:len(tokens) - 1], torch.tensor(tokens)[1:])
+import torch.nn.functional as F
+def token_nll(logits, tokens):
+    return F.cross_entropy(logits[:-1], tokens[1:], reduction="none")
 """,
     ),
     (
-        "03.perplexity",
+        "03.left_padding",
         """
-import numpy as np
-def perplexity(log_probabilities):
-    return np.exp(-np.mean(np.array(log_probabilities, dtype=np.float32)))
+import torch
+def left_padding(lengths, longest):
+    positions = torch.arange(longest) - (longest - lengths[:, None])
+    return torch.stack([(positions >= 0).long(), torch.relu(positions)])
 """,
     ),
     (
-        "03.nucleus",
+        "03.keep_top_p",
         """
-import numpy as np
-def nucleus(probabilities, p):
-    q = np.array(probabilities)
-    order = np.argsort(-q, kind="stable")
-    before = np.cumsum(q[order]) - q[order]
-    return np.sort(order[before < p])
+import torch
+def keep_top_p(logits, p):
+    ordered, order = logits.sort(-1, descending=True, stable=True)
+    q = ordered.softmax(-1)
+    ordered[q.cumsum(-1) - q >= p] = -torch.inf
+    return torch.empty_like(ordered).scatter(-1, order, ordered)
+""",
+    ),
+    (
+        "03.induction_score",
+        """
+import torch
+def induction_score(maps, period):
+    t = torch.arange(period, maps.shape[-1])
+    return maps[..., t, t - period + 1].mean(-1)
 """,
     ),
     (

@@ -71,9 +71,7 @@ token_nll.mistake(
 )
 token_nll.mistake(
     "the softmax runs over the vocabulary, dim=-1, not over the positions",
-    lambda logits, tokens: (
-        -logits[:-1].log_softmax(0)[torch.arange(len(tokens) - 1), tokens[1:]]
-    ),
+    lambda logits, tokens: -logits[:-1].log_softmax(0)[torch.arange(len(tokens) - 1), tokens[1:]],
 )
 
 
@@ -318,7 +316,8 @@ def _reached(logits, p):
 
 
 keep_top_p.mistake(
-    "the token that crosses p is missing; where one token has more than p, nothing is left", _reached
+    "the token that crosses p is missing; where one token has more than p, nothing is left",
+    _reached,
 )
 keep_top_p.mistake(
     "that goes through the tokens as they stand: sort them by probability first",

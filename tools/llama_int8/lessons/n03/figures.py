@@ -1,6 +1,7 @@
 """The figures of lesson 03: generation and decoding."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def drawing_teacher_forcing(words: Sequence[str]) -> Figure:
     write(axes, (0.1, 2.05), "to predict", ha="left")
     write(axes, (0.1, 0.4), "it reads", ha="left")
     middle = box(axes, "causal transformer, in one pass", (4.2, 1.22), (6.2, 0.42), "weights")
-    for place, (word, following) in enumerate(zip(words, words[1:], strict=False)):
+    for place, (word, following) in enumerate(pairwise(words)):
         x = 1.25 + step / 2 + place * step
         read = box(axes, word, (x, 0.4), (0.86 * step, 0.34), "activations", font=8)
         target = box(axes, following, (x, 2.05), (0.86 * step, 0.34), "highlight", font=8)
@@ -56,7 +57,11 @@ def drawing_stages() -> Figure:
     stages = (
         ("pre-training", "any text,\ntrillions of tokens", "predict the next token"),
         ("SFT", "dialogues as they should be,\nthousands to millions", "the same, on the answers"),
-        ("RLHF or DPO", "two answers,\nand which one is better", "prefer the better one,\nstay near SFT"),
+        (
+            "RLHF or DPO",
+            "two answers,\nand which one is better",
+            "prefer the better one,\nstay near SFT",
+        ),
     )
     x = (1.3, 3.75, 6.2)
     boxes = [
@@ -102,7 +107,9 @@ def drawing_cache(filled: int = 5, room: int = 8) -> Figure:
 
 def drawing_padding(lengths: Sequence[int] = (5, 3, 1)) -> Figure:
     """Prompts of different lengths, padded on the left, with their positions."""
-    drawn, axes = canvas(7.5, 2.1, "Padded on the left, every text ends where the next token is due")
+    drawn, axes = canvas(
+        7.5, 2.1, "Padded on the left, every text ends where the next token is due"
+    )
     longest = max(lengths)
     text = {
         (row, column)
@@ -344,7 +351,9 @@ def recall(
         axes.errorbar(
             list(told), middle, [middle - low, high - middle], fmt=f"{marker}-", label=name, **style
         )
-    axes.axhline(100 * blind, color="black", linestyle=":", label="one of the codes, picked blindly")
+    axes.axhline(
+        100 * blind, color="black", linestyle=":", label="one of the codes, picked blindly"
+    )
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(company), list(company))
     axes.xaxis.set_minor_locator(NullLocator())

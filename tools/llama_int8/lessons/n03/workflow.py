@@ -1,9 +1,11 @@
 """What lesson 03 uses without showing it: the cache's other methods, heads cut out, stories."""
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.course.heads import attend_with
+from llama_int8.measure.results import Results
 
 PEOPLE = ("Mara", "Otto", "Lena", "Ivan", "Nora", "Paul", "Rosa", "Emil", "Ada")
 
@@ -110,7 +113,66 @@ def tell(filler: Sequence[int], facts: Sequence[Fact], tokenizer: PreTrainedToke
     return story
 
 
-def question(
+def first_digits(
+    with_cache: Callable[[int], Any],
+    tokenizer: PreTrainedTokenizerBase,
+    filler: Sequence[int],
+    facts: Sequence[Fact],
+    stranger: str = "",
+) -> Tensor:
+    """Read a story once and ask for codes; the chance of each code's first digit, (names, codes).
+
+    A row for each person of `facts`, and one for the stranger where a name is given.
+    `with_cache(room)` makes a function that gives the logits after a text (1, T), on its model's
+    device, and has the `cache` that it keeps.
+    """
+    names = [fact.who for fact in facts] + ([stranger] if stranger else [])
+    questions = [_question(name, [fact.code for fact in facts], tokenizer) for name in names]
+    story = tell(filler, facts, tokenizer)
+    next_logits = with_cache(len(story) + max(len(asked) for asked, _ in questions))
+    device, chances = next_logits.device, []
+    next_logits(torch.tensor([story], device=device))
+    for asked, digits in questions:
+        next_logits.cache.forget_after(len(story))  # the next question overwrites this one
+        logits = next_logits(torch.tensor([story + asked], device=device))[0]
+        chances.append(logits.softmax(dim=-1)[digits].cpu())
+    return torch.stack(chances)
+
+
+def record_copying(
+    results: Results,
+    nll: Tensor,
+    second: Mapping[str, tuple[float, float]],
+    random_losses: Sequence[float],
+) -> None:
+    """Keep how well a list said twice is copied: with all heads, and with heads cut out.
+
+    `nll`: (lists, 2 T - 1), of the whole model. `second`: (nats, percent right) in the second copy.
+    """
+    first = nll[:, : nll.shape[1] // 2]
+    results.record("copying.first", first.mean().item(), "nats", n=first.numel())
+    for name, (loss, right) in second.items():
+        results.record(f"copying.{name}", loss, "nats", n=first.numel())
+        results.record(f"copying.{name}.right", right, "%", n=first.numel())
+    if random_losses:
+        n = len(random_losses)
+        results.record("copying.random_heads", median(random_losses), "nats", n=n)
+        results.record("copying.random_heads.largest", max(random_losses), "nats", n=n)
+
+
+def in_template(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a question in the model's chat template, up to where the answer begins.
+
+    A base model has no template: there it is the question and a line break.
+    """
+    if tokenizer.chat_template is None:
+        return tokenizer(question + "\n", add_special_tokens=False)["input_ids"]
+    message = [{"role": "user", "content": question}]
+    filled = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+    return list(filled["input_ids"])
+
+
+def _question(
     who: str, codes: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """The question for a person's code up to where the codes differ, and each code's next token."""
