@@ -306,7 +306,7 @@ def copying(nll: torch.Tensor) -> Figure:
     axes.set_xlabel("position")
     axes.set_ylabel("NLL (nats)")
     before, after = nll[: length - 1].mean(), nll[length:].mean()
-    axes.set_title(f"From {before:.1f} nats to {after:.1f}: read once, known by heart")
+    axes.set_title(f"Random tokens cost {before:.1f} nats the first time, {after:.1f} the second")
     return drawn
 
 
@@ -331,7 +331,7 @@ def ablation(
     axes.set_xlim(0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("NLL of a token in the second copy (nats); further right: copying is lost")
-    axes.set_title(f"One head out: {whole:.1f} to {cut:.1f} nats")
+    axes.set_title(f"Without one head the second copy costs {cut:.1f} nats instead of {whole:.1f}")
     return drawn
 
 
@@ -361,12 +361,9 @@ def recall(
     axes.set_xlabel("tokens between fact and question")
     axes.set_ylabel("probability of the\nright first digit (%)")
     axes.legend(loc="center left", fontsize=8)
-    first, last = (np.mean(list(company.values())[n]) for n in (0, -1))
-    lost = np.mean(alone) - last
+    near, far = (np.mean(list(company.values())[n]) for n in (0, -1))
     axes.set_title(
-        f"Company costs {100 * lost:.0f} points, distance {100 * (first - last):+.0f}"
-        if lost > 0
-        else "Neither company nor distance hurts this model"
+        f"The right digit: {np.mean(alone):.0%} alone, among others {near:.0%} near and {far:.0%} far"
     )
     return drawn
 
@@ -386,7 +383,8 @@ def hidden_words(results: Mapping[str, tuple[int, float, float, int]]) -> Figure
     axes.set_ylim(0, 1.12)
     axes.set_ylabel("hidden word found (share)")
     axes.grid(axis="x", visible=False)
-    axes.set_title("The words on the right help, and come too late")
+    (left, *_, n), (whole, *_) = results.values()
+    axes.set_title(f"Found from the left side: {left} of {n}; from all words: {whole}")
     return drawn
 
 
