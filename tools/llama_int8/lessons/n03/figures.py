@@ -138,7 +138,7 @@ def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
     axes.axhline(mean, color=COLOURS["int8"], linestyle="--", label="mean")
     axes.legend()
     axes.set_xticks(range(len(words)), words, rotation=60, ha="right")
-    axes.set_ylabel("surprise (nats)")
+    axes.set_ylabel("surprisal (nats)")
     axes.grid(axis="x", visible=False)
     hardest, easiest = words[int(np.argmax(nll))].strip(), words[int(np.argmin(nll))].strip()
     axes.set_title(
