@@ -12,14 +12,20 @@ from matplotlib.text import Text
 
 from llama_int8.course import drawings, plots
 from llama_int8.lessons.n02 import figures as lesson_02
+from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n06 import figures as lesson_06
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
+SEVEN_WORDS = ["The", "capital", "of", "France", "is", "Paris", "."]
 DRAWINGS = {
     "02_drawing_block": lesson_02.drawing_block,
     "02_drawing_transformer": lesson_02.drawing_transformer,
     "02_drawing_kinds": lesson_02.drawing_kinds,
+    "03_drawing_teacher_forcing": lambda: lesson_03.drawing_teacher_forcing(SEVEN_WORDS),
+    "03_drawing_stages": lesson_03.drawing_stages,
+    "03_drawing_cache": lesson_03.drawing_cache,
+    "03_drawing_padding": lesson_03.drawing_padding,
     "04_drawing_blocks": lesson_04.blocks,
     "04_drawing_heads": lesson_04.drawing_heads,
     "04_drawing_rotary": lambda: lesson_04.drawing_rotary("the cat saw the dog".split()),

@@ -3,6 +3,8 @@
 import functools
 import itertools
 import math
+import random
+import re
 from types import SimpleNamespace
 
 import helpers
@@ -12,7 +14,9 @@ import torch
 from helpers import refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_notebook_definitions import definitions
 from tiny_llama import tiny_llama
+from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
@@ -22,6 +26,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from llama_int8.lessons.n03 import exercises as shown
+from llama_int8.lessons.n03 import workflow
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
 from llama_int8.models.cost import kv_cache_bytes
 from llama_int8.transformer.config import LlamaConfig
@@ -911,3 +917,173 @@ def test_a_cache_of_another_text_is_refused():
     cache.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), 0)
     with refused(ValueError, "holds 4 tokens and the text has 4"):
         next_logits(Table([[0, 0]]), TOKEN.expand(1, 4), cache)
+
+
+# --- what lesson 03 shows, and what the package holds -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """What the notebook defines, with the solutions in the place of the learner's answers."""
+    source = definitions("03_generation_and_decoding")
+    names = "update left_padding keep_top_p penalize_repetition token_nll".split()
+    space = {name: getattr(shown, name) for name in names}
+    space |= {"torch": torch, "CacheBase": workflow.CacheBase}
+    space["settings"] = SimpleNamespace(device="cpu")
+    for name in "KVCache with_cache sampling_probabilities Sampler beam_search distinct_3".split():
+        exec(source[name], space)
+    return SimpleNamespace(**space), space
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (3, 2, 11)])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_shown_is_the_packages(shape, p):
+    logits = 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+    assert torch.equal(shown.keep_top_p(logits, p), keep_top_p(logits, p))
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_penalty_and_the_loss_shown_are_the_packages_and_pytorchs(length):
+    logits = torch.randn(3, 25, generator=torch.Generator().manual_seed(length))
+    tokens = random_tokens(3, length)
+    ours = shown.penalize_repetition(logits, tokens, 1.3)
+    assert torch.equal(ours, penalize_repetition(logits, tokens, 1.3))
+    text, scores = random_tokens(length + 1), torch.randn(length + 1, 25)
+    expected = F.cross_entropy(scores[:-1], text[1:], reduction="none")
+    torch.testing.assert_close(shown.token_nll(scores, text), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 1},
+        {"top_k": 400, "top_p": 0.7},
+        {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2},
+    ],
+)
+def test_the_sampler_shown_draws_what_the_packages_draws(lesson, options):
+    logits, tokens = 3 * torch.randn(4, 25), random_tokens(4, 6)
+    ours, theirs = lesson[0].sampling_probabilities, sampling_probabilities
+    torch.testing.assert_close(ours(logits, tokens, **options), theirs(logits, tokens, **options))
+    ours, theirs = lesson[0].Sampler(3, **options), Sampler(3, **options)
+    for _ in range(5):
+        assert torch.equal(ours(logits, tokens), theirs(logits, tokens))
+
+
+@pytest.mark.parametrize("chunks", [[9], [1] * 9, [4, 1, 4], [8, 1]])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_cache_shown_returns_what_the_packages_returns(lesson, chunks, batch):
+    ours, theirs = lesson[0].KVCache(room=12), KVCache()
+    for length in chunks:
+        for layer in (0, 1):
+            k, v = torch.randn(2, batch, 2, length, 5)
+            for mine, yours in zip(
+                ours.update(k, v, layer), theirs.update(k, v, layer), strict=True
+            ):
+                assert torch.equal(mine, yours)
+        assert ours.length == theirs.length == ours.get_seq_length(1)
+        assert ours.get_mask_sizes(2) == theirs.get_mask_sizes(2)
+    assert ours.nbytes * 9 == theirs.nbytes * 12  # room for 12, of which 9 are filled
+    with pytest.raises(ValueError, match="room for 12 tokens; 13 were given"):
+        ours.update(*torch.randn(2, batch, 2, 4, 5), 0)
+    ours.forget_after(3)
+    assert ours.length == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_loop_shown_writes_what_the_packages_writes(lesson, batch):
+    space, names = lesson
+    names["model"] = model = opinionated()
+    prompt = random_tokens(batch, 5, vocabulary=11)
+    expected = generate(model, prompt, 8)
+    assert torch.equal(shown.generate(space.with_cache(13), prompt, 8, greedy), expected)
+    without_cache = functools.partial(next_logits, model)
+    assert torch.equal(shown.generate(without_cache, prompt, 8, greedy), expected)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 1], [2, 2], [1, 6]])
+def test_a_prompt_in_a_batch_shown_gets_what_it_gets_alone(lesson, lengths):
+    space, names = lesson
+    names["model"] = model = opinionated(seed=1)
+    longest = max(lengths)
+    tokens, pads = (
+        random_tokens(len(lengths), longest, vocabulary=11),
+        longest - torch.tensor(lengths),
+    )
+    batch = shown.generate(space.with_cache(longest + 6, pads), tokens, 6, greedy)
+    for row, length, text in zip(tokens, lengths, batch, strict=True):
+        alone = generate(model, row[None, longest - length :], 6)[0]
+        assert torch.equal(text[longest - length :], alone)
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_the_beam_search_shown_is_the_packages_where_no_text_ends(lesson, beams):
+    model, prompt = opinionated(seed=2), random_tokens(1, 4, vocabulary=11)
+    ask = functools.partial(next_logits, model)
+    with torch.inference_mode():
+        ours = lesson[0].beam_search(ask, prompt, 6, beams)
+    assert torch.equal(ours, beam_search(model, prompt, 6, beams))
+
+
+# --- what lesson 03 does behind the scenes ------------------------------------------------------
+
+
+def test_a_head_that_is_cut_out_gives_nothing_and_the_others_all():
+    model, tokens = opinionated(), random_tokens(2, 7, vocabulary=11)
+    size = model.config.head_dim
+    with torch.no_grad():
+        whole = model(tokens, use_cache=False).logits
+        with workflow.without(model, [(1, 2)]):
+            cut = model(tokens, use_cache=False).logits
+        with workflow.without(model, []):
+            torch.testing.assert_close(model(tokens, use_cache=False).logits, whole)
+        o_proj = model.model.layers[1].self_attn.o_proj.weight
+        kept = o_proj.clone()
+        o_proj[:, 2 * size : 3 * size] = 0  # what the head says reaches nobody
+        expected = model(tokens, use_cache=False).logits
+        o_proj.copy_(kept)
+    torch.testing.assert_close(cut, expected)
+    assert (cut - whole).abs().max() > 1e-3
+
+
+def test_a_head_may_be_replaced_by_its_mean_over_the_text():
+    model, same_token = opinionated(), torch.full((1, 6), 3)
+    with torch.no_grad():  # one token repeated: every head gives the same everywhere
+        whole = model(same_token, use_cache=False).logits
+        with workflow.without(model, [(0, 1)], mean=True):
+            averaged = model(same_token, use_cache=False).logits
+    torch.testing.assert_close(averaged, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_induction_is_a_look_one_past_the_first_copy():
+    maps = torch.zeros(2, 10, 10)
+    for t in range(5, 10):
+        maps[1, t, t - 5 + 1] = 1.0
+    assert shown.induction_score(maps, 5).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("distances", [[4], [4, 9], [2, 5, 9, 11]])
+def test_facts_stand_where_they_are_said_to_and_no_two_codes_begin_alike(distances):
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    facts, stranger = workflow.draw_facts(distances, random.Random(1))
+    assert len({fact.code[0] for fact in facts}) == len(facts) == 2 * len(distances)
+    assert stranger not in {fact.who for fact in facts}
+    filler = tokenizer(" day" * 12)["input_ids"]
+    story = tokenizer.decode(workflow.tell(filler, facts, tokenizer))
+    for fact in facts:
+        before, after = story.split(f"The code of {fact.who} is {fact.code}.")
+        assert before.count(" day") == 12 - fact.distance and after.count(" day") == fact.distance
+
+
+def test_there_is_no_room_for_a_fifth_distance():
+    with pytest.raises(ValueError, match="5 distances were given"):
+        workflow.draw_facts([1, 2, 3, 4, 5], random.Random(0))
+
+
+def test_a_question_ends_where_the_codes_differ():
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    asked, digits = workflow._question("Mara", ["7294", "1234"], tokenizer)
+    assert tokenizer.decode(asked) == "\n\nThe code of Mara is "
+    assert [tokenizer.decode([digit]) for digit in digits] == ["7", "1"]

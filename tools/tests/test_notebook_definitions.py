@@ -21,11 +21,6 @@ HOMES = {
         [attention],
         "sinusoidal_positions layer_norm FeedForward EncoderDecoder Residual".split(),
     ),
-    "03_generation_and_decoding": (
-        [generation],
-        """KVCache next_logits scale_temperature keep_top_k keep_top_p penalize_repetition
-        sampling_probabilities Sampler greedy generate beam_search""".split(),
-    ),
     "04_llama_from_scratch": (
         [llama],
         "rope_frequencies rope_rotation".split(),
@@ -47,10 +42,13 @@ HOMES = {
         flash_attention state_after block_sizes standard_traffic flash_traffic""".split(),
     ),
 }
-# Written by the learner in a plainer form; test_attention.py and test_llama.py compare what both give.
+# Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py and
+# test_llama.py compare what both give.
 BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",
+    "03_generation_and_decoding": """KVCache next_logits scale_temperature keep_top_k keep_top_p
+    penalize_repetition sampling_probabilities Sampler greedy generate beam_search""",
     "04_llama_from_scratch": "RMSNorm SwiGLU rotate GroupedQueryAttention LlamaBlock Llama",
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
@@ -142,7 +140,7 @@ def test_what_a_notebook_is_said_to_build_is_in_its_modules(notebook):
 
 
 def test_every_public_definition_of_these_modules_is_built_in_one_notebook():
-    modules = {module for modules, _ in HOMES.values() for module in modules}
+    modules = {generation, *(module for modules, _ in HOMES.values() for module in modules)}
     built = [name for _, names in HOMES.values() for name in names]
     built += [name for names in BY_THE_LEARNER.values() for name in names.split()]
     assert sorted(built) == sorted(name for module in modules for name in public(module))

@@ -1,4 +1,4 @@
 """Lesson 03: generation and decoding."""
 
-TOPIC = "KV cache, sampling, chat templates, limits"
+TOPIC = "KV cache, batching, sampling, copying heads, recall"
 QUESTION = "How does a text come out of probabilities?"

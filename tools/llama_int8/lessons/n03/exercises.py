@@ -1,155 +1,349 @@
 """The exercises of lesson 03: references, cases, hints and known mistakes."""
 
-import math
+import torch
 
 from llama_int8.course.exercises import check, exercise, hint, solution
 
 __all__ = ["check", "hint", "solution"]
 
-_LOG_P = [
-    [math.log(x) for x in row] for row in ([0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5])
-]
+INF = float("inf")
+_GENERATOR = torch.Generator().manual_seed(3)
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=_GENERATOR)
 
 
 @exercise(
-    "03.shifted_loss",
-    points=2,
-    cases=[(_LOG_P, [0, 1, 2]), (_LOG_P, [2, 2, 1]), (_LOG_P[:2], [1, 0])],
-    hints=[
-        "log_p[0] is the model's guess for tokens[1], not for tokens[0].",
-        "The mean of -log_p[t][tokens[t + 1]] over t from 0 to len(tokens) - 2.",
-    ],
-)
-def shifted_loss(log_p: list[list[float]], tokens: list[int]) -> float:
-    """Mean of -log p of each token after the first, predicted one position before it."""
-    surprise = [-log_p[t][token] for t, token in enumerate(tokens[1:])]
-    return sum(surprise) / len(surprise)
-
-
-shifted_loss.mistake(
-    "the famous one: the output at a position predicts the next token, so the "
-    "labels must be shifted by one",
-    lambda lp, tokens: -sum(lp[t][x] for t, x in enumerate(tokens)) / len(tokens),
-)
-shifted_loss.mistake(
-    "shifted rightly; the mean was asked for, this is the sum",
-    lambda lp, tokens: -sum(lp[t][x] for t, x in enumerate(tokens[1:])),
-)
-shifted_loss.mistake(
-    "the sign: a loss is the negative log-likelihood",
-    lambda lp, tokens: sum(lp[t][x] for t, x in enumerate(tokens[1:])) / (len(tokens) - 1),
-)
-shifted_loss.mistake(
-    "nearly: T tokens have T - 1 predictions, since nothing predicts the first",
-    lambda lp, tokens: -sum(lp[t][x] for t, x in enumerate(tokens[1:])) / len(tokens),
-)
-shifted_loss.mistake(
-    "shifted the wrong way: that asks an output about the token before it",
-    lambda lp, tokens: -sum(lp[t + 1][x] for t, x in enumerate(tokens[:-1])) / (len(tokens) - 1),
-)
-
-
-@shifted_loss.mistake("take the mean of the logarithms, not the logarithm of the mean")
-def _log_of_the_mean(log_p: list[list[float]], tokens: list[int]) -> float:
-    probabilities = [math.exp(log_p[t][token]) for t, token in enumerate(tokens[1:])]
-    return -math.log(sum(probabilities) / len(probabilities))
-
-
-@exercise(
-    "03.perplexity",
-    points=1,
-    cases=[([math.log(1 / 8)] * 4,), ([-0.1, -2.0, -3.5],), ([-1.0],)],
-    hints=["Take the mean of the negative logarithms first, then exp()."],
-)
-def perplexity(log_probabilities: list[float]) -> float:
-    """exp of the mean negative log-probability."""
-    import math
-
-    return math.exp(-sum(log_probabilities) / len(log_probabilities))
-
-
-perplexity.mistake(
-    "the mean comes first: this is the mean of each token's perplexity, which one "
-    "bad token can dominate",
-    lambda lp: sum(math.exp(-x) for x in lp) / len(lp),
-)
-perplexity.mistake("divide by the number of tokens before exp()", lambda lp: math.exp(-sum(lp)))
-perplexity.mistake(
-    "the sign: that is the mean probability, one over the perplexity",
-    lambda lp: math.exp(sum(lp) / len(lp)),
-)
-perplexity.mistake(
-    "2 to the power goes with logarithms to base 2; these are natural ones",
-    lambda lp: 2 ** (-sum(lp) / len(lp)),
-)
-perplexity.mistake("that is the mean loss; perplexity is exp of it", lambda lp: -sum(lp) / len(lp))
-
-
-@exercise(
-    "03.cache_bytes",
-    points=1,
-    cases=[(30, 100, 9, 3, 64, 4), (32, 4096, 32, 32, 128, 2), (16, 1, 32, 8, 64, 2)],
-    hints=["A key and a value: how many tensors a layer, and of which shape?"],
-)
-def cache_bytes(
-    layers: int, tokens: int, heads: int, kv_heads: int, head_dim: int, size: int
-) -> int:
-    """A key and a value for each layer, token and key-value head."""
-    return 2 * layers * tokens * kv_heads * head_dim * size
-
-
-cache_bytes.mistake(
-    "only key-value heads are kept; query heads that share one store nothing",
-    lambda n, t, h, kv, d, s: 2 * n * t * h * d * s,
-)
-cache_bytes.mistake(
-    "that is keys or values; both are kept", lambda n, t, h, kv, d, s: n * t * kv * d * s
-)
-cache_bytes.mistake(
-    "that is one layer; each has a cache of its own", lambda n, t, h, kv, d, s: 2 * t * kv * d * s
-)
-cache_bytes.mistake(
-    "queries are not kept: later tokens need only keys and values",
-    lambda n, t, h, kv, d, s: n * t * (h + 2 * kv) * d * s,
-)
-
-
-@exercise(
-    "03.nucleus",
+    "03.token_nll",
     points=2,
     cases=[
-        ([0.5, 0.25, 0.15, 0.1], 0.8),
-        ([0.1, 0.2, 0.7], 0.5),
-        ([0.1, 0.2, 0.7], 1.0),
-        ([0.25, 0.5, 0.25 - 2**-10, 2**-10], 0.5),
+        (_normal(4, 5), torch.tensor([1, 0, 4, 2])),
+        (_normal(2, 7), torch.tensor([6, 3])),
+        (3 * _normal(6, 3), torch.tensor([2, 2, 1, 0, 0, 1])),
     ],
     hints=[
-        "Go through the tokens from the likeliest on and add up their probabilities.",
-        "Stop as soon as the sum has reached p; the token that made it reach p is kept.",
+        "logits.log_softmax(dim=-1) holds the log-probability of every token at every position.",
+        "Position t predicts token t + 1: the last position predicts nothing that is there, and "
+        "nothing predicts the first token.",
+        "log_p[torch.arange(n), tokens[1:]] picks one number from each of the first n rows.",
     ],
 )
-def nucleus(probabilities: list[float], p: float) -> list[int]:
-    """The likeliest tokens up to and with the one at which their sum reaches p."""
-    kept, total = [], 0.0
-    for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
-        if total >= p:
-            break
-        kept.append(token)
-        total += probabilities[token]
-    return sorted(kept)
+def token_nll(logits, tokens):
+    """-log p of each token after the first, (T - 1,), from the logits one position before it."""
+    log_p = logits[:-1].log_softmax(dim=-1)  # (T - 1, V): the last position predicts the unknown
+    targets = tokens[1:]
+    return -log_p[torch.arange(len(targets)), targets]
 
 
-nucleus.mistake(
-    "the token that crosses p is missing; where a single token has more than p, your set is empty",
-    lambda q, p: sorted(i for i in range(len(q)) if sum(x for x in q if x >= q[i]) <= p),
+def _picked(logits, tokens):
+    return -logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
+
+
+token_nll.mistake(
+    "the famous one: the output at a position predicts the NEXT token, so logits[:-1] belong to "
+    "tokens[1:]",
+    lambda logits, tokens: _picked(logits, tokens),
 )
-nucleus.mistake(
-    "that goes through the tokens as they stand: sort by probability first",
-    lambda q, p: [i for i in range(len(q)) if sum(q[:i]) < p],
+token_nll.mistake(
+    "nothing was shifted: you left out the first token, and kept its neighbour's output in place",
+    lambda logits, tokens: _picked(logits, tokens)[1:],
 )
-nucleus.mistake(
-    "the right tokens; list them in the order of their numbers",
-    lambda q, p: sorted(nucleus(q, p), key=lambda i: -q[i]),
+token_nll.mistake(
+    "shifted the wrong way: that asks an output about the token before it",
+    lambda logits, tokens: _picked(logits[1:], tokens[:-1]),
+)
+token_nll.mistake(
+    "the sign: a loss is the NEGATIVE log-likelihood",
+    lambda logits, tokens: -token_nll(logits, tokens),
+)
+token_nll.mistake(
+    "those are the logits; log_softmax turns them into log-probabilities first",
+    lambda logits, tokens: -logits[:-1][torch.arange(len(tokens) - 1), tokens[1:]],
+)
+token_nll.mistake(
+    "one number for each token was asked for, and this is their mean",
+    lambda logits, tokens: token_nll(logits, tokens).mean(),
+)
+token_nll.mistake(
+    "those are probabilities; the NLL is minus their logarithm",
+    lambda logits, tokens: (-token_nll(logits, tokens)).exp(),
+)
+token_nll.mistake(
+    "the softmax runs over the vocabulary, dim=-1, not over the positions",
+    lambda logits, tokens: -logits[:-1].log_softmax(0)[torch.arange(len(tokens) - 1), tokens[1:]],
+)
+
+
+def _toy_model(tokens):
+    """Logits of seven tokens that depend on the whole text, (B, 7)."""
+    weights = torch.arange(1, tokens.shape[1] + 1)
+    state = (tokens * weights).sum(-1, keepdim=True) + 3 * tokens[:, -1:]
+    return torch.sin(1.7 * state + torch.arange(7.0) ** 2)
+
+
+def _likeliest(logits, tokens):
+    return logits.argmax(dim=-1)
+
+
+def _second(logits, tokens):
+    return logits.topk(2).indices[:, 1]
+
+
+def _new_one(logits, tokens):
+    return logits.scatter(-1, tokens, -INF).argmax(dim=-1)
+
+
+@exercise(
+    "03.generate",
+    points=2,
+    cases=[
+        (_toy_model, torch.tensor([[1, 2, 3]]), 4, _likeliest),
+        (_toy_model, torch.tensor([[5, 2], [0, 6]]), 3, _second),
+        (_toy_model, torch.tensor([[4]]), 5, _new_one),
+    ],
+    hints=[
+        "Repeat max_new_tokens times: ask next_logits(tokens), choose, append.",
+        "choose(logits, tokens) gives (B,); chosen[:, None] is a column (B, 1).",
+        "torch.cat([tokens, chosen[:, None]], dim=1) appends it.",
+    ],
+)
+def generate(next_logits, tokens, max_new_tokens, choose):
+    """The prompts (B, T) and max_new_tokens chosen tokens after each, (B, T + max_new_tokens)."""
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)  # (B, V) -> (B,)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    return tokens
+
+
+generate.mistake(
+    "right, but without the prompt: return the whole text",
+    lambda ask, tokens, n, choose: generate(ask, tokens, n, choose)[:, tokens.shape[1] :],
+)
+generate.mistake(
+    "one token too many",
+    lambda ask, tokens, n, choose: generate(ask, tokens, n + 1, choose),
+)
+generate.mistake(
+    "one token is missing",
+    lambda ask, tokens, n, choose: generate(ask, tokens, n - 1, choose),
+)
+generate.mistake(
+    "`choose` decides, not always the likeliest token",
+    lambda ask, tokens, n, choose: generate(ask, tokens, n, _likeliest),
+)
+
+
+@generate.mistake("the model was asked about the prompt each time: append before you ask again")
+def _asks_the_prompt(next_logits, tokens, max_new_tokens, choose):
+    prompt = tokens
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(prompt), tokens)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    return tokens
+
+
+@generate.mistake(
+    "the model saw only the newest token: it needs the whole text so far (what can be spared comes "
+    "in the next section)"
+)
+def _asks_the_last(next_logits, tokens, max_new_tokens, choose):
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens[:, -1:]), tokens)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    return tokens
+
+
+@exercise(
+    "03.cache_update",
+    points=2,
+    cases=[
+        (torch.zeros(1, 2, 6, 3), 0, _normal(1, 2, 4, 3)),
+        (_normal(2, 1, 5, 4), 3, _normal(2, 1, 1, 4)),
+        (_normal(1, 3, 7, 2), 2, _normal(1, 3, 5, 2)),
+    ],
+    hints=[
+        "`new` holds new.shape[2] tokens, so the places are length to length + new.shape[2].",
+        "buffer[:, :, start:end] = new writes into the buffer itself; then return buffer.",
+    ],
+)
+def update(buffer, length, new):
+    """Write `new` (B, H, T, D) behind the `length` tokens of `buffer` (B, H, room, D)."""
+    end = length + new.shape[2]
+    buffer[:, :, length:end] = new
+    return buffer
+
+
+def _with(buffer, start, new):
+    buffer = buffer.clone()
+    buffer[:, :, start : start + new.shape[2]] = new[:, :, : buffer.shape[2] - start]
+    return buffer
+
+
+update.mistake(
+    "torch.cat makes a new, longer tensor at every step, and copies all that was there; write into "
+    "the buffer instead",
+    lambda buffer, length, new: torch.cat([buffer[:, :, :length], new], dim=2),
+)
+update.mistake(
+    "joined behind the whole buffer, empty places included: write into it, from `length` on",
+    lambda buffer, length, new: torch.cat([buffer, new], dim=2),
+)
+update.mistake(
+    "that overwrites the oldest tokens: the new ones belong behind the first `length`",
+    lambda buffer, length, new: _with(buffer, 0, new),
+)
+update.mistake(
+    "that is the buffer as it was: nothing was written",
+    lambda buffer, length, new: buffer,
+)
+update.mistake(
+    "off by one: places are counted from 0, so the first free one is `length`",
+    lambda buffer, length, new: _with(buffer, max(0, length - 1), new),
+)
+update.mistake(
+    "only the first of the new tokens is written; a prompt brings many",
+    lambda buffer, length, new: _with(buffer, length, new[:, :, :1]),
+)
+
+
+@exercise(
+    "03.left_padding",
+    points=2,
+    cases=[
+        (torch.tensor([5, 3]), 5),
+        (torch.tensor([1, 4, 2]), 4),
+        (torch.tensor([2, 2]), 6),
+    ],
+    hints=[
+        "Text stands in the last `length` places of its row: "
+        "torch.arange(longest) >= longest - lengths[:, None].",
+        "Count the text so far: mask.cumsum(dim=-1) is 1 at the first token of a text.",
+        "At the padding that count minus 1 is -1; .clamp(min=0) makes it 0.",
+    ],
+)
+def left_padding(lengths, longest):
+    """Mask, True for text, and positions, 0 at the padding and at a text's first token; (B, T)."""
+    mask = torch.arange(longest) >= longest - lengths[:, None]
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    return mask, positions
+
+
+def _stacked(mask, positions):
+    return torch.stack([mask.long(), positions])
+
+
+left_padding.mistake(
+    "that is padding on the right: the text must end where the next token is due",
+    lambda lengths, n: _stacked(
+        torch.arange(n) < lengths[:, None],
+        torch.minimum(torch.arange(n), lengths[:, None] - 1),
+    ),
+)
+left_padding.mistake(
+    "that is padding on the right: the text must end where the next token is due",
+    lambda lengths, n: _stacked(
+        torch.arange(n) < lengths[:, None], torch.arange(n).expand(len(lengths), -1)
+    ),
+)
+left_padding.mistake(
+    "the mask is right. The positions count from the start of the row; they must count from the "
+    "start of the text",
+    lambda lengths, n: _stacked(
+        left_padding(lengths, n)[0], torch.arange(n).expand(len(lengths), -1)
+    ),
+)
+left_padding.mistake(
+    "the mask is right, and so are the positions of text; make those of the padding 0, since a "
+    "position must not be negative",
+    lambda lengths, n: _stacked(
+        left_padding(lengths, n)[0], torch.arange(n) - n + lengths[:, None]
+    ),
+)
+left_padding.mistake(
+    "the mask is right, and so are the positions of text; make those of the padding 0, since a "
+    "position must not be negative",
+    lambda lengths, n: _stacked(
+        left_padding(lengths, n)[0], left_padding(lengths, n)[0].cumsum(-1) - 1
+    ),
+)
+left_padding.mistake(
+    "the mask is right. Positions are counted from 0: the first token of a text has position 0",
+    lambda lengths, n: _stacked(
+        left_padding(lengths, n)[0], left_padding(lengths, n)[0].cumsum(-1)
+    ),
+)
+left_padding.mistake(
+    "turned round: the mask is True for text",
+    lambda lengths, n: _stacked(~left_padding(lengths, n)[0], left_padding(lengths, n)[1]),
+)
+left_padding.mistake(
+    "that is the mask; the positions are asked for, too: return mask, positions",
+    lambda lengths, n: left_padding(lengths, n)[0],
+)
+
+
+@exercise(
+    "03.keep_top_p",
+    points=2,
+    cases=[
+        (torch.tensor([0.5, 0.25, 0.15, 0.1]).log(), 0.8),
+        (torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.3001, 0.3999]]).log(), 0.5),
+        (2 * _normal(3, 9), 0.9),
+        (torch.tensor([-1.0, 3.0, 0.5, 2.0]), 0.99),
+    ],
+    hints=[
+        "Sort the logits in descending order, take their softmax, and cumsum it.",
+        "A token is kept if the tokens BEFORE it hold less than p: cumsum minus its own share.",
+        "The smallest logit that is kept is a threshold. Fill what lies below it with -inf.",
+    ],
+)
+def keep_top_p(logits, p):
+    """Minus infinity for all but the fewest likeliest tokens that hold at least p; (..., V)."""
+    ordered = logits.sort(dim=-1, descending=True).values
+    shares = ordered.softmax(dim=-1)
+    before = shares.cumsum(dim=-1) - shares  # what the likelier tokens hold together
+    threshold = ordered.masked_fill(before >= p, float("inf")).amin(dim=-1, keepdim=True)
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def _reached(logits, p):
+    """Only tokens with which the sum stays at most p, without the one that crosses it."""
+    ordered = logits.sort(dim=-1, descending=True).values
+    kept = ordered.softmax(-1).cumsum(-1) <= p
+    threshold = ordered.masked_fill(~kept, INF).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < threshold, -INF)
+
+
+keep_top_p.mistake(
+    "the token that crosses p is missing; where one token has more than p, nothing is left",
+    _reached,
+)
+keep_top_p.mistake(
+    "that goes through the tokens as they stand: sort them by probability first",
+    lambda logits, p: logits.masked_fill(
+        logits.softmax(-1).cumsum(-1) - logits.softmax(-1) >= p, -INF
+    ),
+)
+keep_top_p.mistake(
+    "the right tokens, but a logit of 0 forbids nothing: use minus infinity",
+    lambda logits, p: logits.masked_fill(keep_top_p(logits, p) == -INF, 0.0),
+)
+keep_top_p.mistake(
+    "those are probabilities; logits were asked for, so that a softmax can follow",
+    lambda logits, p: keep_top_p(logits, p).softmax(-1),
+)
+keep_top_p.mistake(
+    "that is what falls away; keep the likeliest tokens",
+    lambda logits, p: logits.masked_fill(keep_top_p(logits, p) > -INF, -INF),
+)
+keep_top_p.mistake(
+    "the right logits, but sorted; each must stay in the place of its token",
+    lambda logits, p: keep_top_p(logits, p).sort(dim=-1, descending=True).values,
+)
+keep_top_p.mistake(
+    "that keeps each token that has at least p by itself; it is the sum that must reach p",
+    lambda logits, p: logits.masked_fill(logits.softmax(-1) < p, -INF),
 )
 
 
@@ -157,41 +351,85 @@ nucleus.mistake(
     "03.repetition_penalty",
     points=1,
     cases=[
-        ([2.0, -1.0, 0.5, -3.0], [0, 1], 2.0),
-        ([1.0, -4.0], [1, 1, 1], 1.5),
-        ([3.0, 1.0, -2.0], [], 1.3),
-        ([3.0, 2.0], [0, 0], 1.5),
+        (torch.tensor([[2.0, -1.0, 0.5, -3.0]]), torch.tensor([[0, 1]]), 2.0),
+        (torch.tensor([[1.0, -4.0], [-2.0, 3.0]]), torch.tensor([[1, 1, 1], [0, 1, 1]]), 1.5),
+        (torch.tensor([[3.0, 1.0, -2.0]]), torch.tensor([[2]]), 1.3),
     ],
     hints=[
         "What does dividing -4 by 2 do to it? Is the token less likely then?",
-        "Divide a positive logit, multiply a negative one.",
+        "logits.gather(-1, tokens) are the logits of the tokens that have occurred, (B, T).",
+        "torch.where(seen < 0, seen * penalty, seen / penalty), and scatter puts them back.",
     ],
 )
-def penalized(logits: list[float], seen: list[int], penalty: float) -> list[float]:
-    """Seen tokens: a positive logit divided, a negative one multiplied."""
-    return [
-        (x * penalty if x < 0 else x / penalty) if token in seen else x
-        for token, x in enumerate(logits)
-    ]
+def penalize_repetition(logits, tokens, penalty):
+    """Tokens that have occurred: a positive logit is divided, a negative one multiplied; (B, V)."""
+    seen = logits.gather(-1, tokens)  # (B, T)
+    lowered = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return logits.scatter(-1, tokens, lowered)
 
 
-penalized.mistake(
+penalize_repetition.mistake(
     "as in the first paper: dividing a negative logit makes its token likelier",
-    lambda x, seen, p: [v / p if i in seen else v for i, v in enumerate(x)],
+    lambda logits, tokens, p: logits.scatter(-1, tokens, logits.gather(-1, tokens) / p),
 )
-penalized.mistake(
+penalize_repetition.mistake(
     "that is a presence penalty, which subtracts; this one scales",
-    lambda x, seen, p: [v - p if i in seen else v for i, v in enumerate(x)],
+    lambda logits, tokens, p: logits.scatter(-1, tokens, logits.gather(-1, tokens) - p),
+)
+penalize_repetition.mistake(
+    "reversed: that makes the tokens that have occurred likelier",
+    lambda logits, tokens, p: penalize_repetition(logits, tokens, 1 / p),
 )
 
 
-@penalized.mistake("once only, however often the token occurred")
-def _penalized_each_time(logits: list[float], seen: list[int], penalty: float) -> list[float]:
-    for token in seen:
-        logits = penalized(logits, [token], penalty)
+@penalize_repetition.mistake("once only, however often the token has occurred")
+def _penalized_each_time(logits, tokens, penalty):
+    for column in tokens.split(1, dim=1):
+        logits = penalize_repetition(logits, column, penalty)
     return logits
 
 
-penalized.mistake(
-    "turned round: that makes seen tokens likelier", lambda x, seen, p: penalized(x, seen, 1 / p)
+@exercise(
+    "03.induction_score",
+    points=2,
+    cases=[
+        (_normal(8, 8).softmax(-1), 4),
+        (_normal(2, 3, 10, 10).softmax(-1), 5),
+        (_normal(2, 6, 6).softmax(-1), 2),
+    ],
+    hints=[
+        "The query at t stands on the second copy of a token; the first copy is at t - period.",
+        "It must look one place further: at t - period + 1, the token that came next.",
+        "maps.diagonal(offset, dim1=-2, dim2=-1) with a negative offset goes below the diagonal.",
+    ],
+)
+def induction_score(maps, period):
+    """Mean weight of the queries t >= period on the key t - period + 1, (..., T, T) -> (...)."""
+    weights = maps.diagonal(1 - period, dim1=-2, dim2=-1)  # keys 0, 1, ...: queries from period - 1
+    return weights[..., 1:].mean(dim=-1)
+
+
+induction_score.mistake(
+    "that is the weight on the first copy of the SAME token; what came next stands one place later",
+    lambda maps, period: maps.diagonal(-period, dim1=-2, dim2=-1).mean(-1),
+)
+induction_score.mistake(
+    "nearly: the query at period - 1 still belongs to the first copy; leave it out",
+    lambda maps, period: maps.diagonal(1 - period, dim1=-2, dim2=-1).mean(-1),
+)
+induction_score.mistake(
+    "that is the weight on the token before the first copy: minus 1 where plus 1 belongs",
+    lambda maps, period: maps.diagonal(-period - 1, dim1=-2, dim2=-1).mean(-1),
+)
+induction_score.mistake(
+    "rows are queries and columns are keys; this is the other way",
+    lambda maps, period: induction_score(maps.transpose(-2, -1), period),
+)
+induction_score.mistake(
+    "that is the previous-token head again; here the key lies a whole list back",
+    lambda maps, period: maps.diagonal(-1, dim1=-2, dim2=-1).mean(-1),
+)
+induction_score.mistake(
+    "one score for each layer and head was asked for: mean over the last dimension only",
+    lambda maps, period: induction_score(maps, period).mean(),
 )

@@ -1,17 +1,133 @@
-"""The figures of notebook 03."""
+"""The figures of lesson 03: generation and decoding."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from llama_int8.course.drawings import arrow, box, brace, canvas, matrix, write
 from llama_int8.course.plots import COLOURS, HATCHES, figure
-from llama_int8.measure.statistics import Spread
+from llama_int8.measure.statistics import Spread, mean_interval
 from llama_int8.models.cost import GIB, kv_cache_bytes
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import sampling_probabilities
+
+FORCING_ALT = (
+    "Teacher forcing: the tokens of a text in a row go into a causal transformer in one pass; above "
+    "each position stands the token that it has to predict, which is the next one of the text."
+)
+STAGES_ALT = (
+    "Three boxes in a row: pre-training on any text, supervised fine-tuning on dialogues, preferences "
+    "by RLHF or DPO on pairs of answers; below each what it learns from, and what it minimizes."
+)
+CACHE_ALT = (
+    "A buffer of keys and one of values with eight places: five filled, one being written, two still "
+    "empty. The new token's query meets the six keys; its key and value go to the sixth place."
+)
+PADDING_ALT = (
+    "Three prompts of five, three and one tokens, padded on the left: the text stands at the right "
+    "end of each row, where the next token is due, and its positions count from 0."
+)
+
+
+def drawing_teacher_forcing(words: Sequence[str]) -> Figure:
+    """The text goes in, and the same text, one place to the left, is what should come out."""
+    drawn, axes = canvas(
+        7.5, 2.7, "Teacher forcing: one pass asks every position for its next token"
+    )
+    step = 5.9 / (len(words) - 1)
+    write(axes, (0.1, 2.05), "to predict", ha="left")
+    write(axes, (0.1, 0.4), "it reads", ha="left")
+    middle = box(axes, "causal transformer, in one pass", (4.2, 1.22), (6.2, 0.42), "weights")
+    for place, (word, following) in enumerate(pairwise(words)):
+        x = 1.25 + step / 2 + place * step
+        read = box(axes, word, (x, 0.4), (0.86 * step, 0.34), "activations", font=8)
+        target = box(axes, following, (x, 2.05), (0.86 * step, 0.34), "highlight", font=8)
+        arrow(axes, read, (x, middle.y0))
+        arrow(axes, (x, middle.y1), target)
+    return drawn
+
+
+def drawing_stages() -> Figure:
+    """From a model of text to an assistant, in three trainings."""
+    drawn, axes = canvas(7.5, 2.75, "Three trainings, three kinds of data, three goals")
+    stages = (
+        ("pre-training", "any text,\ntrillions of tokens", "predict the next token"),
+        ("SFT", "dialogues as they should be,\nthousands to millions", "the same, on the answers"),
+        (
+            "RLHF or DPO",
+            "two answers,\nand which one is better",
+            "prefer the better one,\nstay near SFT",
+        ),
+    )
+    x = (1.3, 3.75, 6.2)
+    boxes = [
+        box(axes, name, (at, 2.0), (1.5, 0.42), "weights")
+        for at, (name, _, _) in zip(x, stages, strict=True)
+    ]
+    arrow(axes, boxes[0], boxes[1])
+    arrow(axes, boxes[1], boxes[2])
+    for at, (_, data, goal) in zip(x, stages, strict=True):
+        write(axes, (at, 1.42), data, 8, style="italic")
+        write(axes, (at, 0.85), goal, 8, weight="bold")
+    write(axes, (1.3, 0.35), "continues text", 8)
+    write(axes, (3.75, 0.35), "answers in a fixed form", 8)
+    write(axes, (6.2, 0.35), "answers as people prefer", 8)
+    return drawn
+
+
+def drawing_cache(filled: int = 5, room: int = 8) -> Figure:
+    """Two buffers with room for more: the new token is written behind those that are there."""
+    drawn, axes = canvas(7.5, 3.3, "The KV cache: write one place, read all that are filled")
+    cells = {"highlight": [(0, filled)]}
+    row = np.full((1, room), np.nan)
+    row[0, : filled + 1] = np.arange(filled + 1)
+    size, left = (0.42, 0.34), 2.3
+    place = left + (filled + 0.5) * size[0]
+    keys = matrix(axes, (left, 2.3), row, "", "keys", cells, size=size)
+    values = matrix(axes, (left, 1.1), row, "", "values", cells, size=size)
+    token = box(axes, f"new token {filled}", (1.05, 1.53), role="activations")
+    for buffer, name, level, beside in (
+        (keys, "its key", 2.65, "above"),
+        (values, "its value", 0.4, "below"),
+    ):
+        end = buffer.y1 if name == "its key" else buffer.y0
+        corners = [(token.centre[0], level), (place, level)]
+        arrow(axes, token, (place, end), name, corners, beside=beside)
+    write(axes, (5.8, keys.centre[1]), "keys of one layer,\nroom for more", 8, ha="left")
+    write(axes, (5.8, values.centre[1]), "values of one layer", 8, ha="left")
+    end = left + (filled + 1) * size[0]
+    brace(axes, (left, 1.9), (end, 1.9), "its query meets these keys")
+    write(axes, ((left + end) / 2, 1.25), "and takes a mean of these values", 8)
+    return drawn
+
+
+def drawing_padding(lengths: Sequence[int] = (5, 3, 1)) -> Figure:
+    """Prompts of different lengths, padded on the left, with their positions."""
+    drawn, axes = canvas(
+        7.5, 2.1, "Padded on the left, every text ends where the next token is due"
+    )
+    longest = max(lengths)
+    text = {
+        (row, column)
+        for row, length in enumerate(lengths)
+        for column in range(longest - length, longest)
+    }
+    positions = np.full((len(lengths), longest), np.nan)
+    for row, length in enumerate(lengths):
+        positions[row, longest - length :] = np.arange(length)
+    shown = {"activations": text}
+    names = [f"prompt {row + 1}" for row in range(len(lengths))]
+    mask = np.array([[float((r, c) in text) for c in range(longest)] for r in range(len(lengths))])
+    first = matrix(axes, (0.95, 1.55), mask, "mask: 1 is text", "neutral", shown, names, size=0.36)
+    second = matrix(axes, (4.2, 1.55), positions, "positions", "neutral", shown, size=0.36)
+    for area in (first, second):
+        due = box(axes, "next", (area.x1 + 0.5, area.centre[1]), role="highlight", font=8)
+        arrow(axes, (area.x1 + 0.02, area.centre[1]), due)
+    return drawn
 
 
 def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
@@ -22,7 +138,7 @@ def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
     axes.axhline(mean, color=COLOURS["int8"], linestyle="--", label="mean")
     axes.legend()
     axes.set_xticks(range(len(words)), words, rotation=60, ha="right")
-    axes.set_ylabel("surprise (nats)")
+    axes.set_ylabel("surprisal (nats)")
     axes.grid(axis="x", visible=False)
     hardest, easiest = words[int(np.argmax(nll))].strip(), words[int(np.argmin(nll))].strip()
     axes.set_title(
@@ -57,15 +173,9 @@ def template_effect(
     return drawn
 
 
-def cache_time(
-    full: Mapping[int, Spread], step: Mapping[int, Spread], weights: float, bandwidth: float
-) -> Figure:
-    """Seconds for the next token without and with a cache; tokens/s by tokens in one pass.
-
-    `full`: seconds of a pass over so many tokens; `step`: of one token after so many in the cache.
-    `weights`: bytes that a pass reads; `bandwidth`: bytes/s.
-    """
-    drawn, axes = figure(2, figsize=(10, 3.7))
+def cache_time(full: Mapping[int, Spread], step: Mapping[int, Spread]) -> Figure:
+    """Milliseconds for the next token after so many: a pass over all, and a step with the cache."""
+    drawn, axes = figure(figsize=(7.5, 3.4))
     for name, times, colour, marker in (
         ("without cache", full, "int8", "s"),
         ("with cache", step, "bf16", "o"),
@@ -75,33 +185,47 @@ def cache_time(
         low = [1e3 * (times[n].median - times[n].low) for n in lengths]
         high = [1e3 * (times[n].high - times[n].median) for n in lengths]
         style = {"color": COLOURS[colour], "marker": marker, "capsize": 3}
-        axes[0].errorbar(lengths, middle, [low, high], label=name, **style)
+        axes.errorbar(lengths, middle, [low, high], label=name, **style)
     longest = max(step)
     ratio = full[longest].median / step[longest].median
-    axes[0].set_xlabel("tokens so far")
-    axes[0].set_ylabel("ms for the next token")
-    axes[0].set_ylim(0)
-    axes[0].legend()
-    axes[0].set_title(f"After {longest} tokens the cache saves {ratio:.0f}x")
-    passes = {1: step[min(step)], **full}
+    axes.set_xlabel("tokens so far")
+    axes.set_ylabel("ms for the next token")
+    axes.set_ylim(0)
+    axes.legend()
+    axes.set_title(f"After {longest} tokens the cache makes the next one {ratio:.0f} times faster")
+    return drawn
+
+
+def phases(passes: Mapping[int, Spread], weights: float, bandwidth: float) -> Figure:
+    """Tokens/s by tokens in one pass, beside what reading the weights once per pass allows.
+
+    `weights`: bytes that a pass reads; `bandwidth`: bytes/s.
+    """
+    drawn, axes = figure(figsize=(7.5, 3.4))
     sizes = list(passes)
     speed = [n / passes[n].median for n in sizes]
-    axes[1].plot(sizes, speed, "D-", color="black", label="measured")
+    axes.plot(sizes, speed, "D-", color="black", label="measured")
     bound = [n * bandwidth / weights for n in sizes]
-    axes[1].plot(sizes, bound, "--", color=COLOURS["predicted"], label="bound: weights read once")
-    axes[1].axhline(max(speed), color=COLOURS["good"], linestyle=":", label="best measured")
-    axes[1].set_xscale("log", base=2)
-    axes[1].set_yscale("log")
-    axes[1].set_ylim(min(speed) / 2, max(speed) * 4)
-    axes[1].set_xlabel("tokens in one pass")
-    axes[1].set_ylabel("tokens/s (log)")
-    axes[1].legend(fontsize=8, loc="lower right")
-    axes[1].set_title(f"One at a time: {speed[0] / max(speed):.0%} of the best speed")
+    axes.plot(sizes, bound, "--", color=COLOURS["predicted"], label="if only the weights were read")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylim(min(speed) / 2, max(speed) * 4)
+    axes.set_xticks(sizes, sizes)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("tokens in one pass")
+    axes.set_ylabel("tokens/s (log)")
+    axes.legend(loc="lower right")
+    axes.set_title(f"One token at a time runs at {speed[0] / max(speed):.0%} of the best speed")
     return drawn
 
 
 def cache_sizes(configs: Mapping[str, LlamaConfig], tokens: int) -> Figure:
-    """GiB of cache for one text of `tokens` in 16 bit, beside what one key head a query head takes."""
+    """GiB of cache for one text of `tokens` in 16 bit, beside what one key head a query head takes.
+
+    Models that read less are left out; the others stand in the order of their cache.
+    """
+    fits = {name: c for name, c in configs.items() if c.max_position_embeddings >= tokens}
+    configs = dict(sorted(fits.items(), key=lambda named: kv_cache_bytes(named[1], tokens)))
     drawn, axes = figure(figsize=(8.5, 3.6))
     rows = np.arange(len(configs))
     grouped = np.array([kv_cache_bytes(c, tokens) / GIB for c in configs.values()])
@@ -136,7 +260,7 @@ def diversity(
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
-        searches = name in ("greedy", "beam search", "greedy, penalty 1.3")
+        searches = name in ("greedy", "greedy, penalty 1.3")
         kind = ("int8", "*", 15) if name == original else ("good", "s", 8) if searches else None
         colour, marker, size = kind or ("bf16", "o", 8)
         style = {"color": COLOURS[colour], "marker": marker, "markersize": size, "elinewidth": 0.7}
@@ -146,7 +270,7 @@ def diversity(
         paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
         axes.annotate(name, (x, y), (right, up), ha=align, bbox=paper, **_points())
     axes.set_xlabel("mean log-probability of a token (nats): likelier →")
-    axes.set_ylabel("3-grams that are new (share)")
+    axes.set_ylabel("3-grams that are new (share): distinct-3")
     axes.set_ylim(top=1.07)
     axes.set_xlim(right=0.4)
     axes.set_title("Greedy text is likely and repetitive; the original is neither")
@@ -167,74 +291,117 @@ def repetition(nll: torch.Tensor) -> Figure:
     axes.set_xlabel("copy of the sentence")
     axes.set_ylabel("NLL of its tokens (nats, log)")
     axes.legend()
+    axes.set_title(f"By copy {nll.shape[1]} a token's probability is {np.exp(-mean[-1]):.0%}")
+    return drawn
+
+
+def copying(nll: torch.Tensor) -> Figure:
+    """NLL of the tokens of a random list said twice, (2 T - 1,)."""
+    drawn, axes = figure(figsize=(7.5, 3.2))
+    length = (len(nll) + 1) // 2
+    axes.plot(range(1, len(nll) + 1), nll, ".", color=COLOURS["bf16"])
+    axes.axvline(length - 0.5, color=COLOURS["int8"], linestyle="--")
+    axes.annotate("the list starts again", (length - 0.5, float(nll.max())), (5, -4), **_points())
+    axes.set_ylim(0)
+    axes.set_xlabel("position")
+    axes.set_ylabel("NLL (nats)")
+    before, after = nll[: length - 1].mean(), nll[length:].mean()
+    axes.set_title(f"Random tokens cost {before:.1f} nats the first time, {after:.1f} the second")
+    return drawn
+
+
+def ablation(
+    whole: float, cut: float, neighbours: Sequence[float], random_heads: Sequence[float], name: str
+) -> Figure:
+    """NLL of the second copy with one head cut out, in three rows of dots; `whole` is the line."""
+    drawn, axes = figure(figsize=(7.5, 2.9))
+    rows = {
+        name: ([cut], "int8", "s"),
+        "other heads of\nits layer": (neighbours, "bf16", "o"),
+        f"{len(random_heads)} random heads": (random_heads, "predicted", "^"),
+    }
+    for row, (values, colour, marker) in enumerate(rows.values()):
+        up = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
+        style = {"color": COLOURS[colour], "alpha": 0.8, "linestyle": "none"}
+        axes.plot(values, row + up, marker, **style)
+    axes.axvline(whole, color="black", linestyle=":")
+    axes.annotate("nothing cut", (whole, -0.5), (4, 0), va="center", **_points())
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(2.5, -0.75)
+    axes.set_xlim(0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("NLL of a token in the second copy (nats); further right: copying is lost")
+    axes.set_title(f"Without one head the second copy costs {cut:.1f} nats instead of {whole:.1f}")
+    return drawn
+
+
+def recall(
+    company: Mapping[int, Sequence[float]], alone: Sequence[float], farthest: int, blind: float
+) -> Figure:
+    """Probability of a code's first digit by distance, among others and alone, with intervals."""
+    drawn, axes = figure(figsize=(7.5, 3.4))
+    series = (
+        ("among others", company, "int8", "s"),
+        ("the only code", {farthest: alone}, "bf16", "o"),
+    )
+    for name, told, colour, marker in series:
+        means = np.array([mean_interval(np.asarray(values)) for values in told.values()]).T
+        middle, low, high = np.clip(100 * means, 0, 100)
+        style = {"color": COLOURS[colour], "capsize": 4}
+        axes.errorbar(
+            list(told), middle, [middle - low, high - middle], fmt=f"{marker}-", label=name, **style
+        )
+    axes.axhline(
+        100 * blind, color="black", linestyle=":", label="one of the codes, picked blindly"
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(company), list(company))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("tokens between fact and question")
+    axes.set_ylabel("probability of the\nright first digit (%)")
+    axes.legend(loc="center left", fontsize=8)
+    near, far = (np.mean(list(company.values())[n]) for n in (0, -1))
     axes.set_title(
-        f"In copy {nll.shape[1]}, a token's probability is {np.exp(-mean[-1]):.0%} (geometric mean)"
+        f"The right digit: {np.mean(alone):.0%} alone, among others {near:.0%} near and {far:.0%} far"
     )
     return drawn
 
 
-def strengths_and_limits(
-    copying: tuple[torch.Tensor, int],
-    hidden: Mapping[str, tuple[int, float, float, int]],
-    forced: Mapping[str, Sequence[float]],
-    recall: Mapping[str, Mapping[int, Sequence[float]]],
-    control: float,
-) -> Figure:
-    """Four experiments: copying, the hidden word, a forced first word, recall over distance.
-
-    `copying`: NLL of each token of a random list said twice, and the list's length. `hidden`:
-    (right, low, high, n) by what the model may use. `forced`: log-odds of the true sentence after
-    each start. `recall`: probability of a digit by company and distance; `control`: of another person.
-    """
-    drawn, axes = figure(4, figsize=(13, 3.5))
-    nll, length = copying
-    axes[0].plot(range(1, len(nll) + 1), nll, ".", color=COLOURS["bf16"])
-    axes[0].axvline(length - 0.5, color=COLOURS["int8"], linestyle="--")
-    axes[0].set_xlabel("position; the list starts again at the line")
-    axes[0].set_ylabel("NLL (nats)")
-    before, after = nll[: length - 1].mean(), nll[length:].mean()
-    axes[0].set_title(f"Copying: {before:.1f}, then {after:.1f} nats")
-    names = list(hidden)
-    for x, name in enumerate(names):
-        right, low, high, n = hidden[name]
+def hidden_words(results: Mapping[str, tuple[int, float, float, int]]) -> Figure:
+    """Words found by what the model may use: (right, low, high, n) each; chance is a quarter."""
+    drawn, axes = figure(figsize=(5.5, 3.2))
+    for x, (right, low, high, n) in enumerate(results.values()):
         share = right / n
-        axes[1].bar(x, share, 0.6, color=COLOURS[("int8", "bf16")[x]], hatch=("///", "")[x])
-        axes[1].errorbar(x, share, [[share - low], [high - share]], color="black", capsize=4)
-        inside = "white" if share > 0.15 else "black"  # a low bar does not reach behind the text
-        axes[1].annotate(f"{right} of {n}", (x, 0.02), ha="center", color=inside, weight="bold")
-    axes[1].axhline(0.25, color="black", linestyle=":")
-    axes[1].annotate("chance", (1.45, 0.26), ha="right", fontsize=8)
-    axes[1].set_xticks(range(len(names)), names)
-    axes[1].set_ylim(0, 1)
-    axes[1].set_ylabel("hidden word found")
-    axes[1].set_title("One direction: the end helps")
-    for x, (name, odds) in enumerate(forced.items()):
-        spread = np.linspace(-0.18, 0.18, len(odds)) + x
+        style = {"color": COLOURS[("int8", "bf16")[x]], "hatch": ("///", "")[x]}
+        axes.bar(x, share, 0.55, edgecolor="white", **style)
+        axes.errorbar(x, share, [[share - low], [high - share]], color="black", capsize=4)
+        axes.annotate(f"{right} of {n}", (x, high), (0, 5), ha="center", **_points())
+    axes.axhline(0.25, color="black", linestyle=":")
+    axes.annotate("chance", (1.48, 0.26), (0, 0), ha="right", **_points())
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_ylim(0, 1.12)
+    axes.set_ylabel("hidden word found (share)")
+    axes.grid(axis="x", visible=False)
+    (left, *_, n), (whole, *_) = results.values()
+    axes.set_title(f"Found from the left side: {left} of {n}; from all words: {whole}")
+    return drawn
+
+
+def forced_words(log_odds: Mapping[str, Sequence[float]]) -> Figure:
+    """Log-odds of the true sentence after each forced first word."""
+    drawn, axes = figure(figsize=(5.5, 3.2))
+    for x, (name, values) in enumerate(log_odds.items()):
+        spread = np.linspace(-0.18, 0.18, len(values)) + x
         colour, marker = (("bf16", "o"), ("int8", "s"))[x]
-        axes[2].plot(spread, odds, marker, color=COLOURS[colour], label=name)
-    axes[2].axhline(0, color="black", linewidth=1)
-    axes[2].set_xticks(range(len(forced)), [f"after “{name}”" for name in forced])
-    axes[2].set_xlim(-0.5, len(forced) - 0.5)
-    axes[2].set_ylabel("log-odds of the true sentence")
-    after_no = list(forced.values())[1]
-    denied = sum(o < 0 for o in after_no)
-    axes[2].set_title(f"No way back: {denied} of {len(after_no)} denied")
-    styles = (("bf16", "o"), ("int8", "s"))
-    for (company, told), (colour, marker) in zip(recall.items(), styles, strict=True):
-        for distance, values in told.items():
-            style = {"color": COLOURS[colour], "markersize": 4, "alpha": 0.4}
-            axes[3].plot([distance] * len(values), values, marker, **style)
-        means = [np.mean(values) for values in told.values()]
-        axes[3].plot(list(told), means, marker, ls="-", color=COLOURS[colour], label=company)
-    axes[3].axhline(control, color="black", linestyle=":", label="never named")
-    axes[3].set_xscale("log", base=2)
-    axes[3].set_xticks(list(told), list(told))
-    axes[3].xaxis.set_minor_locator(NullLocator())
-    axes[3].set_ylim(0, 1)
-    axes[3].legend(fontsize=8, loc="lower left")
-    axes[3].set_xlabel("tokens between fact and question")
-    axes[3].set_ylabel("probability of a digit")
-    axes[3].set_title("Recall: distance and company")
+        axes.plot(spread, values, marker, color=COLOURS[colour], label=name)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set_xticks(range(len(log_odds)), [f"after “{name}”" for name in log_odds])
+    axes.set_xlim(-0.5, len(log_odds) - 0.5)
+    axes.set_ylabel("log-odds of the true sentence")
+    after_no = list(log_odds.values())[1]
+    denied = sum(odds < 0 for odds in after_no)
+    axes.set_title(f"After a forced No it denies {denied} of {len(after_no)} true sentences")
     return drawn
 
 
