@@ -4,7 +4,6 @@ import functools
 import itertools
 import math
 import random
-import re
 from types import SimpleNamespace
 
 import helpers

@@ -60,34 +60,6 @@ def padding_mask(lengths, longest):
             "padding_mask(tensor([7, 4]), 7) gives [[True, True, True, True, True, True, True], [True, ",
         ),
         (
-            "03.shifted_loss",
-            "one step too far",
-            """
-def shifted_loss(log_p, tokens):
-    total = 0
-    for i in range(len(tokens)):
-        total -= log_p[i][tokens[i+1]]
-    return total / len(tokens)
-""",
-            "raised IndexError: list index out of range",
-            "error",
-        ),
-        (
-            "03.nucleus",
-            "returns probabilities",
-            """
-def nucleus(probabilities, p):
-    s, kept = 0, []
-    for q in sorted(probabilities)[::-1]:
-        if s >= p:
-            break
-        s += q
-        kept.append(q)
-    return kept
-""",
-            "nucleus([0.5, 0.25, 0.15, 0.1], 0.8) gives [0.5, 0.25, 0.15], expected [0, 1, 2]",
-        ),
-        (
             "04.rms_norm",
             "lists as if they were tensors",
             """
@@ -199,34 +171,6 @@ def padding_mask(lengths, longest):
 import torch
 def cross_attention(x, source, w_q, w_k, w_v):
     return torch.nn.functional.scaled_dot_product_attention(x @ w_q, source @ w_k, source @ w_v)
-""",
-    ),
-    (
-        "03.shifted_loss",
-        """
-import torch.nn.functional as F, torch
-def shifted_loss(log_p, tokens):
-    lp = torch.tensor(log_p, requires_grad=True)
-    return F.nll_loss(lp[:len(tokens) - 1], torch.tensor(tokens)[1:])
-""",
-    ),
-    (
-        "03.perplexity",
-        """
-import numpy as np
-def perplexity(log_probabilities):
-    return np.exp(-np.mean(np.array(log_probabilities, dtype=np.float32)))
-""",
-    ),
-    (
-        "03.nucleus",
-        """
-import numpy as np
-def nucleus(probabilities, p):
-    q = np.array(probabilities)
-    order = np.argsort(-q, kind="stable")
-    before = np.cumsum(q[order]) - q[order]
-    return np.sort(order[before < p])
 """,
     ),
     (
