@@ -477,7 +477,7 @@ def test_a_stage_of_another_setting_model_machine_or_notebook_does_not_count(
     tmp_path, monkeypatch, change
 ):
     with_model(tmp_path, "smollm2-135m").stage("score", lambda: "old")
-    parameters = {"rounds": 5} if change == "parameter" else {}
+    parameters = {"rounds": 6} if change == "parameter" else {}
     other = with_model(tmp_path, "smollm2-135m", **parameters)
     if change == "model":
         other = with_model(tmp_path, "llama-7b")

@@ -120,12 +120,12 @@ def judge(name: str, answer: Callable[..., Any]) -> Verdict:
             message = "gives None in every case: `return` the result; print() only shows it"
             return Verdict("wrong", f"{answer.__name__} {message}")
         return Verdict("blank", f"not filled in yet; exercises.hint({name!r}) helps")
-    wanted = [exercise.reference(*case) for case in exercise.cases]
+    wanted = [exercise.reference(*copy.deepcopy(case)) for case in exercise.cases]
     if all(map(_equal, outcomes, wanted, [exercise.rtol] * len(wanted))):
         given = tuple(_numbers(outcome).tolist() for outcome in outcomes)
         return Verdict("correct", f"correct, {_points(exercise)}", exercise.points, given)
     for mistaken, message in exercise.mistakes:
-        theirs = [mistaken(*case) for case in exercise.cases]
+        theirs = [mistaken(*copy.deepcopy(case)) for case in exercise.cases]
         if all(map(_equal, outcomes, theirs, [exercise.rtol] * len(theirs))):
             return Verdict("wrong", message)
     for case, outcome, want in zip(exercise.cases, outcomes, wanted, strict=True):
