@@ -542,7 +542,7 @@ def deciding_cell(claim: str, notebook: str) -> str:
         for cell in sync_notebooks.read(path)["cells"]
         if cell["cell_type"] == "code"
         and (
-            cell["id"] == claims()[claim].get("cell")
+            cell["id"] == claims().get(claim, {}).get("cell")
             or ("put_on_trial(" in (code := "".join(cell["source"])) and f'"{claim}"' in code)
         )
     ]

@@ -761,7 +761,7 @@ def left_padding(lengths, longest):
         """
 import torch
 def keep_top_p(logits, p):
-    ordered, order = logits.sort(-1, descending=True, stable=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     q = ordered.softmax(-1)
     ordered[q.cumsum(-1) - q >= p] = -torch.inf
     return torch.empty_like(ordered).scatter(-1, order, ordered)
