@@ -108,7 +108,8 @@ def test_solved_it_runs_to_its_end_draws_its_figures_and_every_answer_is_right(
     assert figures(tmp_path / "figures", number) == figures(ROOT / "figures", number)
     assert list((tmp_path / "results").rglob("*.json"))
     lines = [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
-    given = {line["name"]: line for line in lines if line["status"] != "begun"}
+    verdicts = [line for line in lines if "status" in line]  # the others are predictions
+    given = {line["name"]: line for line in verdicts if line["status"] != "begun"}
     wanted = {name: one.points for name, one in exercises().items() if name[:2] == number}
     assert {name: line["points"] for name, line in given.items()} == wanted, given
     assert all(line["status"] == "correct" and line["own"] for line in given.values()), given
