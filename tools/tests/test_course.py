@@ -263,7 +263,7 @@ def test_a_full_disk_in_the_last_moment_costs_nothing(course, fails):
 
 def test_a_file_that_is_no_notebook_is_named(course, fails):
     course.notebook("06_second").write_text("{")
-    fails("run", says=["06_second.ipynb", "no notebook", "git"])
+    fails("run", says=["06_second.ipynb", "not a notebook", "git"])
 
 
 def start_and_wait_for_the_second_notebook(course, flag):

@@ -437,7 +437,10 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     """Change of the loss against the SNR of the weights, for each scheme and number of bits."""
     drawn, axes = figure(figsize=(7.8, 4.2))
     schemes = list(dict.fromkeys(scheme for scheme, _ in costs))
-    for scheme, colour, shape in zip(schemes, CURVES, SHAPES, strict=False):
+    sides = ((-3, 8), (-14, -10), (8, 3), (-14, 3))  # of the labels, so that none hides another
+    inks = (INKS[name] for name in ("bf16", "int8", "good", "highlight"))  # CURVES, dark enough
+    looks = zip(schemes, CURVES, SHAPES, sides, inks, strict=False)
+    for scheme, colour, shape, side, ink in looks:
         own = {bits: cost for (name, bits), cost in costs.items() if name == scheme}
         x = [cost.decibels for cost in own.values()]
         y = [cost.loss.mean for cost in own.values()]
@@ -448,8 +451,8 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
         axes.errorbar(x, y, spread, fmt=shape, color=colour, capsize=3, label=scheme, markersize=7)
         for bits, cost in own.items():
             axes.annotate(
-                bits.split()[0], (cost.decibels, cost.loss.mean), (7, 4),
-                textcoords="offset points", fontsize=9, color=colour,
+                bits.split()[0], (cost.decibels, cost.loss.mean), side,
+                textcoords="offset points", fontsize=9, color=ink,
             )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.02)
@@ -461,7 +464,7 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token)")
     axes.legend(fontsize=9)
-    axes.set_title("Decibels become loss, whatever the scheme")
+    axes.set_title("More noise in the weights, more loss")
     return drawn
 
 
