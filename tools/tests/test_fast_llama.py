@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from llama_int8.models.synthetic import restore_rotary
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
+from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear, fast_linear, replace_layers
 from llama_int8.quantization.cpu.llama import FastLlama, causal_attention
 from llama_int8.transformer.attention import causal_mask
@@ -228,7 +229,9 @@ def test_a_step_does_not_depend_on_the_room_in_the_cache(compiled):
     model, tokens = swapped(), some_tokens()
     tight, wide = FastLlama(model, CONTEXT, 3), FastLlama(model, 64, 3)
     assert torch.equal(by_steps(tight, tokens), by_steps(wide, tokens))
-    assert tight.cache.shape == (3, 2, 3, 2, CONTEXT, 8) and tight.cache.dtype == torch.bfloat16
+    values, keys = tight.cache.values, tight.cache.keys
+    assert values.shape == (3, 3, 2, CONTEXT, 8) and values.dtype == torch.bfloat16
+    assert keys.shape == (3, 3, 2, 2, 4, 16, 2) and keys.dtype == torch.bfloat16
 
 
 def test_any_number_of_threads_gives_the_same_steps(compiled, threads):
@@ -279,9 +282,133 @@ def test_reserving_forgets_what_was_read(compiled):
     fast = FastLlama(model, CONTEXT, 3)
     first = by_steps(fast, tokens)
     fast.reserve(30, 1).forward(some_tokens(1, 7, seed=9))
-    assert fast.position == 7 and fast.cache.shape[2:5] == (1, 2, 30)
+    assert fast.position == 7 and fast.cache.values.shape[1:4] == (1, 2, 30)
     assert fast.reserve(CONTEXT, 3) is fast and fast.position == 0
     assert torch.equal(by_steps(fast, tokens), first)
+
+
+# --- decode attention -------------------------------------------------------------------------
+
+
+def one_layer(heads, shared, dim, context):
+    """A model of one layer, whose weights are never asked for."""
+    return LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        head_dim=dim,
+        max_position_embeddings=context,
+    )
+
+
+def decode_attention(config, context, batch, keys, values, qkv):
+    """The kernel's attention of one new token of each sequence: (B, (H + 2 H_kv) D) -> (B, H, D)."""
+    library, past = kernels.chosen().library, keys.shape[2]
+    cache = KeyValueCache(config, batch, context, library.keys_in_a_block())
+    cache.write(0, 0, keys, values)
+    half = config.head_dim // 2
+    cos, sin = torch.ones(context, half), torch.zeros(context, half)  # positions turn nothing
+    model = kernels.ModelStruct(
+        keys=cache.keys.data_ptr(),
+        values=cache.values.data_ptr(),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        context=context,
+        batch=batch,
+    )
+    out = torch.full((batch, config.num_attention_heads, config.head_dim), torch.nan)
+    qkv = qkv.clone()
+    library.decode_attention(
+        model, 0, qkv.data_ptr(), past, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def attention_case(heads, shared, dim, length, batch, spread=1.0, seed=0):
+    """(keys, values) of the past, the new token's (B, (H + 2 H_kv) D), and the result in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).bfloat16().float()
+
+    keys, values = normal(batch, shared, length, dim), normal(batch, shared, length, dim)
+    query = spread * normal(batch, heads, dim)
+    qkv = torch.cat([query, keys[:, :, -1], values[:, :, -1]], 1).flatten(1)
+    grouped = query.double().unflatten(1, (shared, -1)) / dim**0.5
+    weights = (grouped @ keys.double().transpose(2, 3)).softmax(-1)
+    wanted = (weights @ values.double()).flatten(1, 2)
+    return keys[:, :, :-1], values[:, :, :-1], qkv, wanted
+
+
+@pytest.mark.parametrize("dim", [2, 8, 18, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    ("heads", "shared"), [(1, 1), (3, 3), (4, 2), (9, 3), (8, 2), (5, 1), (7, 1)]
+)
+def test_decode_attention_is_the_formula_in_float64(compiled, heads, shared, dim):
+    for length, batch in ((1, 1), (2, 3), (15, 1), (16, 2), (17, 1), (64, 1), (65, 2), (300, 1)):
+        for context in (length, length + 13):
+            keys, values, qkv, wanted = attention_case(heads, shared, dim, length, batch)
+            config = one_layer(heads, shared, dim, context)
+            found = decode_attention(config, context, batch, keys, values, qkv)
+            assert (found - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("length", [511, 512, 1024, 4096])
+@pytest.mark.parametrize(("heads", "shared", "dim"), [(9, 3, 64), (32, 8, 64), (4, 4, 128)])
+def test_decode_attention_is_so_over_long_texts(compiled, heads, shared, dim, length, threads):
+    keys, values, qkv, wanted = attention_case(heads, shared, dim, length, 2)
+    config = one_layer(heads, shared, dim, length)
+    threads(1)
+    single = decode_attention(config, length, 2, keys, values, qkv)
+    assert (single - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+    threads(3)
+    assert torch.equal(decode_attention(config, length, 2, keys, values, qkv), single)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 30.0, 1e4])
+def test_decode_attention_survives_equal_and_far_scores(compiled, spread):
+    """All keys alike, and one that takes everything, in whatever chunk it lies."""
+    for seed in range(5):
+        case = attention_case(6, 2, 64, 200, 1, spread, seed)
+        found = decode_attention(one_layer(6, 2, 64, 200), 200, 1, *case[:3])
+        # a score of some thousand has itself an error of FP32, which exp makes a relative one
+        error = 2e-6 + 2e-7 * spread * 8
+        assert (found - case[3]).abs().max() <= error * case[3].abs().max()
+
+
+def test_a_nan_in_the_cache_is_seen_by_the_heads_that_read_it_and_by_no_other(compiled):
+    keys, values, qkv, wanted = attention_case(4, 2, 32, 100, 1)
+    keys[0, 1, 70, 3] = torch.nan
+    found = decode_attention(one_layer(4, 2, 32, 100), 100, 1, keys, values, qkv)
+    assert found[0, 2:].isnan().all()
+    torch.testing.assert_close(found[0, :2], wanted[0, :2].float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_a_cache_gives_back_what_was_written_in_any_pieces(block):
+    config = one_layer(2, 2, 6, 37)
+    cache = KeyValueCache(config, 3, 37, block)
+    keys, values = torch.randn(2, 3, 2, 37, 6).bfloat16()
+    for start, end in ((0, 5), (5, 6), (6, 33), (33, 37)):
+        cache.write(0, start, keys[:, :, start:end], values[:, :, start:end])
+        read = cache.read(0, end)
+        assert torch.equal(read[0], keys[:, :, :end]) and torch.equal(read[1], values[:, :, :end])
+
+
+def test_room_for_pytorchs_operations_gives_the_same_and_a_step_is_a_pass(compiled):
+    model, tokens = swapped(), some_tokens()
+    one, two = FastLlama(model, CONTEXT, 3), FastLlama(model, CONTEXT, 3)
+    two.reserve(CONTEXT, 3, compiled=False)
+    assert torch.equal(one.forward(tokens[:, :9], 0), two.forward(tokens[:, :9], 0))
+    assert torch.equal(one.forward(tokens[:, 9:20], 0), two.forward(tokens[:, 9:20], 0))
+    passed = one.forward(tokens[:, 20:21])[:, -1].float()
+    assert torch.equal(two.step(tokens[:, 20]), passed)
 
 
 # --- generation -------------------------------------------------------------------------------
@@ -407,7 +534,7 @@ def test_a_copy_reads_its_own_tensors(compiled):
     fast, tokens = FastLlama(swapped(), CONTEXT, 3), some_tokens()
     before = by_steps(fast, tokens)
     other = copy.deepcopy(fast)
-    for tensor in (fast.cache, fast.embedding, *fast.buffers()):
+    for tensor in (fast.cache.keys, fast.cache.values, fast.embedding, *fast.buffers()):
         tensor.zero_()
     del fast
     other.position = 0

@@ -136,9 +136,7 @@ class FastRunner:
         return step
 
     def _make_room(self, batch: int, length: int) -> None:
-        if self.model.batch != batch or self.model.context < length:
-            self.model.reserve(max(length, self.model.context), batch)
-        self.model.position = 0
+        self.model.make_room(max(length, self.model.context), batch, self.compiled)
 
 
 class LoadedModels:

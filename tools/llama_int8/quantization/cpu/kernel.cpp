@@ -12,7 +12,8 @@
 // with it the decode step runs in 16 bit, and shows what int8 itself is worth.
 //
 // Compile with -ffp-contract=off: a fused multiply-add rounds once where PyTorch rounds twice, and
-// both shall give the same bits.
+// the int8 products shall give the same bits as PyTorch's. Where no bits are compared, the code asks
+// for `fma` by name.
 
 #include <immintrin.h>
 
@@ -26,6 +27,8 @@
 
 constexpr int64_t GROUP = 32;  // inputs that share a scale, of a token or of an output
 constexpr int64_t ROWS = 32;   // outputs in a block of the weights
+constexpr int64_t KEYS = 16;   // keys in a block of the cache
+constexpr int64_t CHUNK = 64;  // keys that one task attends to, a multiple of KEYS
 
 struct Linear {
     const void* weights;    // codes + 128; or bf16
@@ -52,7 +55,9 @@ struct Model {
     Linear head;
     const float* cos;  // (context, head_dim / 2)
     const float* sin;
-    uint16_t* cache;  // bf16 (layers, 2, batch, kv_heads, context, head_dim)
+    // The cache, in bf16. A vector load of keys brings two dimensions of several keys.
+    uint16_t* keys;    // (layers, batch, kv_heads, context / KEYS, head_dim / 2, KEYS, 2)
+    uint16_t* values;  // (layers, batch, kv_heads, context, head_dim)
     int64_t layer_count, width, inner, heads, kv_heads, head_dim, context, batch;
     float eps;
 };
@@ -183,6 +188,12 @@ static inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 static inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 static inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+static inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
+    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
+    first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    second = _mm512_castsi512_ps(_mm512_and_si512(pairs, ints(int32_t(0xFFFF0000))));
+}
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     // One instruction: bytes without sign times bytes with sign. As assembly, because gcc 12 adds
     // copies of registers to _mm512_dpbusd_epi32 and loses a third of the speed.
@@ -204,6 +215,12 @@ static inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 static inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 static inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+static inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
+    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
+    first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    second = _mm256_castsi256_ps(_mm256_and_si256(pairs, ints(int32_t(0xFFFF0000))));
+}
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     // AVX2 adds pairs of products in 16 bits. With codes up to 127 a pair is at most 32,258: exact.
     const Ints q = _mm256_xor_si256(weights, _mm256_set1_epi8(char(0x80)));  // q + 128 -> q
@@ -275,7 +292,7 @@ static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, f
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; v++) {
                     Floats& chain = sum[t * CHAINS + c][v];
-                    chain = add(chain, mul(block[v], floats(x[t * inputs + k + c])));
+                    chain = fma(block[v], floats(x[t * inputs + k + c]), chain);
                 }
         }
     }
@@ -339,14 +356,19 @@ template <class T>
 static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
                         int threads) {
     const int64_t inputs = (layer.inputs + GROUP - 1) / GROUP * GROUP;
-    std::vector<float> rows(tokens * inputs);  // with zeros at the end of each
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t i = 0; i < layer.inputs; i++)
-            rows[t * inputs + i] = load(x + t * layer.inputs + i);
+    static thread_local std::vector<float> rows_of_this_thread;
+    rows_of_this_thread.resize(tokens * inputs);
+    float* rows = rows_of_this_thread.data();  // one name for all threads of the loop
+    for (int64_t t = 0; t < tokens; t++) {
+        float* row = rows + t * inputs;
+#pragma omp simd
+        for (int64_t i = 0; i < layer.inputs; i++) row[i] = load(x + t * layer.inputs + i);
+        std::fill(row + layer.inputs, row + inputs, 0.0f);
+    }
     multiply(tokens, 1, layer, y, add_to_y, threads,
              [&](int64_t count, int64_t row, int64_t b, float* out) {
                  const uint16_t* w = (const uint16_t*)layer.weights + b * ROWS * inputs;
-                 const float* from = &rows[row * inputs];
+                 const float* from = rows + row * inputs;
                  if (count == 8) tile_bf16<8>(from, inputs, w, out);
                  else if (count == 4) tile_bf16<4>(from, inputs, w, out);
                  else if (count == 2) tile_bf16<2>(from, inputs, w, out);
@@ -381,79 +403,181 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t half
     }
 }
 
-static void attend(const float* query, const uint16_t* keys, const uint16_t* values, int64_t length,
-                   int64_t dim, float* __restrict out) {
-    static thread_local std::vector<float> scores;
-    scores.resize(length);
-    const float scale = 1 / std::sqrt(float(dim));
-    float* weights = scores.data();
-    int64_t read = 0;
-    for (; read + 4 <= length; read += 4) {  // four keys at a time: four sums that do not wait
-        const uint16_t* key = keys + read * dim;
-        float first = 0, second = 0, third = 0, fourth = 0;
-#pragma omp simd reduction(+ : first, second, third, fourth)
-        for (int64_t d = 0; d < dim; d++) {
-            first += query[d] * from_bf16(key[d]);
-            second += query[d] * from_bf16(key[dim + d]);
-            third += query[d] * from_bf16(key[2 * dim + d]);
-            fourth += query[d] * from_bf16(key[3 * dim + d]);
+// ---- decode attention: flash-decoding ------------------------------------------------------------
+// A task is a chunk of keys of one key-value head, with the queries of up to 4 heads that share it.
+// It leaves for each query the largest score, the sum of exp(score - largest), and the values weighted
+// by those exponentials; `merge` joins the chunks. Chunks do not depend on the number of threads.
+
+// scores[h][t] = query h times key t, for `count` keys from a block's beginning on.
+template <int HEADS>
+static void score(const float* query, const uint16_t* keys, int64_t count, int64_t dim,
+                  float (*scores)[CHUNK]) {
+    constexpr int PAIRS = HEADS < 3 ? 4 / HEADS : 1;  // of dimensions at once: sums that do not wait
+    for (int64_t t = 0; t < count; t += LANES) {
+        const uint16_t* block = keys + t / KEYS * KEYS * dim + t % KEYS * 2;
+        Floats sum[HEADS][2 * PAIRS];
+        for (auto& head : sum)
+            for (auto& v : head) v = floats(0.0f);
+        const auto add_pair = [&](int64_t pair, int chain) {
+            Floats first, second;
+            load_pairs(block + pair * 2 * KEYS, first, second);
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; h++) {
+                const float* q = query + h * dim + 2 * pair;
+                sum[h][2 * chain] = fma(first, floats(q[0]), sum[h][2 * chain]);
+                sum[h][2 * chain + 1] = fma(second, floats(q[1]), sum[h][2 * chain + 1]);
+            }
+        };
+        int64_t pair = 0;
+        for (; pair + PAIRS <= dim / 2; pair += PAIRS)
+#pragma GCC unroll 4
+            for (int chain = 0; chain < PAIRS; chain++) add_pair(pair + chain, chain);
+        for (; pair < dim / 2; pair++) add_pair(pair, 0);
+        for (int h = 0; h < HEADS; h++) {
+            Floats total = sum[h][0];
+            for (int i = 1; i < 2 * PAIRS; i++) total = add(total, sum[h][i]);
+            store_floats(scores[h] + t, total);
         }
-        weights[read] = first * scale;
-        weights[read + 1] = second * scale;
-        weights[read + 2] = third * scale;
-        weights[read + 3] = fourth * scale;
     }
-    for (; read < length; read++) {
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int64_t d = 0; d < dim; d++) dot += query[d] * from_bf16(keys[read * dim + d]);
-        weights[read] = dot * scale;
+}
+
+// out[h][0 .. LINES x 2 x LANES) = sum over t of weights[h][t] times value t. Rows of `dim` numbers.
+template <int HEADS, int LINES>
+static void weigh(const float (*weights)[CHUNK], const uint16_t* values, int64_t count, int64_t dim,
+                  float* out, int64_t stride) {
+    Floats sum[HEADS][2 * LINES];
+    for (auto& head : sum)
+        for (auto& v : head) v = floats(0.0f);
+    for (int64_t t = 0; t < count; t++) {
+#pragma GCC unroll 2
+        for (int line = 0; line < LINES; line++) {
+            Floats first, second;
+            load_pairs(values + t * dim + line * 2 * LANES, first, second);
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; h++) {
+                const Floats weight = floats(weights[h][t]);
+                sum[h][2 * line] = fma(weight, first, sum[h][2 * line]);
+                sum[h][2 * line + 1] = fma(weight, second, sum[h][2 * line + 1]);
+            }
+        }
     }
-    const float largest = *std::max_element(weights, weights + length);
-    float sum = 0;
+    for (int h = 0; h < HEADS; h++)
+        for (int line = 0; line < LINES; line++) {
+            float first[LANES], second[LANES];
+            store_floats(first, sum[h][2 * line]);
+            store_floats(second, sum[h][2 * line + 1]);
+            float* to = out + h * stride + line * 2 * LANES;
+            for (int i = 0; i < LANES; i++) to[2 * i] = first[i], to[2 * i + 1] = second[i];
+        }
+}
+
+// `out`: HEADS rows of the largest score, the sum, and the `dim` weighted values.
+template <int HEADS>
+static void attend_chunk(const float* query, const uint16_t* keys, const uint16_t* values,
+                         int64_t count, int64_t dim, float* out) {
+    float weights[HEADS][CHUNK];
+    score<HEADS>(query, keys, count, dim, weights);
+    for (int h = 0; h < HEADS; h++) {
+        float largest = weights[h][0], sum = 0;
+#pragma omp simd reduction(max : largest)
+        for (int64_t t = 0; t < count; t++) largest = std::max(largest, weights[h][t]);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t t = 0; t < length; t++) {
-        weights[t] = fast_exp(weights[t] - largest);
-        sum += weights[t];
+        for (int64_t t = 0; t < count; t++) {
+            weights[h][t] = fast_exp(weights[h][t] - largest);
+            sum += weights[h][t];
+        }
+        out[h * (dim + 2)] = largest;
+        out[h * (dim + 2) + 1] = sum;
     }
-#pragma omp simd
-    for (int64_t t = 0; t < length; t++) weights[t] /= sum;
+    float* weighted = out + 2;
+    int64_t d = 0;
+    for (; d + 4 * LANES <= dim; d += 4 * LANES)
+        weigh<HEADS, 2>(weights, values + d, count, dim, weighted + d, dim + 2);
+    for (; d + 2 * LANES <= dim; d += 2 * LANES)
+        weigh<HEADS, 1>(weights, values + d, count, dim, weighted + d, dim + 2);
+    for (; d < dim; d++)
+        for (int h = 0; h < HEADS; h++) {
+            float sum = 0;
+            for (int64_t t = 0; t < count; t++) sum += weights[h][t] * from_bf16(values[t * dim + d]);
+            weighted[h * (dim + 2) + d] = sum;
+        }
+}
+
+// One head's chunks, `stride` numbers from one to the next, become its output.
+static void merge(const float* parts, int64_t chunks, int64_t stride, int64_t dim, float* out) {
+    float largest = parts[0], sum = 0;
+    for (int64_t c = 1; c < chunks; c++) largest = std::max(largest, parts[c * stride]);
     std::fill(out, out + dim, 0.0f);
-    for (int64_t t = 0; t < length; t++) {
-        const float weight = weights[t];
-        const uint16_t* value = values + t * dim;
+    for (int64_t c = 0; c < chunks; c++) {
+        const float* part = parts + c * stride;
+        const float factor = fast_exp(part[0] - largest);
+        sum += factor * part[1];
 #pragma omp simd
-        for (int64_t d = 0; d < dim; d++) out[d] += weight * from_bf16(value[d]);
+        for (int64_t d = 0; d < dim; d++) out[d] += factor * part[2 + d];
+    }
+    const float inverse = 1 / sum;
+#pragma omp simd
+    for (int64_t d = 0; d < dim; d++) out[d] *= inverse;
+}
+
+// The new token's keys and values join the cache, and its queries get their positions.
+static void take_in(const Model& m, float* token, int64_t position, uint16_t* keys, uint16_t* values) {
+    const int64_t dim = m.head_dim, half = dim / 2, rows = (m.context + KEYS - 1) / KEYS * KEYS;
+    const float *cos = m.cos + position * half, *sin = m.sin + position * half;
+    const float scale = 1 / std::sqrt(float(dim));
+    for (int64_t h = 0; h < m.heads; h++) {
+        float* query = token + h * dim;
+        rotate(query, cos, sin, half);
+        for (int64_t d = 0; d < dim; d++) query[d] *= scale;
+    }
+    for (int64_t h = 0; h < m.kv_heads; h++) {
+        float* key = token + (m.heads + h) * dim;
+        const float* value = key + m.kv_heads * dim;
+        rotate(key, cos, sin, half);
+        uint16_t* block = keys + (h * rows + position / KEYS * KEYS) * dim + position % KEYS * 2;
+        uint16_t* row = values + (h * m.context + position) * dim;
+        for (int64_t d = 0; d < dim; d++) {
+            block[d / 2 * 2 * KEYS + d % 2] = to_bf16(key[d]);
+            row[d] = to_bf16(value[d]);
+        }
     }
 }
 
 static void attention(const Model& m, int64_t layer, float* qkv, int64_t position, float* out,
                       int threads) {
-    const int64_t dim = m.head_dim, half = dim / 2, heads = m.heads, shared = m.kv_heads;
-    const int64_t row = (heads + 2 * shared) * dim, plane = m.batch * shared * m.context * dim;
-    const float *cos = m.cos + position * half, *sin = m.sin + position * half;
-    uint16_t* keys = m.cache + layer * 2 * plane;
-    uint16_t* values = keys + plane;
+    const int64_t dim = m.head_dim, group = m.heads / m.kv_heads, length = position + 1;
+    const int64_t row = (m.heads + 2 * m.kv_heads) * dim, pairs = m.batch * m.kv_heads;
+    const int64_t keys_each = (m.context + KEYS - 1) / KEYS * KEYS * dim;  // of a key-value head
+    const int64_t values_each = m.context * dim;
+    uint16_t* keys = m.keys + layer * pairs * keys_each;
+    uint16_t* values = m.values + layer * pairs * values_each;
     for (int64_t b = 0; b < m.batch; b++)
-        for (int64_t h = 0; h < shared; h++) {  // the new token's keys and values join the cache
-            float* key = qkv + b * row + (heads + h) * dim;
-            const float* value = key + shared * dim;
-            rotate(key, cos, sin, half);
-            const int64_t place = ((b * shared + h) * m.context + position) * dim;
-            for (int64_t d = 0; d < dim; d++) {
-                keys[place + d] = to_bf16(key[d]);
-                values[place + d] = to_bf16(value[d]);
-            }
-        }
-    const bool worth_it = m.batch * heads * (position + 1) > 512;
+        take_in(m, qkv + b * row, position, keys + b * m.kv_heads * keys_each,
+                values + b * m.kv_heads * values_each);
+    const int64_t chunks = (length + CHUNK - 1) / CHUNK, part = dim + 2;
+    static thread_local std::vector<float> parts_of_this_thread;
+    parts_of_this_thread.resize(pairs * chunks * group * part);  // [pair][chunk][head of the group]
+    float* parts = parts_of_this_thread.data();                  // one name for all threads below
+    const bool worth_it = m.batch * m.heads * length > 512;
 #pragma omp parallel for num_threads(threads) if (worth_it) schedule(static)
-    for (int64_t i = 0; i < m.batch * heads; i++) {
-        const int64_t b = i / heads, h = i % heads;
-        float* query = qkv + b * row + h * dim;
-        rotate(query, cos, sin, half);
-        const int64_t place = (b * shared + h * shared / heads) * m.context * dim;
-        attend(query, keys + place, values + place, position + 1, dim, out + i * dim);
+    for (int64_t task = 0; task < pairs * chunks; task++) {
+        const int64_t pair = task / chunks, first = task % chunks * CHUNK;
+        const int64_t count = std::min(CHUNK, length - first);
+        const float* query = qkv + pair / m.kv_heads * row + pair % m.kv_heads * group * dim;
+        const uint16_t* k = keys + pair * keys_each + first * dim;
+        const uint16_t* v = values + pair * values_each + first * dim;
+        float* to = parts + task * group * part;
+        for (int64_t h = 0, taken; h < group; h += taken, query += taken * dim, to += taken * part) {
+            taken = std::min<int64_t>(4, group - h);
+            if (taken == 4) attend_chunk<4>(query, k, v, count, dim, to);
+            else if (taken == 3) attend_chunk<3>(query, k, v, count, dim, to);
+            else if (taken == 2) attend_chunk<2>(query, k, v, count, dim, to);
+            else attend_chunk<1>(query, k, v, count, dim, to);
+        }
     }
+    for (int64_t head = 0; head < pairs * group; head++)
+        merge(parts + (head / group * chunks * group + head % group) * part, chunks, group * part,
+              dim, out + head * dim);
 }
 
 static void step(const Model& m, const int64_t* tokens, int64_t position, float* logits,
@@ -500,6 +624,8 @@ extern "C" {
 
 const char* kernel_name() { return NAME; }
 
+int64_t keys_in_a_block() { return KEYS; }
+
 // The structs' sizes, and where each field begins and how long it is, in bytes. Python describes the structs a second time, and compares.
 const char* struct_layout() {
     static const std::string layout =
@@ -508,7 +634,7 @@ const char* struct_layout() {
         STRUCT(Layer) FIELD(Layer, input_norm) FIELD(Layer, qkv) FIELD(Layer, o)
         FIELD(Layer, post_attention_norm) FIELD(Layer, gate_up) FIELD(Layer, down) + "\n" +
         STRUCT(Model) FIELD(Model, embedding) FIELD(Model, layers) FIELD(Model, norm)
-        FIELD(Model, head) FIELD(Model, cos) FIELD(Model, sin) FIELD(Model, cache)
+        FIELD(Model, head) FIELD(Model, cos) FIELD(Model, sin) FIELD(Model, keys) FIELD(Model, values)
         FIELD(Model, layer_count) FIELD(Model, width) FIELD(Model, inner) FIELD(Model, heads)
         FIELD(Model, kv_heads) FIELD(Model, head_dim) FIELD(Model, context) FIELD(Model, batch)
         FIELD(Model, eps);
@@ -522,6 +648,11 @@ void int8_linear_bf16(const uint16_t* x, int64_t tokens, const Linear* layer, ui
 
 void int8_linear_fp32(const float* x, int64_t tokens, const Linear* layer, float* y, int threads) {
     linear(x, tokens, *layer, y, false, threads);
+}
+
+void decode_attention(const Model* model, int64_t layer, float* qkv, int64_t position, float* out,
+                      int threads) {
+    attention(*model, layer, qkv, position, out, threads);
 }
 
 void llama_step(const Model* model, const int64_t* tokens, int64_t position, float* logits,

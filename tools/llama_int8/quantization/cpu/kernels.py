@@ -75,7 +75,8 @@ class ModelStruct(ctypes.Structure):
         ("head", LinearStruct),
         ("cos", _Pointer),
         ("sin", _Pointer),
-        ("cache", _Pointer),
+        ("keys", _Pointer),
+        ("values", _Pointer),
         *((name, _Int) for name in "layer_count width inner heads kv_heads head_dim".split()),
         ("context", _Int),
         ("batch", _Int),
@@ -203,8 +204,10 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         product.argtypes = (_Pointer, _Int, ctypes.POINTER(LinearStruct), _Pointer, ctypes.c_int)
         product.restype = None
     model = ctypes.POINTER(ModelStruct)
+    library.keys_in_a_block.restype = _Int
     library.llama_step.argtypes = (model, _Pointer, _Int, _Pointer, ctypes.c_int)
-    library.llama_step.restype = None
+    library.decode_attention.argtypes = (model, _Int, _Pointer, _Int, _Pointer, ctypes.c_int)
+    library.llama_step.restype = library.decode_attention.restype = None
     return library
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
+from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
@@ -63,8 +64,12 @@ class FastLlama(nn.Module):
             context = min(1024, self.config.max_position_embeddings)
         self.reserve(context, batch)
 
-    def reserve(self, context: int, batch: int = 1) -> Self:
-        """Make room for `batch` sequences of `context` tokens, and forget what was read."""
+    def reserve(self, context: int, batch: int = 1, compiled: bool = True) -> Self:
+        """Make room for `batch` sequences of `context` tokens, and forget what was read.
+
+        `compiled`: steps will go through the compiled kernel, where there is one, so keys lie in the
+        order that it reads; else as PyTorch's operations read them.
+        """
         config = self.config
         if not 1 <= context <= config.max_position_embeddings or batch < 1:
             raise ValueError(
@@ -72,8 +77,10 @@ class FastLlama(nn.Module):
                 f"{config.max_position_embeddings} tokens and at least one sequence"
             )
         self.context, self.batch, self.position = context, batch, 0
-        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, context)
-        self.cache = torch.zeros(*shape, config.head_dim, dtype=torch.bfloat16)
+        library = kernels.chosen().library if compiled else None
+        block = library.keys_in_a_block() if library is not None else 1
+        self.compiled = compiled
+        self.cache = KeyValueCache(config, batch, context, block)
         rotation = rope_rotation(torch.arange(context), rope_frequencies(config), torch.float32)
         self.cos, self.sin = (part.contiguous() for part in rotation)  # (S, D / 2)
         self._described: tuple[Any, Any] | None = None
@@ -90,8 +97,8 @@ class FastLlama(nn.Module):
         end = start + length
         x = self.embedding[tokens]  # (B, T) -> (B, T, C)
         rotation = (self.cos[start:end].bfloat16(), self.sin[start:end].bfloat16())
-        for block, cache in zip(self.layers, self.cache, strict=True):
-            mixed = self._attend(block.qkv_proj(self._normed(x, block.input_norm)), cache, rotation)
+        for layer, block in enumerate(self.layers):
+            mixed = self._attend(block.qkv_proj(self._normed(x, block.input_norm)), layer, rotation)
             x = x + block.o_proj(mixed)
             normed = self._normed(x, block.post_attention_norm)
             gate, up = block.gate_up_proj(normed).chunk(2, dim=-1)  # two (B, T, F)
@@ -103,10 +110,11 @@ class FastLlama(nn.Module):
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each sequence, (B,) -> logits of the next, (B, V).
 
-        One call of the compiled kernel, in FP32 between the products; without a kernel, `forward`.
+        One call of the compiled kernel, in FP32 between the products; without a kernel, or where
+        the room was reserved for PyTorch's operations, `forward`.
         """
         library = kernels.chosen().library
-        if library is None:
+        if library is None or self.cache.block != library.keys_in_a_block():
             return self.forward(tokens[:, None])[:, -1].float()
         self._check(tokens, 1)
         tokens = tokens.long().contiguous()
@@ -119,14 +127,18 @@ class FastLlama(nn.Module):
         self.position += 1
         return logits
 
+    def make_room(self, context: int, batch: int, compiled: bool = True) -> None:
+        """Forget what was read, and reserve more room, or another kind, where that is needed."""
+        if (self.batch, self.compiled) != (batch, compiled) or self.context < context:
+            self.reserve(context, batch, compiled)
+        self.position = 0
+
     def generate(self, prompt: Tensor, new_tokens: int, compiled: bool = True) -> Tensor:
         """Greedy continuation, (B, T) -> (B, new_tokens); the cache is made to fit."""
         if new_tokens < 1:
             raise ValueError(f"new_tokens is {new_tokens}; at least 1 is needed")
         needed = prompt.shape[1] + new_tokens
-        if self.batch != len(prompt) or self.context < needed:
-            self.reserve(needed, len(prompt))
-        self.position = 0
+        self.make_room(needed, len(prompt), compiled)
         logits = self.forward(prompt)[:, -1]
         found = [logits.argmax(-1)]  # (B,)
         while len(found) < new_tokens:
@@ -138,18 +150,17 @@ class FastLlama(nn.Module):
     def _attend(
         self,
         qkv: Tensor,
-        cache: Tensor,
+        layer: int,
         rotation: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """(B, T, (H + 2 H_kv) D) -> (B, T, H D); `cache`: this layer's, (2, B, H_kv, S, D)."""
+        """(B, T, (H + 2 H_kv) D) -> (B, T, H D), by way of the layer's cache."""
         config = self.config
         heads = qkv.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
         sizes = (config.num_attention_heads, *(config.num_key_value_heads,) * 2)
         q, k, v = heads.split(sizes, dim=1)
-        start, end = self.position, self.position + qkv.shape[1]
-        cache[0, :, :, start:end] = rotate(k, *rotation)
-        cache[1, :, :, start:end] = v
-        mixed = causal_attention(rotate(q, *rotation), *cache[:, :, :, :end])
+        self.cache.write(layer, self.position, rotate(k, *rotation), v)
+        keys, values = self.cache.read(layer, self.position + qkv.shape[1])
+        mixed = causal_attention(rotate(q, *rotation), keys, values)
         return mixed.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -207,7 +218,8 @@ class FastLlama(nn.Module):
             head=self.lm_head.struct(),
             cos=self.cos.data_ptr(),
             sin=self.sin.data_ptr(),
-            cache=self.cache.data_ptr(),
+            keys=self.cache.keys.data_ptr(),
+            values=self.cache.values.data_ptr(),
             layer_count=config.num_hidden_layers,
             width=config.hidden_size,
             inner=config.intermediate_size,
@@ -225,11 +237,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries of the last T of S positions: (B, H, T, D) with (B, H_kv, S, D) -> (B, H, T, D).
 
     QUERIES of them at a time, so that no keys are multiplied which the mask would hide anyway; scores
-    and softmax in FP32. On a CPU faster than PyTorch's fused attention, which serves a single query.
+    and softmax in FP32. On a CPU faster than PyTorch's fused attention, which serves a single query:
+    there the heads that share keys are the rows of one product.
     """
     (new, dim), (shared, length) = q.shape[2:], k.shape[1:3]
     if new == 1:
-        return scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        rows = q.unflatten(1, (shared, -1)).squeeze(3)  # (B, H_kv, H / H_kv, D)
+        return scaled_dot_product_attention(rows, k, v).flatten(1, 2).unsqueeze(2)
     q = (q.float() / dim**0.5).unflatten(1, (shared, -1))  # (B, H_kv, H / H_kv, T, D)
     keys = k.float().transpose(2, 3)  # (B, H_kv, D, S)
     parts = []

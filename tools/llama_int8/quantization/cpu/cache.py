@@ -1,0 +1,44 @@
+"""Keys and values of the tokens that a LLaMA has read, in bf16, in the order that the kernel reads.
+
+Shapes: L layers, B sequences, H_kv key-value heads, S tokens, D head dimension.
+"""
+
+import torch
+from torch import Tensor
+
+from llama_int8.transformer.config import LlamaConfig
+
+
+class KeyValueCache:
+    """Values lie token by token, (L, B, H_kv, S, D); keys in blocks of `block` tokens.
+
+    Within a block, two dimensions of every key follow each other, (L, B, H_kv, S / block, D / 2,
+    block, 2): the compiled kernel loads them for several keys at once. With `block` 1 keys lie as
+    values do, which suits PyTorch's operations.
+    """
+
+    def __init__(self, config: LlamaConfig, batch: int, context: int, block: int) -> None:
+        self.block = block
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads)
+        dim, blocks = config.head_dim, -(-context // block)
+        self.keys = torch.zeros(*shape, blocks, dim // 2, block, 2, dtype=torch.bfloat16)
+        self.values = torch.zeros(*shape, context, dim, dtype=torch.bfloat16)
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Keep one layer's `keys` and `values`, each (B, H_kv, T, D), from token `start` on."""
+        end = start + keys.shape[2]
+        self.values[layer, :, :, start:end] = values
+        pairs = keys.unflatten(-1, (-1, 2))  # (B, H_kv, T, D / 2, 2)
+        if self.block == 1:
+            self.keys[layer, :, :, start:end, :, 0] = pairs.to(self.keys.dtype)
+        else:
+            token = torch.arange(start, end)
+            places = (slice(None), slice(None), token // self.block, slice(None))
+            by_token = pairs.permute(2, 0, 1, 3, 4).to(self.keys.dtype)  # (T, B, H_kv, D / 2, 2)
+            self.keys[layer][(*places, token % self.block)] = by_token
+
+    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values of the first `end` tokens, each (B, H_kv, `end`, D)."""
+        blocks = self.keys[layer, :, :, : -(-end // self.block)].transpose(3, 4)
+        keys = blocks.flatten(4).flatten(2, 3)  # (B, H_kv, blocks x block, D)
+        return keys[:, :, :end], self.values[layer, :, :, :end]
