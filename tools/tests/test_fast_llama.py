@@ -50,7 +50,7 @@ EACH_MODEL = pytest.mark.parametrize("name", MODELS)
 BF16 = 0.12  # of the logits' norm; random weights make much of bf16's roundings
 
 
-@pytest.fixture(params=["vnni", "avx2"])
+@pytest.fixture(params=["vnni", "avxvnni", "avx2"])
 def compiled(request, monkeypatch):
     """A version of the kernel runs, if this machine can."""
     monkeypatch.setenv(kernels.CHOICE, request.param)

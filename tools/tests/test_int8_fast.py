@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 
 from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.models import MODELS
+from llama_int8.processor import Processor
 from llama_int8.quantization.cpu import kernels, packing
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
 from llama_int8.quantization.cpu.layout import (
@@ -48,7 +50,9 @@ INF, NAN = math.inf, math.nan
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 EITHER_PLANES = pytest.mark.parametrize("planes", [1, 2])
-COMPILED = ("vnni", "avx2")
+CPU_FEATURES = kernels.cpu_features
+NAMES = {"vnni": "AVX-512 VNNI", "avxvnni": "AVX-VNNI", "avx2": "AVX2", "pytorch": "PyTorch"}
+COMPILED = tuple(NAMES)[:-1]
 # Largest rounding of a number, and of one among the subnormals.
 UNIT = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 LEAST = {torch.float32: 2**-149, torch.bfloat16: 2**-133, torch.float16: 2**-24}
@@ -788,7 +792,7 @@ def fresh(monkeypatch):
 @pytest.fixture
 def able(fresh):
     """A machine that looks able to run every version, whatever it is."""
-    every = frozenset(feature for needed, _ in kernels.VERSIONS.values() for feature in needed)
+    every = frozenset(itertools.chain(*(v.features for v in kernels.VERSIONS.values())))
     fresh.setattr(platform, "machine", lambda: "x86_64")
     fresh.setattr(kernels, "cpu_features", lambda: every)
     return fresh
@@ -807,10 +811,9 @@ def falls_back(*words):
 
 
 def test_a_name_in_the_environment_decides(fresh, version):
-    names = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "pytorch": "PyTorch"}
     fresh.setenv(kernels.CHOICE, version)
     choice = kernels.chosen()
-    assert choice.name == names[version] and (choice.library is None) == (version == "pytorch")
+    assert choice.name == NAMES[version] and (choice.library is None) == (version == "pytorch")
     assert (kernels.CHOICE in choice.reason) == (version == "pytorch")
 
 
@@ -818,7 +821,7 @@ def test_without_a_name_the_fastest_runs_and_the_reason_says_why_no_faster_one(f
     choice = kernels.chosen()
     fresh.setenv(kernels.CHOICE, "auto")
     assert kernels.chosen() is choice
-    for name, label in (("vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("pytorch", "PyTorch")):
+    for name, label in NAMES.items():
         if choice.name == label:
             break
         assert f"{name}: " in choice.reason
@@ -848,9 +851,24 @@ def test_without_a_compiler_pytorch_runs(able):
     falls_back("no C++ compiler", "g++")
 
 
-def test_on_another_processor_pytorch_runs(fresh):
+def test_on_a_processor_of_another_kind_pytorch_runs_and_names_it(fresh):
+    fresh.setattr(platform, "machine", lambda: "riscv64")
+    choice = kernels.chosen()
+    assert choice.name == "PyTorch" and "riscv64" in choice.reason
+    for name in (*COMPILED, "neon"):
+        with refused(RuntimeError, repr(name), "riscv64"), kernels.using(name):
+            raise AssertionError
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names what another processor lacks")
+def test_the_version_for_arm_is_refused_on_x86_and_tried_on_arm(fresh):
+    with refused(RuntimeError, "'neon'", "not an ARM", "x86_64"), kernels.using("neon"):
+        raise AssertionError
     fresh.setattr(platform, "machine", lambda: "arm64")
-    falls_back("arm64", "not an x86")
+    fresh.setattr(kernels, "cpu_features", lambda: frozenset({"asimd"}))
+    kernels._choose.cache_clear()
+    choice = kernels.chosen()
+    assert choice.name == "PyTorch" and choice.reason == "neon: the CPU lacks asimddp"
 
 
 def test_a_cpu_without_avx2_runs_pytorch(able):
@@ -858,9 +876,24 @@ def test_a_cpu_without_avx2_runs_pytorch(able):
     falls_back("the CPU lacks avx")
 
 
+def test_what_the_system_does_not_tell_is_not_called_lacking(able):
+    able.setattr(sys, "platform", "win32")
+    able.setattr(platform, "system", lambda: "Windows")
+    unknown = Processor("", None, None, {}, {"avx512f": False, "avx2": True})
+    able.setattr(kernels, "processor", lambda: unknown)
+    assert CPU_FEATURES() == {"avx2", "fma"}
+    able.setattr(kernels, "cpu_features", lambda: frozenset({"avx2"}))
+    reasons = dict(part.split(": ") for part in kernels.chosen().reason.split("; "))
+    assert reasons == {
+        "vnni": "the CPU lacks avx512f",
+        "avxvnni": "Windows does not tell whether the CPU has fma",
+        "avx2": "Windows does not tell whether the CPU has fma",
+    }
+
+
 def test_a_cpu_without_vnni_runs_avx2(fresh):
     available("avx2")
-    features = kernels.cpu_features() - {"avx512_vnni"}
+    features = kernels.cpu_features() - {"avx512_vnni", "avx_vnni"}
     fresh.setattr(kernels, "cpu_features", lambda: features)
     kernels._choose.cache_clear()
     choice = kernels.chosen()

@@ -1,4 +1,4 @@
-// int8 products and one decode step of a LLaMA on a CPU, for AVX-512 VNNI or AVX2.
+// int8 products and one decode step of a LLaMA on a CPU: for AVX-512 VNNI, AVX-VNNI, AVX2 or NEON.
 //
 // Plain C functions on plain pointers: no PyTorch header, so it compiles in seconds, and Python
 // calls it through ctypes. The file reads from the inside out: numbers, a group of 32 activations,
@@ -6,7 +6,7 @@
 //
 // Format of a layer's weights, M outputs and K inputs: codes q in [-127, 127], stored as bytes
 // q + 128 in the order [M / 32][K / 4][32][4], so that one vector load brings the next 4 inputs of
-// 16 (AVX-512) or 8 (AVX2) outputs. Every 32 inputs of an output share a scale, in bf16, in the order
+// 16 (AVX-512), 8 (AVX2) or 4 (NEON) outputs. Every 32 inputs of an output share a scale, in bf16, in the order
 // [M / 32][K / 32][32]. Zeros fill M and K up to multiples of 32. A layer that
 // was not quantized has its weights in bf16 in the order [M / 32][K][32], filled up in the same way:
 // with it the decode step runs in 16 bit, and shows what int8 itself is worth.
@@ -15,7 +15,11 @@
 // the int8 products shall give the same bits as PyTorch's. Where no bits are compared, the code asks
 // for `fma` by name.
 
+#ifdef __aarch64__
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -24,6 +28,10 @@
 #include <cstring>
 #include <string>
 #include <vector>
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define WEIGHTS_ARE_UNSIGNED  // their instruction multiplies unsigned bytes by signed bytes
+#endif
 
 constexpr int64_t GROUP = 32;  // inputs that share a scale, of a token or of an output
 constexpr int64_t ROWS = 32;   // outputs in a block of the weights
@@ -144,7 +152,7 @@ static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t*
         codes[i] = int8_t(code);
         sum += code;
     }
-#ifdef __AVX512VNNI__
+#ifdef WEIGHTS_ARE_UNSIGNED
     *start = -128 * sum;  // the product below takes q + 128 for q
 #else
     *start = 0;
@@ -195,15 +203,19 @@ static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) 
     second = _mm512_castsi512_ps(_mm512_and_si512(pairs, ints(int32_t(0xFFFF0000))));
 }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
-    // One instruction: bytes without sign times bytes with sign. As assembly, because gcc 12 adds
-    // copies of registers to _mm512_dpbusd_epi32 and loses a third of the speed.
+    // One instruction: unsigned bytes times signed bytes. As assembly, because gcc 12 adds copies of
+    // registers to _mm512_dpbusd_epi32 and loses a quarter of the speed.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
 }
-#else
+#elif !defined(__aarch64__)
 constexpr int LANES = 8, MOST = 2;
 typedef __m256i Ints;
 typedef __m256 Floats;
+#ifdef __AVXVNNI__
+static const char* const NAME = "AVX-VNNI";
+#else
 static const char* const NAME = "AVX2";
+#endif
 static inline Ints ints(int32_t value) { return _mm256_set1_epi32(value); }
 static inline Floats floats(float value) { return _mm256_set1_ps(value); }
 static inline Ints load_ints(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -222,10 +234,39 @@ static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) 
     second = _mm256_castsi256_ps(_mm256_and_si256(pairs, ints(int32_t(0xFFFF0000))));
 }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
+#ifdef __AVXVNNI__
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(codes));
+#else
     // AVX2 adds pairs of products in 16 bits. With codes up to 127 a pair is at most 32,258: exact.
     const Ints q = _mm256_xor_si256(weights, _mm256_set1_epi8(char(0x80)));  // q + 128 -> q
     const Ints pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(q, codes));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+#else
+constexpr int LANES = 4, MOST = 2;
+typedef int32x4_t Ints;
+typedef float32x4_t Floats;
+static const char* const NAME = "NEON";
+static inline Ints ints(int32_t value) { return vdupq_n_s32(value); }
+static inline Floats floats(float value) { return vdupq_n_f32(value); }
+static inline Ints load_ints(const void* p) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t*)p)); }
+static inline Floats load_bf16(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+static inline void store_floats(float* p, Floats v) { vst1q_f32(p, v); }
+static inline Floats to_floats(Ints v) { return vcvtq_f32_s32(v); }
+static inline Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
+static inline Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
+static inline Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
+    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
+    first = vreinterpretq_f32_s32(vshlq_n_s32(pairs, 16));
+    second = vreinterpretq_f32_s32(vandq_s32(pairs, ints(int32_t(0xFFFF0000))));
+}
+static inline void dot4(Ints& sum, Ints weights, Ints codes) {
+    const Ints q = veorq_s32(weights, ints(int32_t(0x80808080)));  // q + 128 -> q: both are signed
+    sum = vdotq_s32(sum, vreinterpretq_s8_s32(q), vreinterpretq_s8_s32(codes));
 }
 #endif
 
@@ -240,28 +281,28 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
         Ints sum[TOKENS][VECTORS];
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) sum[t][v] = ints(x.start[(token + t) * x.groups + g]);
 #pragma GCC unroll 1
         for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
             const uint8_t* w = weights + k * ROWS;
             Ints block[VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) block[v] = load_ints(w + v * 4 * LANES);
 #pragma GCC unroll 8
             for (int t = 0; t < TOKENS; t++) {
                 int32_t four;  // the codes of 4 inputs
                 std::memcpy(&four, &x.codes[(token + t) * x.inputs + k], 4);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) dot4(sum[t][v], block[v], ints(four));
             }
         }
         Floats of_weights[VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) of_weights[v] = load_bf16(scales + g * ROWS + v * LANES);
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) {
                 const Floats scale = mul(floats(x.scale[(token + t) * x.groups + g]), of_weights[v]);
                 total[t][v] = add(total[t][v], mul(to_floats(sum[t][v]), scale));
@@ -285,11 +326,11 @@ static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, f
         for (int c = 0; c < CHAINS; c++) {
             const uint16_t* w = weights + (k + c) * ROWS;
             Floats block[VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) block[v] = load_bf16(w + v * LANES);
 #pragma GCC unroll 8
             for (int t = 0; t < TOKENS; t++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) {
                     Floats& chain = sum[t * CHAINS + c][v];
                     chain = fma(block[v], floats(x[t * inputs + k + c]), chain);
@@ -477,12 +518,14 @@ static void attend_chunk(const float* query, const uint16_t* keys, const uint16_
                          int64_t count, int64_t dim, float* out) {
     float weights[HEADS][CHUNK];
     score<HEADS>(query, keys, count, dim, weights);
+    const int64_t whole = (count + KEYS - 1) / KEYS * KEYS;  // full vectors
     for (int h = 0; h < HEADS; h++) {
-        float largest = weights[h][0], sum = 0;
+        std::fill(weights[h] + count, weights[h] + whole, -INFINITY);  // less than 1e-37 after exp
+        float largest = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : largest)
-        for (int64_t t = 0; t < count; t++) largest = std::max(largest, weights[h][t]);
+        for (int64_t t = 0; t < whole; t++) largest = std::max(largest, weights[h][t]);
 #pragma omp simd reduction(+ : sum)
-        for (int64_t t = 0; t < count; t++) {
+        for (int64_t t = 0; t < whole; t++) {
             weights[h][t] = fast_exp(weights[h][t] - largest);
             sum += weights[h][t];
         }

@@ -1,4 +1,4 @@
-"""Which code multiplies: the C++ kernel for AVX-512 VNNI or AVX2, or plain PyTorch.
+"""Which code multiplies: the C++ kernel for this processor's instructions, or plain PyTorch.
 
 The kernel is compiled once, at first use, by the machine's own compiler (a few seconds), and kept
 in the course's cache. Where there is no compiler or no such CPU, PyTorch does the same sums.
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -26,15 +27,36 @@ from llama_int8.processor import processor
 
 CHOICE = "LLAMA_INT8_KERNEL"
 PYTORCH = "pytorch"
-# What each version needs of the CPU, as Linux names it, and of the compiler. The fastest first.
-VERSIONS = {
-    "vnni": (
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the kernel: where it runs, by Linux's names of features, and how it is compiled."""
+
+    machines: Sequence[str]
+    features: Sequence[str]
+    flags: str
+
+
+VERSIONS = {  # the fastest first
+    "vnni": Version(
+        X86,
         ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma",
     ),
-    "avx2": (("avx2", "fma"), "-mavx2 -mfma"),
+    "avxvnni": Version(X86, ("avx2", "fma", "avx_vnni"), "-mavx2 -mfma -mavxvnni"),
+    "avx2": Version(X86, ("avx2", "fma"), "-mavx2 -mfma"),
+    "neon": Version(ARM, ("asimd", "asimddp"), "-march=armv8.2-a+dotprod"),
 }
-FLAGS = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fopenmp -shared -fPIC"
+FLAGS = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -shared -fPIC"
+OPENMP = "-fopenmp"
+# Apple's clang knows OpenMP without its library: the one that PyTorch has loaded serves.
+OPENMP_ON_MACOS = "-Xclang -fopenmp -undefined dynamic_lookup"
+NO_COMPILER = {
+    "darwin": "`xcode-select --install` brings one",
+    "win32": "the Windows Subsystem for Linux (WSL) has one",
+}
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
 
@@ -95,7 +117,10 @@ class Choice:
 
 def cpu_features() -> frozenset[str]:
     """The CPU's features, by Linux's names ("avx2", "avx512_vnni"), as far as they are known."""
-    return processor().has
+    there = processor().has
+    if sys.platform != "linux" and "avx2" in there and "fma" not in processor().features:
+        there |= {"fma"}  # Windows is not asked for it; every processor of Intel and AMD has both
+    return there
 
 
 def chosen() -> Choice:
@@ -114,7 +139,7 @@ def chosen() -> Choice:
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[Choice]:
-    """Within the block the named version runs: "vnni", "avx2" or "pytorch"."""
+    """Within the block the named version runs: one of VERSIONS, or "pytorch"."""
     before = os.environ.get(CHOICE)
     os.environ[CHOICE] = name
     try:
@@ -130,7 +155,8 @@ def _choose(wanted: str) -> Choice:
     if wanted == PYTORCH:
         return Choice("PyTorch", None, f"{CHOICE} asks for it")
     reasons = []
-    for version in VERSIONS if wanted == "auto" else (wanted,):
+    here = [v for v in VERSIONS if platform.machine().lower() in VERSIONS[v].machines]
+    for version in here if wanted == "auto" else (wanted,):
         reason, library = _load(version)
         if library is not None:
             return Choice(library.kernel_name().decode(), library, "; ".join(reasons))
@@ -139,21 +165,30 @@ def _choose(wanted: str) -> Choice:
         raise RuntimeError(
             f"{CHOICE} is {wanted!r}, but {reasons[0]}; unset it to let it fall back"
         )
-    return Choice("PyTorch", None, "; ".join(reasons))
+    nothing = f"there is no version for a processor of the kind {platform.machine()}"
+    return Choice("PyTorch", None, "; ".join(reasons) or nothing)
 
 
 def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
     """("", the compiled library), or (the reason why there is none, None)."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"this is not an x86 processor but {platform.machine()}", None
-    needed, flags = VERSIONS[version]
-    lacking = [feature for feature in needed if feature not in cpu_features()]
-    if lacking:
+    wanted = VERSIONS[version]
+    if platform.machine().lower() not in wanted.machines:
+        kind = "an x86" if wanted.machines == X86 else "an ARM"
+        return f"this is not {kind} processor but {platform.machine()}", None
+    lacking = [feature for feature in wanted.features if feature not in cpu_features()]
+    if lacking and sys.platform == "linux":  # which lists every feature
         return f"the CPU lacks {lacking[0]}", None
+    known = [feature for feature in lacking if processor().features.get(feature) is False]
+    if known:
+        return f"the CPU lacks {known[0]}", None
+    if lacking:
+        return f"{platform.system()} does not tell whether the CPU has {lacking[0]}", None
     if (compiler := _compiler()) is None:
-        return "there is no C++ compiler (g++) on this machine", None
+        advice = NO_COMPILER.get(sys.platform, "the package g++ brings one")
+        return f"there is no C++ compiler (g++) on this machine; {advice}", None
+    openmp = OPENMP_ON_MACOS if sys.platform == "darwin" else OPENMP
     with as_file(files(__package__) / "kernel.cpp") as source:
-        return _compiled(compiler, source, [*FLAGS.split(), *flags.split()])
+        return _compiled(compiler, source, f"{FLAGS} {openmp} {wanted.flags}".split())
 
 
 def _compiler() -> str | None:
