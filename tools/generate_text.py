@@ -21,6 +21,7 @@ from llama_int8.measure import memory
 from llama_int8.models.cost import GIB, QUANTIZED
 from llama_int8.models.load import check_memory
 from llama_int8.quantization.cpu.linear import replace_layers
+from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.llm_int8 import replace_linears
 from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import is_meta_folder
@@ -32,6 +33,7 @@ from llama_int8.transformer.generation import (
     scale_temperature,
 )
 from llama_int8.transformer.llama import Llama
+from llama_int8.transformer.prompt import check_prompt
 from llama_int8.transformer.tokenizer import (
     LLAMA3_SPECIAL,
     MetaTokenizer,
@@ -141,8 +143,11 @@ def _answer(source: Source, precision: str, device: str, new_tokens: int, choose
             model = source.load(precision)
         weights, ends = memory.weight_memory(model), source.ends(model)
         prompt = source.prompt.to(device)
+        if precision == "int8-fast":  # one compiled call for a token, where there is a compiler
+            check_prompt(model, prompt, new_tokens)
+            model = FastLlama(model, prompt.shape[1] + new_tokens)
         # Libraries set themselves up in the first passes; that is not the model's time.
-        generate(model, prompt[:, :WARMUP_TOKENS], min(2, new_tokens))
+        _continue(model, prompt[:, :WARMUP_TOKENS], min(2, new_tokens))
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # loading can hold more than answering
         _say(f"answering in {precision} ...")
@@ -173,8 +178,21 @@ def _timed(
         times.append(time.perf_counter())
         return chosen
 
-    out = generate(model, prompt, new_tokens, choose_and_look_at_the_clock, ends)
-    return out[0, prompt.shape[1] :].tolist(), (times[1] - times[0], times[-1] - times[1])
+    tokens = _continue(model, prompt, new_tokens, choose_and_look_at_the_clock, ends)
+    return tokens, (times[1] - times[0], times[-1] - times[1])
+
+
+def _continue(
+    model: nn.Module,
+    prompt: Tensor,
+    new_tokens: int,
+    choose: Choice = greedy,
+    ends: Collection[int] = (),
+) -> list[int]:
+    """New token ids after a prompt (1, T)."""
+    if isinstance(model, FastLlama):
+        return model.generate(prompt, new_tokens, choose=choose, end=ends)[0].tolist()
+    return generate(model, prompt, new_tokens, choose, ends)[0, prompt.shape[1] :].tolist()
 
 
 def _say(line: str) -> None:

@@ -449,6 +449,31 @@ def test_generation_forgets_what_was_read_before():
     assert fast.generate(prompt, 1).shape == (3, 1)
 
 
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_generation_ends_and_chooses_as_the_course_s_own_loop_does(by_kernel):
+    """The same rows, the same end of each, the same random numbers, as far as logits agree."""
+    model, prompt = swapped(), some_tokens(3, 7)
+    fast = FastLlama(model, CONTEXT, 3)
+    every = fast.generate(prompt, 12, by_kernel)
+    end = {every[0, 4].item()}
+    found = fast.generate(prompt, 12, by_kernel, end=end)
+    for row, whole in zip(found, every, strict=True):
+        at = next((i for i, token in enumerate(whole.tolist()) if token in end), 11)
+        length = min(at + 1, found.shape[1])
+        assert torch.equal(row[:length], whole[:length])
+        assert (row[length:] == whole[at]).all()
+    assert found.shape[1] <= 12
+    seen = []
+
+    def choose(logits, tokens):
+        seen.append((logits.shape, tokens.shape[1]))
+        return (tokens[:, -1] + 1) % 97
+
+    counted = fast.generate(prompt, 3, by_kernel, choose)
+    assert torch.equal(counted, (prompt[:, -1:] + torch.arange(1, 4)) % 97)
+    assert seen == [((3, 97), 7), ((3, 97), 8), ((3, 97), 9)]
+
+
 # --- faults -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ D head dimension, C width, F inner width, V vocabulary, L layers.
 """
 
 import ctypes
+from collections.abc import Collection
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,7 @@ from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.generation import Choice, greedy
 from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
 
 QUERIES = 64  # that attend together
@@ -133,19 +135,32 @@ class FastLlama(nn.Module):
             self.reserve(context, batch, compiled)
         self.position = 0
 
-    def generate(self, prompt: Tensor, new_tokens: int, compiled: bool = True) -> Tensor:
-        """Greedy continuation, (B, T) -> (B, new_tokens); the cache is made to fit."""
+    def generate(
+        self,
+        prompt: Tensor,
+        new_tokens: int,
+        compiled: bool = True,
+        choose: Choice = greedy,
+        end: Collection[int] = (),
+    ) -> Tensor:
+        """At most `new_tokens` tokens after each row of the prompt: (B, T) -> (B, new).
+
+        `choose`: from logits (B, V) and the tokens so far. A row ends with a token of `end`, which is
+        repeated until the longest row has ended. The cache is made to fit.
+        """
         if new_tokens < 1:
             raise ValueError(f"new_tokens is {new_tokens}; at least 1 is needed")
-        needed = prompt.shape[1] + new_tokens
-        self.make_room(needed, len(prompt), compiled)
+        self.make_room(prompt.shape[1] + new_tokens, len(prompt), compiled)
+        tokens, ends = prompt, torch.tensor(sorted(end), dtype=prompt.dtype)
+        ended = torch.zeros(len(prompt), dtype=torch.bool)
         logits = self.forward(prompt)[:, -1]
-        found = [logits.argmax(-1)]  # (B,)
-        while len(found) < new_tokens:
-            last = found[-1]
-            logits = self.step(last) if compiled else self.forward(last[:, None])[:, -1]
-            found.append(logits.argmax(-1))
-        return torch.stack(found, 1)
+        while True:
+            chosen = torch.where(ended, tokens[:, -1], choose(logits, tokens))  # (B,)
+            tokens = torch.cat([tokens, chosen[:, None]], 1)
+            ended |= torch.isin(chosen, ends)
+            if ended.all() or tokens.shape[1] == prompt.shape[1] + new_tokens:
+                return tokens[:, prompt.shape[1] :]
+            logits = self.step(chosen) if compiled else self.forward(chosen[:, None])[:, -1]
 
     def _attend(
         self,
