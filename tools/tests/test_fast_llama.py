@@ -555,8 +555,10 @@ def test_a_layer_that_the_kernel_cannot_read_is_named():
         FastLlama(model)
 
 
-def test_a_copy_reads_its_own_tensors(compiled):
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_copy_reads_its_own_tensors(compiled, by_kernel):
     fast, tokens = FastLlama(swapped(), CONTEXT, 3), some_tokens()
+    fast.reserve(CONTEXT, 3, by_kernel)
     before = by_steps(fast, tokens)
     other = copy.deepcopy(fast)
     for tensor in (fast.cache.keys, fast.cache.values, fast.embedding, *fast.buffers()):

@@ -37,6 +37,7 @@ from llama_int8.transformer.llama import (
     rope_frequencies,
     rope_rotation,
     rotate,
+    single_query_attention,
 )
 
 TINY = LlamaConfig.from_hugging_face(tiny_config().to_dict())
@@ -340,6 +341,19 @@ def test_grouped_queries_are_attention_with_repeated_keys_and_values(
     expected = layer.o_proj(mixed.transpose(1, 2).reshape(2, length, heads * head_dim))
     same(layer(x, rotation, None), expected)
     same(layer(x, rotation, causal_mask(length)), expected)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(("heads", "shared"), [(6, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize("length", [1, 2, 33, 300])
+def test_a_single_query_of_grouped_heads_is_the_formula(heads, shared, length, dtype):
+    q, k, v = normal(2, heads, 1, 16), *(normal(2, shared, length, 16) for _ in range(2))
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    repeated = [x.double().repeat_interleave(heads // shared, 1) for x in (k, v)]
+    wanted = scaled_dot_product_attention(q.double(), *repeated)
+    found = single_query_attention(q, k, v)
+    assert found.shape == (2, heads, 1, 16) and found.dtype == dtype
+    assert (found - wanted).abs().max() <= EPSILON[dtype] * wanted.abs().max()
 
 
 def test_unrotated_with_a_key_for_each_query_it_is_plain_multi_head_attention():

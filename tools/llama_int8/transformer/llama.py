@@ -81,6 +81,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def single_query_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One new token's attention to all keys: (B, H, 1, D) with (B, H_kv, S, D) -> (B, H, 1, D).
+
+    The heads that share keys are the rows of one product, so that the keys are read once. On a CPU
+    in bf16 that is several times faster than `enable_gqa`, and the numbers are the same.
+    """
+    rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # (B, H_kv, H / H_kv, D)
+    return scaled_dot_product_attention(rows, k, v).flatten(1, 2).unsqueeze(2)
+
+
 class GroupedQueryAttention(nn.Module):
     """Causal self-attention; H / H_kv query heads share a key-value head (arXiv:2305.13245)."""
 
@@ -104,8 +114,12 @@ class GroupedQueryAttention(nn.Module):
         v = self._split(self.v_proj(x))
         if cache is not None:
             k, v = cache.update(k, v, self.layer)  # (B, H_kv, S, D)
-        causal = mask is None and x.shape[1] > 1
-        mixed = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        if mask is None and x.shape[1] == 1:
+            mixed = single_query_attention(q, k, v)
+        else:
+            mixed = scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, enable_gqa=True
+            )
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
     def _split(self, x: Tensor) -> Tensor:

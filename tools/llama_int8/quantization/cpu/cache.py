@@ -22,23 +22,26 @@ class KeyValueCache:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads)
         dim, blocks = config.head_dim, -(-context // block)
         self.keys = torch.zeros(*shape, blocks, dim // 2, block, 2, dtype=torch.bfloat16)
+        if block == 1:
+            self._by_token = self.keys.view(*shape, context, dim)
         self.values = torch.zeros(*shape, context, dim, dtype=torch.bfloat16)
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Keep one layer's `keys` and `values`, each (B, H_kv, T, D), from token `start` on."""
         end = start + keys.shape[2]
         self.values[layer, :, :, start:end] = values
-        pairs = keys.unflatten(-1, (-1, 2))  # (B, H_kv, T, D / 2, 2)
         if self.block == 1:
-            self.keys[layer, :, :, start:end, :, 0] = pairs.to(self.keys.dtype)
-        else:
-            token = torch.arange(start, end)
-            places = (slice(None), slice(None), token // self.block, slice(None))
-            by_token = pairs.permute(2, 0, 1, 3, 4).to(self.keys.dtype)  # (T, B, H_kv, D / 2, 2)
-            self.keys[layer][(*places, token % self.block)] = by_token
+            self._by_token[layer, :, :, start:end] = keys
+            return
+        token = torch.arange(start, end)
+        pairs = keys.unflatten(-1, (-1, 2)).permute(2, 0, 1, 3, 4)  # (T, B, H_kv, D / 2, 2)
+        places = (slice(None), slice(None), token // self.block, slice(None), token % self.block)
+        self.keys[layer][places] = pairs.to(self.keys.dtype)
 
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values of the first `end` tokens, each (B, H_kv, `end`, D)."""
+        values = self.values[layer, :, :, :end]
+        if self.block == 1:
+            return self._by_token[layer, :, :, :end], values
         blocks = self.keys[layer, :, :, : -(-end // self.block)].transpose(3, 4)
-        keys = blocks.flatten(4).flatten(2, 3)  # (B, H_kv, blocks x block, D)
-        return keys[:, :, :end], self.values[layer, :, :, :end]
+        return blocks.flatten(4).flatten(2, 3)[:, :, :end], values

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, silu
 
 from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
@@ -19,7 +19,12 @@ from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import Choice, greedy
-from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
+from llama_int8.transformer.llama import (
+    rope_frequencies,
+    rope_rotation,
+    rotate,
+    single_query_attention,
+)
 
 QUERIES = 64  # that attend together
 
@@ -252,13 +257,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries of the last T of S positions: (B, H, T, D) with (B, H_kv, S, D) -> (B, H, T, D).
 
     QUERIES of them at a time, so that no keys are multiplied which the mask would hide anyway; scores
-    and softmax in FP32. On a CPU faster than PyTorch's fused attention, which serves a single query:
-    there the heads that share keys are the rows of one product.
+    and softmax in FP32. On a CPU faster than PyTorch's fused attention, which serves a single query.
     """
     (new, dim), (shared, length) = q.shape[2:], k.shape[1:3]
     if new == 1:
-        rows = q.unflatten(1, (shared, -1)).squeeze(3)  # (B, H_kv, H / H_kv, D)
-        return scaled_dot_product_attention(rows, k, v).flatten(1, 2).unsqueeze(2)
+        return single_query_attention(q, k, v)
     q = (q.float() / dim**0.5).unflatten(1, (shared, -1))  # (B, H_kv, H / H_kv, T, D)
     keys = k.float().transpose(2, 3)  # (B, H_kv, D, S)
     parts = []
