@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_int8 import models
+import llama_int8.models as models
 from llama_int8.course.claims import put_on_trial
 from llama_int8.evaluation import perplexity
 from llama_int8.measure.latency import interleaved, prefill_and_decode
