@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
+import ipywidgets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
+from llama_int8.course.explore import explore
 from llama_int8.course.plots import COLOURS, HATCHES, bars, figure
 from llama_int8.measure.statistics import Spread
 
@@ -41,6 +44,28 @@ def triangle(
         fontsize=11,
     )
     return drawn
+
+
+def explore_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    answer: list[int],
+    probabilities: Mapping[str, torch.Tensor],
+    start: int,
+) -> None:
+    """A slider over the places of an answer, above the five likeliest next tokens of each.
+
+    `probabilities`: (T, V) by precision, before each token of `answer`. The five are those of FP32.
+    """
+    top = probabilities["fp32"].topk(5).indices  # (T, 5)
+    shares = {precision: p.gather(1, top) for precision, p in probabilities.items()}
+    words = [tokenizer.decode([token]) for token in answer]
+    names = [[tokenizer.decode([token]) for token in row] for row in top.tolist()]
+    last = len(answer) - 1
+    explore(
+        lambda token: candidates(shares, words, token, names[token]),
+        alt="Bars of the five likeliest next tokens at one place, in 32, 16 and 8 bits.",
+        token=ipywidgets.IntSlider(value=min(start, last), min=0, max=last, description="token"),
+    )
 
 
 def candidates(

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.course.drawings import arrow, box, brace, canvas, matrix, write
-from llama_int8.course.heads import weight_on_first, weight_on_previous
+from llama_int8.course.explore import explore
+from llama_int8.course.heads import attention_maps, weight_on_first, weight_on_previous
 from llama_int8.course.plots import COLOURS, GREY, INKS, figure, heat_map
+from llama_int8.measure.statistics import Spread
 
 ATTENTION_ALT = (
     "Attention for three tokens. Queries (3, 2) times transposed keys (2, 3) give dot products "
@@ -28,7 +32,7 @@ def drawing_attention(
 ) -> Figure:
     """q, k, v (T, 2) with their numbers, and the way to the output, weights still to be computed."""
     drawn, axes = canvas(
-        7.5, 3.7, "Attention: who fits whom, shares of each row, mean of the values"
+        7.5, 3.7, "Attention: dot products, shares of each row, mean of the values"
     )
     length, size, y = len(q), 0.32, 2.95
     queries = matrix(axes, (1.0, y), q.numpy(), "queries Q", "queries", rows=names, size=size)
@@ -101,30 +105,33 @@ def root(plain: torch.Tensor, scaled: torch.Tensor, words: list[str]) -> Figure:
 
 def scaling(
     widths: list[int],
-    entropy: Mapping[str, list[float]],
-    slope: Mapping[str, list[float]],
+    entropy: Mapping[str, list[Spread]],
+    slope: Mapping[str, list[Spread]],
     keys: int,
     own: int,
 ) -> Figure:
-    """Entropy and size of the derivatives of a typical row against D; `own`: the model's D."""
+    """Entropy and size of the derivatives of random rows against D; `own`: the model's D."""
     drawn, axes = figure(2, figsize=(9, 3.3))
     styles = {"q·k": ("int8", "s"), "q·k / √D": ("bf16", "o")}
     for panel, measured in zip(axes, (entropy, slope), strict=True):
-        for name, values in measured.items():
-            colour, marker = styles[name]
-            panel.plot(widths, values, marker, linestyle="-", color=COLOURS[colour], label=name)
+        for name, spreads in measured.items():
+            style, marker = styles[name]
+            colour, middle = COLOURS[style], [s.median for s in spreads]
+            panel.plot(widths, middle, marker, linestyle="-", color=colour, label=name)
+            ends = [s.low for s in spreads], [s.high for s in spreads]
+            panel.fill_between(widths, *ends, color=colour, alpha=0.2, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_xlabel("width D of queries and keys")
     axes[0].axhline(np.log2(keys), linestyle=":", color="black")
     axes[0].annotate(f"all {keys} keys alike", (widths[0], np.log2(keys)), (0, 3), **_points())
     axes[0].set_ylim(0, np.log2(keys) * 1.12)
     axes[0].set_ylabel("entropy of a row (bits)")
-    axes[0].set_title("Without the root, rows get sharp")
+    axes[0].set_title("Without the root, rows get sharp ...")
     axes[0].legend()
     axes[1].axvline(own, linestyle=":", color=GREY)
     axes[1].set_ylim(bottom=0)
     axes[1].set_ylabel("size of its derivatives")
-    axes[1].set_title("and in wide heads they hardly learn")
+    axes[1].set_title("... and in wide heads they hardly learn")
     return drawn
 
 
@@ -236,30 +243,6 @@ def stripe(weight: torch.Tensor, largest: torch.Tensor, lengths: Sequence[float]
     return drawn
 
 
-def gallery(maps: torch.Tensor) -> Figure:
-    """Every head's map (layers, H, T, T) as a thumbnail: a column a layer, a row a head."""
-    layers, heads, length, _ = maps.shape
-    gap = 2
-    sheet = torch.full((heads * (length + gap), layers * (length + gap)), float("nan"))
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = head * (length + gap), layer * (length + gap)
-            shown = maps[layer, head].sqrt()  # small weights become visible
-            shown = shown.masked_fill(torch.ones(length, length).triu(1).bool(), float("nan"))
-            sheet[top : top + length, left : left + length] = shown
-    drawn, axes = figure(figsize=(12, min(12 * heads / layers, 16) + 0.7))
-    image = heat_map(axes, sheet, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
-    centre = length / 2
-    axes.set_xticks([i * (length + gap) + centre for i in range(layers)], range(layers), fontsize=8)
-    axes.set_yticks([i * (length + gap) + centre for i in range(heads)], range(heads), fontsize=8)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("head")
-    axes.set_title("All heads of the model on one sentence: few patterns, often repeated")
-    bar = drawn.colorbar(image, ax=axes, shrink=0.8, label="weight")
-    bar.set_ticks([0, 0.5**0.5, 1], labels=["0", "0.5", "1"])
-    return drawn
-
-
 def head_and_mask(maps: torch.Tensor, words: list[str], layer: int, head: int) -> Figure:
     """One head's map (layers, H, T, T) beside the mask that it keeps to."""
     drawn, axes = figure(2, figsize=(10, 4.4), width_ratios=[1.25, 1])
@@ -275,6 +258,37 @@ def head_and_mask(maps: torch.Tensor, words: list[str], layer: int, head: int) -
     axes[1].set_xlabel("key")
     axes[1].set_title("the mask: blue may be looked at")
     return drawn
+
+
+def explore_heads(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentence: str,
+    layer: int,
+    head: int,
+) -> None:
+    """A sentence to type and sliders for layer and head, above `head_and_mask`; at most 40 tokens."""
+    remembered: dict[str, tuple[torch.Tensor, list[str]]] = {}
+
+    def show(sentence: str, layer: int, head: int) -> Figure:
+        if sentence not in remembered:
+            ids = tokenizer(sentence, return_tensors="pt")["input_ids"]
+            words = [tokenizer.decode([i]).strip() for i in ids[0].tolist()]
+            maps = attention_maps(model, ids)
+            remembered[sentence] = maps[:, :, :40, :40], words[:40]  # labels stay readable
+        return head_and_mask(*remembered[sentence], layer, head)
+
+    last_layer, last_head = (
+        model.config.num_hidden_layers - 1,
+        model.config.num_attention_heads - 1,
+    )
+    explore(
+        show,
+        alt="Attention map of one head on the sentence, beside the triangular causal mask.",
+        sentence=ipywidgets.Text(sentence, description="sentence", continuous_update=False),
+        layer=ipywidgets.IntSlider(layer, 0, last_layer, description="layer"),
+        head=ipywidgets.IntSlider(head, 0, last_head, description="head"),
+    )
 
 
 def _points() -> dict[str, object]:
