@@ -57,4 +57,11 @@ def compare(
         results.record(f"alignment.{part}", 100 * tables[0][row, row].item(), "%", n=len(days))
         name = f"alignment.untrained_{part}"
         results.record(name, 100 * tables[1][row, row].item(), "%", n=len(days))
+    year_first = [dates.WORDINGS - 1]
+    read_first = [
+        100 * shares(cross_weights, m, days, year_first)[0, 0] for m in (trained, untrained)
+    ]
+    results.record("alignment.year_read_first", read_first[0].item(), "%", n=len(days))
+    print("Where the text begins with the year, its words get", end=" ")
+    print(f"{read_first[0]:.0f} % of the year's weight (untrained {read_first[1]:.0f} %)")
     return figures.alignment(maps, text, day.isoformat(), *tables)

@@ -324,9 +324,9 @@ def leak(
     leaky = [score for (mask, _), score in scores.items() if mask != "causal"]
     better = max(s["loss"] for s in leaky) < min(s["loss"] for s in honest)
     none = all(s["written"] == 0 for s in leaky)
-    axes[0].set_title("Each leaky mask ends with the better loss" if better else "Loss by mask")
+    axes[0].set_title("Each leaky model has the better loss ..." if better else "Loss by mask")
     axes[1].set_title(
-        "... and not one date written" if none else "Unseen dates right (dots: seeds)"
+        "... but writes no date right" if none else "Unseen dates right (dots: seeds)"
     )
     return drawn
 
