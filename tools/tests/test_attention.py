@@ -1143,7 +1143,7 @@ def test_years_are_read_as_english_reads_them(year):
         (0, "the twentieth of july nineteen sixty nine"),
         (1, "july the twentieth, nineteen sixty nine"),
         (2, "sunday, july twentieth nineteen sixty nine"),
-        (3, "twentieth july nineteen sixty nine"),
+        (3, "nineteen sixty nine, july twentieth"),
     ],
 )
 def test_the_moon_landing_in_every_wording(wording, text):

@@ -71,7 +71,7 @@ def in_words(day: date, wording: int) -> Words:
         ("the ", "day", " of ", "month", " ", "year"),
         ("month", " the ", "day", ", ", "year"),
         (weekday, ", ", "month", " ", "day", " ", "year"),
-        ("day", " ", "month", " ", "year"),
+        ("year", ", ", "month", " ", "day"),  # the year does not always stand last
     ][wording]
     text, parts = "", {}
     for piece in pattern:

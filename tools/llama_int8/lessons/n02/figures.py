@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from llama_int8.course.drawings import (
     stroke,
     write,
 )
-from llama_int8.course.plots import COLOURS, CURVES, GREY, INKS, SHAPES, figure, heat_map
+from llama_int8.course.plots import COLOURS, CURVES, INKS, SHAPES, figure, heat_map
 
 BLOCK_ALT = (
     "The residual stream x runs from left to right. Twice a copy leaves it upwards, passes a "
@@ -194,33 +195,35 @@ def positions(table: torch.Tensor, dots: torch.Tensor) -> Figure:
 
 
 def reach(gradients: Mapping[str, torch.Tensor]) -> Figure:
-    """Gradient of the last output at the token some steps back, relative to one step back."""
-    drawn, axes = figure(figsize=(7.5, 3.3))
+    """Gradient of the last output at the token some steps back, the last token itself first."""
+    drawn, axes = figure(figsize=(7.5, 3.6))
     for (name, values), colour, marker in zip(gradients.items(), CURVES, SHAPES, strict=False):
-        distance = range(1, len(values))
-        axes.plot(distance, values[1:] / values[1], marker=marker, ms=3.5, color=colour, label=name)
+        axes.plot(values, marker=marker, ms=3.5, color=colour, label=name)
     axes.set_yscale("log")
     axes.set_xlabel("steps back from the last token")
-    axes.set_ylabel("gradient there\n(one step back = 1)")
-    axes.set_title("Through a recurrent network the gradient fades with distance")
+    axes.set_ylabel("gradient there")
+    axes.set_title("The GRU's gradient fades with distance, attention's stays level")
     axes.legend(loc="lower left")
     return drawn
 
 
-def training(
-    losses: Sequence[float], held_out: Mapping[int, float], exact: Mapping[int, float]
-) -> Figure:
-    """Loss of each step and on held-out dates, and whole dates written right, during training."""
+def training(losses: Sequence[float], history: Mapping[int, Mapping[str, float]]) -> Figure:
+    """Loss of each step and on held-out dates, and whole dates written right, during training.
+
+    `history`: by step "loss" and "written", on held-out dates.
+    """
     drawn, axes = figure(2, figsize=(9, 3.3))
     axes[0].plot(losses, color=COLOURS["bf16"], linewidth=0.8, label="training dates")
+    held_out = [score["loss"] for score in history.values()]
     style = {"color": COLOURS["int8"], "markersize": 5}
-    axes[0].plot(list(held_out), list(held_out.values()), "s", label="unseen dates", **style)
+    axes[0].plot(list(history), held_out, "s", label="unseen dates", **style)
     axes[0].set_yscale("log")
     axes[0].set_xlabel("step")
     axes[0].set_ylabel("loss (nats per character)")
     axes[0].set_title("The loss falls early and on both ...")
     axes[0].legend()
-    axes[1].plot(list(exact), [100 * v for v in exact.values()], "o-", color=COLOURS["good"])
+    written = [100 * score["written"] for score in history.values()]
+    axes[1].plot(list(history), written, "o-", color=COLOURS["good"])
     axes[1].set_ylim(-3, 103)
     axes[1].set_xlabel("step")
     axes[1].set_ylabel("unseen dates written right (%)")
@@ -229,70 +232,102 @@ def training(
 
 
 def alignment(
-    one: torch.Tensor, words: str, iso: str, shares: torch.Tensor, uniform: torch.Tensor
+    maps: Sequence[torch.Tensor],
+    words: str,
+    iso: str,
+    shares: torch.Tensor,
+    untrained: torch.Tensor,
 ) -> Figure:
-    """Cross-attention of one date, (output, input), and the shares of the parts over many.
+    """Cross-attention of one date, (output, input), of the trained and of the untrained model.
 
-    `uniform`: the shares of year, month and day if every character got the same weight.
+    Beside them the `shares` of the parts over many dates, and those of the `untrained` model.
     """
-    drawn, axes = figure(2, figsize=(12, 4.2), width_ratios=[1.75, 1])
-    image = heat_map(axes[0], one, list(iso), list(words.replace(" ", "·")), vmin=0)
-    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
-    axes[0].tick_params(axis="x", rotation=0)
-    axes[0].set_ylabel("character being written")
-    axes[0].set_xlabel("character looked at")
-    axes[0].set_title("Written first, read from the end: the year")
+    drawn = plt.figure(figsize=(12, 5.6), layout="constrained")
+    grid = drawn.add_gridspec(2, 2, width_ratios=[1.75, 1])
+    own_words = all(shares[row, row] > untrained[row, row] for row in range(len(shares)))
+    titles = ("After training", "Before training")
+    for place, (weights, title) in enumerate(zip(maps, titles, strict=True)):
+        axes = drawn.add_subplot(grid[place, 0])
+        image = heat_map(axes, weights, list(iso), list(words.replace(" ", "·")), vmin=0)
+        drawn.colorbar(image, ax=axes, shrink=0.8, label="weight")
+        axes.tick_params(axis="x", rotation=0)
+        axes.set_ylabel("being written")
+        axes.set_title(title)
+    axes.set_xlabel("character looked at")
+    axes = drawn.add_subplot(grid[:, 1])
     parts = ["year", "month", "day"]
-    image = heat_map(axes[1], shares, parts, [*parts, "rest"], vmin=0, vmax=1)
-    axes[1].tick_params(axis="x", rotation=0)
-    for row in range(shares.shape[0]):
-        for column in range(shares.shape[1]):
-            share = shares[row, column].item()
-            colour = "white" if share > 0.6 else "black"
-            label = f"{share:.0%}"
-            if row == column:
-                label += f"\n(even {uniform[row]:.0%})"
-            axes[1].text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
-    drawn.colorbar(image, ax=axes[1], shrink=0.8, label="share of the attention")
-    axes[1].set_ylabel("part being written")
-    axes[1].set_xlabel("words looked at")
-    axes[1].set_title("Over many dates: who looks where")
+    image = heat_map(axes, shares, parts, [*parts, "rest"], vmin=0, vmax=1)
+    axes.tick_params(axis="x", rotation=0)
+    for row, column in np.ndindex(*shares.shape):
+        share = shares[row, column].item()
+        label = f"{share:.0%}\n(untrained\n{untrained[row, column]:.0%})"
+        colour = "white" if share > 0.6 else "black"
+        axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=8)
+    drawn.colorbar(image, ax=axes, shrink=0.6, label="share of the attention")
+    axes.set_ylabel("part being written")
+    axes.set_xlabel("words looked at")
+    axes.set_title(
+        "Each part looks at its own words" if own_words else "Who looks where, many dates"
+    )
     return drawn
 
 
-def leak(scores: Mapping[str, Mapping[str, float]], spreads: Mapping[str, tuple]) -> Figure:
-    """Dates right with the answer in the input and without, for each mask, with the loss beside.
+LEAK_STYLES = {  # colour, line, marker
+    "causal": (COLOURS["bf16"], "-", "o"),
+    "after the softmax": (COLOURS["int8"], "--", "s"),
+    "off by one": (COLOURS["highlight"], ":", "^"),
+}
 
-    `scores`: by mask "loss", "forced" and "written"; `spreads`: 95 % interval of what was written.
+
+def leak(
+    curves: Mapping[tuple[str, int], Mapping[int, float]],
+    scores: Mapping[tuple[str, int], Mapping[str, float]],
+) -> Figure:
+    """Held-out loss during training, and dates right at its end, by mask and seed.
+
+    `curves`: by (mask, seed) the loss at some steps; `scores`: "loss", "forced" and "written".
     """
-    drawn, axes = figure(figsize=(7.5, 3.5))
-    places = np.arange(len(scores))
+    drawn, axes = figure(2, figsize=(10.5, 3.9), width_ratios=[1.15, 1], layout="constrained")
+    for (mask, seed), curve in curves.items():
+        colour, line, marker = LEAK_STYLES[mask]
+        label = mask if seed == 0 else None
+        axes[0].plot(
+            list(curve), list(curve.values()), line, marker=marker, ms=4, color=colour, label=label
+        )
+    axes[0].set_yscale("log")
+    axes[0].set_xlabel("step")
+    axes[0].set_ylabel("loss on unseen dates\n(nats per character)")
+    axes[0].legend(title="mask (a line per seed)")
+    masks = list(dict.fromkeys(mask for mask, _ in scores))
     kinds = (
         ("forced", "with teacher forcing", "bf16", "", -0.2),
         ("written", "writing by itself", "int8", "///", 0.2),
     )
     for key, label, colour, hatch, shift in kinds:
-        values = [100 * score[key] for score in scores.values()]
+        runs = [[100 * s[key] for (mask, _), s in scores.items() if mask == m] for m in masks]
+        means = [sum(run) / len(run) for run in runs]
         style = {"color": COLOURS[colour], "hatch": hatch, "edgecolor": "white"}
-        axes.bar(places + shift, values, 0.38, label=label, **style)
-        for x, value in zip(places + shift, values, strict=True):
-            axes.annotate(f"{value:.0f} %", (x, value), (0, 4), color=INKS[colour], **_points())
-    written = np.array([score["written"] for score in scores.values()])
-    low, high = np.array([spreads[name] for name in scores]).T
-    errors = 100 * np.clip(np.stack([written - low, high - written]), 0, None)
-    axes.errorbar(places + 0.2, 100 * written, errors, fmt="none", ecolor=GREY, capsize=3)
-    labels = [f"{name}\nheld-out loss {score['loss']:.4f}" for name, score in scores.items()]
-    axes.set_xticks(places, labels)
-    axes.set_ylim(0, 128)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("unseen dates right (%)")
-    honest, *leaky = scores.values()
-    fooled = all(s["loss"] < honest["loss"] and s["written"] == 0 for s in leaky)
-    axes.set_title(
-        "Leaky masks: the best losses, and not one date" if fooled else "Unseen dates, by mask"
+        places = np.arange(len(masks)) + shift
+        axes[1].bar(places, means, 0.38, label=label, **style)
+        for place, run, mean in zip(places, runs, means, strict=True):
+            axes[1].plot([place] * len(run), run, "o", color="black", ms=3)
+            axes[1].annotate(
+                f"{mean:.0f} %", (place, max(run)), (0, 4), color=INKS[colour], **_points()
+            )
+    axes[1].set_xticks(range(len(masks)), masks)
+    axes[1].set_ylim(0, 128)
+    axes[1].set_yticks(range(0, 101, 20))
+    axes[1].set_ylabel("unseen dates right (%)")
+    axes[1].grid(axis="x", visible=False)
+    axes[1].legend(loc="upper left", ncols=2, fontsize=8)
+    honest = [score for (mask, _), score in scores.items() if mask == "causal"]
+    leaky = [score for (mask, _), score in scores.items() if mask != "causal"]
+    better = max(s["loss"] for s in leaky) < min(s["loss"] for s in honest)
+    none = all(s["written"] == 0 for s in leaky)
+    axes[0].set_title("Each leaky model has the better loss ..." if better else "Loss by mask")
+    axes[1].set_title(
+        "... but writes no date right" if none else "Unseen dates right (dots: seeds)"
     )
-    axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", ncols=2)
     return drawn
 
 
