@@ -395,12 +395,12 @@ def layer_survey(survey: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set_xticks([], minor=True)
         panel.set_xlabel("crest factor of the whole matrix")
         better = sum(entry[f"int8, {blocks}"] > entry[f"FP8, {blocks}"] for entry in survey)
-        panel.set_title(f"A scale per {blocks}: int8 wins in {better} of {len(survey)}")
+        panel.set_title(f"A scale per {blocks}: int8 wins in {better} of {len(survey)} layers")
     x = np.geomspace(min(crests) / 1.1, max(crests) * 1.1)
     formula = 52.87 - 20 * np.log10(x)
     panels[0].plot(x, formula, color="black", linewidth=1, label="formula for int8")
     panels[0].set_ylabel("SNR (dB)")
-    panels[0].legend(fontsize=9, loc="lower left")
+    panels[0].legend(fontsize=9)
     return drawn
 
 
