@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 
 from llama_int8.lessons.n06 import exercises as shown
-from llama_int8.lessons.n06.measurements import rounded_weights, zeros_at_entrances
+from llama_int8.lessons.n06.measurements import (
+    Scheme,
+    input_of,
+    losses,
+    other_grids,
+    rounded_weights,
+    zeros_at_entrances,
+)
 from llama_int8.models import MODELS
 from llama_int8.quantization import matmul
 from llama_int8.quantization.linear_layers import linear_layers
@@ -546,3 +553,43 @@ def test_half_of_the_values_are_lost_where_the_largest_is_beyond_254_medians():
     model = tiny_llama()
     for entrance in zeros_at_entrances(model, linear_layers(model), torch.arange(12)[None]):
         assert (entrance.zeros > 0.5) == (entrance.stands_out > 254)
+
+
+def per_row(values, bits=8):
+    return shown.absmax_rows(values, bits)
+
+
+def test_w8a8_rounds_what_enters_every_layer_too_and_only_within_the_measurement():
+    model, windows = tiny_llama(), torch.arange(24).reshape(3, 8)
+    linears, before = linear_layers(model), model(windows).logits
+    same_weights = {"none": Scheme(lambda weight: weight, 32.0)}
+    same_weights["activations"] = Scheme(
+        lambda weight: weight, 32.0, activations=lambda x: per_row(x, bits=3)
+    )
+    costs = losses(model, linears, windows, same_weights)
+    assert costs["none"].loss.mean == 0
+    assert (costs["activations"].nll != costs["none"].nll).all()
+    assert torch.equal(model(windows).logits, before)
+
+
+def test_the_other_grids_have_steps_a_little_wider_and_start_from_the_first():
+    model, windows = tiny_llama(), torch.arange(24).reshape(3, 8)
+    linears, seen = linear_layers(model), []
+
+    def watched(blocks):
+        seen.append(blocks)
+        return per_row(blocks)
+
+    costs = losses(model, linears, windows, {"rows": Scheme(per_row, 8.0)})
+    spreads = other_grids(model, linears, windows, costs, {"rows": (watched, None)}, wider=[1.5])
+    low, high = spreads["rows"]
+    assert low < high and costs["rows"].loss.mean in (low, high)
+    largest = seen[0][:, :-1].abs().amax(1)
+    torch.testing.assert_close(seen[0][:, -1], 1.5 * largest)
+
+
+def test_the_input_of_a_layer_is_what_the_layer_before_it_gives():
+    model, ids = tiny_llama(), torch.arange(12)[None]
+    block = model.model.layers[0]
+    expected = block.input_layernorm(model.model.embed_tokens(ids))[0]
+    torch.testing.assert_close(input_of(model, block.self_attn.q_proj, ids), expected)

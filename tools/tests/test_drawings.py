@@ -1,6 +1,7 @@
 """Drawings can be read: no text on another, arrows that arrive, positions that are computed."""
 
 import itertools
+from types import SimpleNamespace
 
 import contrast
 import matplotlib.pyplot as plt
@@ -278,3 +279,41 @@ def test_the_number_line_stands_where_numpy_says(seed):
 
 def test_every_arrow_of_the_number_line_ends_at_a_dot():
     assert free_ends(lesson_06.values_to_codes(WEIGHTS)) == []
+
+
+def test_no_number_of_bits_hides_a_mark_another_number_or_the_line_at_zero():
+    crowded = [
+        (31.6, 0.011),
+        (31.8, 0.011),
+        (29.1, 0.061),
+        (29.8, 0.056),
+        (17.6, 0.46),
+        (44.0, 0.0),
+    ]
+    costs = {
+        (f"scheme {i % 5}", f"{8 - i % 3} bits, {i}"): SimpleNamespace(
+            decibels=x, loss=SimpleNamespace(mean=y, low=y - 0.004, high=y + 0.004)
+        )
+        for i, (x, y) in enumerate(crowded)
+    }
+    (axes,) = lesson_06.loss_against_noise(costs).axes
+    labels = [text.get_window_extent() for text in axes.texts if text.get_gid() == "bits"]
+    assert len(labels) == len(costs)
+    for i, label in enumerate(labels):
+        assert not any(label.overlaps(other) for other in labels[:i])
+        assert not label.y0 < axes.transData.transform((0, 0))[1] < label.y1
+        for place in crowded:
+            assert not label.contains(*axes.transData.transform(place))
+
+
+def test_the_lopsided_values_meet_a_zero_point_that_is_computed_and_not_zero():
+    drawn = lesson_06.drawing_zero_point()
+    texts = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    assert any(text.endswith("the value 0 has the code z = 2") for text in texts)
+
+
+def test_the_clip_drawn_makes_the_mean_error_smaller():
+    drawn = lesson_06.drawing_clipping()
+    texts = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    errors = [float(text.split()[-1]) for text in texts if "mean squared error" in text]
+    assert len(errors) == 2 and errors[1] < errors[0]

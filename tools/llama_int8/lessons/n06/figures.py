@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from llama_int8.course.drawings import (
@@ -30,10 +31,25 @@ from llama_int8.course.drawings import (
 )
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, SHAPES, figure
 from llama_int8.lessons.n06.formats import bit_fields
-from llama_int8.quantization.quantize import absmax_quantize, dequantize, signal_to_noise
+from llama_int8.quantization.quantize import absmax_quantize, dequantize, zeropoint_quantize
 
 FORMATS = {"FP32": torch.float32, "FP16": torch.float16, "bf16": torch.bfloat16}
 DOT = 0.06  # inches from the middle of a dot to its edge
+# Where a label may stand, in points from its mark: near before far, right and left first.
+LABEL_SIDES = [
+    (reach * x, reach * y)
+    for reach in (11, 15, 20)
+    for x, y in (
+        (1, 0),
+        (-1, 0),
+        (0.8, 0.8),
+        (-0.8, -0.8),
+        (-0.8, 0.8),
+        (0.8, -0.8),
+        (0, 1),
+        (0, -1),
+    )
+]
 
 
 CODES_ALT = (
@@ -128,12 +144,13 @@ SCALES_ALT = (
     "closer; with a scale for each half, the two small weights get codes of their own."
 )
 ZERO_POINT_ALT = (
-    "Six values, none negative, on two number lines. Symmetric: codes from -3 to 3, the negative half "
-    "unused. Asymmetric: eight codes from 0 to 7, all of them in use and closer together."
+    "Seven values from -0.9 to 2.6 on two number lines. Symmetric: codes from -3 to 3, of which -3 and "
+    "-2 meet no value. Asymmetric: eight codes from 0 to 7, closer together; 0 has the code 2."
 )
 CLIPPING_ALT = (
-    "Nine values, one of them far out, on two number lines. Without a clip the seven codes are far "
-    "apart. Clipped, they are close together, and the value far out is moved to the last code."
+    "Thirteen values, one of them far out, on two number lines with three codes. Without a clip all but "
+    "the far value go to 0. Clipped at 0.9, they share three codes near them, and the value far out is "
+    "moved to the last code."
 )
 PRODUCT_ALT = (
     "Activations X, one row per token, times transposed weights, one column per output channel, both "
@@ -220,17 +237,20 @@ def _two_more(
 
 
 def drawing_zero_point() -> Figure:
-    """Values that are never negative, on a symmetric and on an asymmetric grid of 3 bits."""
-    drawn, axes = canvas(WIDTH, 2.9, "A symmetric grid wastes half of its codes here")
-    values, limits = [0.0, 0.3, 0.9, 1.4, 2.2, 3.0], (-3.3, 3.3)
+    """Lopsided values on a symmetric and on an asymmetric grid of 3 bits."""
+    drawn, axes = canvas(WIDTH, 2.9, "A symmetric grid has codes where no value is")
+    values, limits = [-0.9, -0.4, 0.0, 0.7, 1.2, 1.9, 2.6], (-3.0, 3.0)
+    top = max(map(abs, values))
+    affine = zeropoint_quantize(torch.tensor(values), bits=3)
+    step, zero = affine.scale.item(), affine.zero_point.item() + 4  # codes counted from 0
     for y, name, grid, first, note in (
-        (1.75, "symmetric\n(absmax)", _grid(3.0, 3), -3, "codes −3 to 3; steps of 1.00"),
+        (1.75, "symmetric\n(absmax)", _grid(top, 3), -3, f"codes −3 to 3; steps of {top / 3:.2f}"),
         (
             0.55,
             "asymmetric\n(zero point)",
-            [3 * c / 7 for c in range(8)],
+            [step * (code - zero) for code in range(8)],
             0,
-            "codes 0 to 7; steps of 0.43",
+            f"codes 0 to 7; steps of {step:.2f}; the value 0 has the code z = {zero}",
         ),
     ):
         ticks = {place: signed(first + i, "d") for i, place in enumerate(grid)}
@@ -239,15 +259,15 @@ def drawing_zero_point() -> Figure:
 
 
 def drawing_clipping() -> Figure:
-    """A value far out, on a grid that reaches it and on one that does not, both of 3 bits."""
+    """A value far out, on a grid that reaches it and on one that does not, both of 2 bits."""
     drawn, axes = canvas(WIDTH, 2.9, "Clipping: one large error buys finer steps for the rest")
-    values, limits = [-1.03, -0.94, -0.4, -0.29, 0.28, 0.38, 0.95, 1.05, 2.0], (-2.3, 2.3)
-    for y, name, clip in ((1.75, "no clip", 2.0), (0.55, "clip at 1.4", 1.4)):
+    values = [-1.17, -0.93, -0.74, -0.52, -0.33, -0.11, 0.16, 0.37, 0.58, 0.72, 0.91, 1.07, 2.0]
+    for y, name, clip in ((1.75, "no clip", 2.0), (0.55, "clip at 0.9", 0.9)):
         ticks = {0: "0", clip: f"{clip:g}", -clip: signed(-clip, "g")}
-        grid = _grid(clip, 3)
+        grid = _grid(clip, 1)
         error = sum(min(abs(v - g) for g in grid) ** 2 for v in values) / len(values)
-        note = f"steps of {clip / 3:.2f}; mean squared error {error:.3f}"
-        _round_trip(axes, y, name, values, grid, limits, ticks, note)
+        note = f"three codes, steps of {clip:.1f}; mean squared error {error:.2f}"
+        _round_trip(axes, y, name, values, grid, (-2.3, 2.3), ticks, note)
     return drawn
 
 
@@ -358,34 +378,29 @@ def granularities(found: Mapping[tuple[str, int], tuple[float, float]], size: in
 
 
 def layer_survey(survey: Sequence[Mapping[str, Any]]) -> Figure:
-    """SNR in 8 bits with one scale per tensor: int8 by layer and kind; int8 and FP8 by crest factor.
+    """SNR of int8 and FP8 against the crest factor: with one scale per tensor, and one per row.
 
-    `survey`: for each layer its `name`, `crest`, and the dB of `int8` and `FP8`.
+    `survey`: for each layer its `crest`, and the dB of "int8, tensor", "FP8, tensor", "int8, row" and
+    "FP8, row".
     """
-    drawn, (left, right) = figure(2, figsize=(9.4, 3.9))
-    kinds = list(dict.fromkeys(entry["name"].rpartition(".")[2] for entry in survey))
-    layers = len(survey) // len(kinds)
-    grid = np.array([entry["int8"] for entry in survey]).reshape(layers, len(kinds)).T
-    image = left.imshow(grid, aspect="auto", cmap="viridis")
-    left.set_yticks(range(len(kinds)), kinds)
-    left.set_xlabel("layer")
-    left.grid(visible=False)
-    drawn.colorbar(image, ax=left, label="SNR (dB)")
-    left.set_title(f"int8: from {grid.min():.0f} to {grid.max():.0f} dB")
+    drawn, panels = figure(2, figsize=(9.4, 3.9), sharey=True)
     crests = [entry["crest"] for entry in survey]
-    for name, colour, shape in (("int8", COLOURS["int8"], "s"), ("FP8", COLOURS["bf16"], "o")):
-        decibels = [entry[name] for entry in survey]
-        right.plot(crests, decibels, shape, color=colour, label=name, markersize=4, alpha=0.7)
+    for panel, blocks in zip(panels, ("tensor", "row"), strict=True):
+        for name, colour, shape in (("int8", COLOURS["int8"], "s"), ("FP8", COLOURS["bf16"], "o")):
+            decibels = [entry[f"{name}, {blocks}"] for entry in survey]
+            panel.plot(crests, decibels, shape, color=colour, label=name, markersize=4, alpha=0.7)
+        panel.set_xscale("log")
+        ticks = [t for t in (3, 5, 10, 20, 50, 100, 200) if min(crests) < t < max(crests)]
+        panel.set_xticks(ticks, [str(t) for t in ticks])
+        panel.set_xticks([], minor=True)
+        panel.set_xlabel("crest factor of the whole matrix")
+        better = sum(entry[f"int8, {blocks}"] > entry[f"FP8, {blocks}"] for entry in survey)
+        panel.set_title(f"A scale per {blocks}: int8 wins in {better} of {len(survey)} layers")
     x = np.geomspace(min(crests) / 1.1, max(crests) * 1.1)
-    right.plot(x, 52.87 - 20 * np.log10(x), color="black", linewidth=1, label="formula for int8")
-    right.set_xscale("log")
-    ticks = [t for t in (3, 5, 10, 20, 50, 100, 200) if x[0] < t < x[-1]]
-    right.set_xticks(ticks, [str(t) for t in ticks])
-    right.set_xticks([], minor=True)
-    right.set_xlabel("crest factor, largest / root mean square")
-    right.set_ylabel("SNR (dB)")
-    right.legend(fontsize=9)
-    right.set_title("int8 falls, FP8 stays flat")
+    formula = 52.87 - 20 * np.log10(x)
+    panels[0].plot(x, formula, color="black", linewidth=1, label="formula for int8")
+    panels[0].set_ylabel("SNR (dB)")
+    panels[0].legend(fontsize=9)
     return drawn
 
 
@@ -435,25 +450,19 @@ def clipping(shares: Sequence[float], curves: Mapping[int, Sequence[float]]) -> 
 
 def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     """Change of the loss against the SNR of the weights, for each scheme and number of bits."""
-    drawn, axes = figure(figsize=(7.8, 4.2))
+    drawn, axes = figure(figsize=(7.8, 4.4))
     schemes = list(dict.fromkeys(scheme for scheme, _ in costs))
-    sides = ((-3, 8), (-14, -10), (8, 3), (-14, 3))  # of the labels, so that none hides another
-    inks = (INKS[name] for name in ("bf16", "int8", "good", "highlight"))  # CURVES, dark enough
-    looks = zip(schemes, CURVES, SHAPES, sides, inks, strict=False)
-    for scheme, colour, shape, side, ink in looks:
-        own = {bits: cost for (name, bits), cost in costs.items() if name == scheme}
-        x = [cost.decibels for cost in own.values()]
-        y = [cost.loss.mean for cost in own.values()]
+    for scheme, colour, shape in zip(schemes, CURVES, SHAPES, strict=False):
+        own = [cost for (name, _), cost in costs.items() if name == scheme]
+        x, y = [cost.decibels for cost in own], [cost.loss.mean for cost in own]
         spread = [
-            [cost.loss.mean - cost.loss.low for cost in own.values()],
-            [cost.loss.high - cost.loss.mean for cost in own.values()],
+            [cost.loss.mean - cost.loss.low for cost in own],
+            [cost.loss.high - cost.loss.mean for cost in own],
         ]
-        axes.errorbar(x, y, spread, fmt=shape, color=colour, capsize=3, label=scheme, markersize=7)
-        for bits, cost in own.items():
-            axes.annotate(
-                bits.split()[0], (cost.decibels, cost.loss.mean), side,
-                textcoords="offset points", fontsize=9, color=ink,
-            )  # fmt: skip
+        look = {"color": colour, "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.8}
+        axes.errorbar(
+            x, y, spread, fmt=shape, capsize=3, label=scheme, **look
+        )  # hollow: none hides
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.02)
     ticks = [0, 0.01, 0.1, 1, 10]
@@ -461,11 +470,41 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     lowest = min(cost.loss.low for cost in costs.values())
     highest = max(cost.loss.high for cost in costs.values())
     axes.set_ylim(min(2 * lowest, -0.01), 3 * max(0.1, highest))
+    axes.margins(x=0.08)
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token)")
     axes.legend(fontsize=9)
     axes.set_title("More noise in the weights, more loss")
+    _label_bits(axes, costs, schemes)
     return drawn
+
+
+def _label_bits(axes: Axes, costs: Mapping[tuple[str, str], Any], schemes: list[str]) -> None:
+    """The number of bits beside each mark, where it hides no mark, no interval, no other number."""
+    axes.figure.draw_without_rendering()  # fixes the axes, and so where everything lies
+    dark = [INKS[name] for name in ("bf16", "int8", "good", "highlight")] + ["#7A5200"]  # CURVES
+    inks = dict(zip(schemes, dark, strict=False))
+    point = axes.figure.dpi / 72
+    _, zero = axes.transData.transform((0, 0))
+    taken = [Bbox.from_extents(axes.bbox.x0, zero - point, axes.bbox.x1, zero + point)]
+    for cost in costs.values():
+        x, y = axes.transData.transform((cost.decibels, cost.loss.mean))
+        (_, low), (_, high) = axes.transData.transform([(0, cost.loss.low), (0, cost.loss.high)])
+        taken.append(Bbox.from_extents(x - 4 * point, y - 4 * point, x + 4 * point, y + 4 * point))
+        taken.append(Bbox.from_extents(x - 3 * point, low, x + 3 * point, high))
+    for (scheme, bits), cost in costs.items():
+        for side in LABEL_SIDES:
+            label = axes.annotate(
+                bits.split()[0], (cost.decibels, cost.loss.mean), side, gid="bits",
+                textcoords="offset points", ha="center", va="center", fontsize=9,
+                color=inks.get(scheme, "black"),
+            )  # fmt: skip
+            extent = label.get_window_extent()
+            if not any(extent.overlaps(other) for other in taken):
+                break
+            if side != LABEL_SIDES[-1]:
+                label.remove()
+        taken.append(extent)
 
 
 def spacings(spacing: Callable[[float, int], float], absmax: float) -> Figure:
@@ -546,26 +585,6 @@ def _line(axes: Any, y: float, name: str, stored: str, error: str) -> None:
     axes.text(-0.4, y + 0.33, name, ha="right", va="center")
     axes.text(33, y + 0.33, stored, va="center", fontsize=9)
     axes.text(41, y + 0.33, error, va="center", fontsize=9)
-
-
-def clipped_grid(
-    values: Tensor, bits: int, clip: float, quantize: Callable, restore: Callable
-) -> Figure:
-    """Histogram of `values` with the grid's numbers below, and the SNR with and without the cut."""
-    drawn, axes = figure(figsize=(7.5, 3.2))
-    quantized = quantize(values, bits, clip=clip)
-    grid = np.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)) * quantized.scale.item()
-    axes.hist(values.numpy(), bins=np.linspace(-13, 13, 105), color=COLOURS["bf16"])
-    axes.plot(grid, np.full_like(grid, 0.5), "|", color=COLOURS["int8"], markersize=14)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 200)
-    axes.set_xlim(-13, 13)
-    axes.set_xlabel("value (orange: numbers that a code can stand for)")
-    axes.set_ylabel("count")
-    now = signal_to_noise(values, restore(quantized))
-    uncut = signal_to_noise(values, restore(quantize(values, bits)))
-    axes.set_title(f"{bits} bits, clipped at {clip:g}: {now:.1f} dB ({uncut:.1f} dB without)")
-    return drawn
 
 
 def two_histograms(weight: Tensor, codes: Tensor) -> Figure:

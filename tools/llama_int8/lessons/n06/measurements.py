@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -44,48 +46,120 @@ def rounded_weights(linears: Mapping[str, nn.Linear], rule: Rule) -> Iterator[fl
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a rule of rounding costs a model."""
+class Scheme:
+    """How the weights, and perhaps the activations, of every linear layer are rounded."""
 
-    decibels: float
-    loss: PairedDifference  # change against the model as it was, in nats, over windows
+    weights: Rule
     bits_per_weight: float  # codes and scales
+    activations: Rule | None = None  # takes what enters a layer as a matrix, one row per token
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scheme costs a model."""
+
+    decibels: float  # SNR of the weights
+    bits_per_weight: float
+    nll: np.ndarray  # of each window, in nats per token
+    loss: PairedDifference  # change against the model as it was
+
+
+@contextmanager
+def _rounded_inputs(linears: Mapping[str, nn.Linear], rule: Rule | None) -> Iterator[None]:
+    """Within the block every layer meets `rule(input)`, one row per token; None leaves it."""
+
+    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (rule(inputs[0].flatten(0, -2)).reshape(inputs[0].shape),)
+
+    hooks = [linear.register_forward_pre_hook(before) for linear in linears.values() if rule]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def losses(
     model: PreTrainedModel,
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
-    rules: Mapping[Any, tuple[Rule, float]],
+    schemes: Mapping[Any, Scheme],
 ) -> dict[Any, Cost]:
-    """What each rule (with its bits per weight) costs on the same `windows` (N, T)."""
+    """What each scheme costs on the same `windows` (N, T)."""
     base = perplexity.token_nll(model, windows).mean(1)
     costs = {}
-    for name, (rule, bits_per_weight) in tqdm(rules.items(), desc="schemes", leave=False):
-        with rounded_weights(linears, rule) as decibels:
+    for name, scheme in tqdm(schemes.items(), desc="schemes", leave=False):
+        with (
+            rounded_weights(linears, scheme.weights) as decibels,
+            _rounded_inputs(linears, scheme.activations),
+        ):
             nll = perplexity.token_nll(model, windows).mean(1)
-        costs[name] = Cost(decibels, paired_bootstrap(base, nll), bits_per_weight)
+        change = paired_bootstrap(base, nll)
+        costs[name] = Cost(decibels, scheme.bits_per_weight, nll, change)
     return costs
 
 
-def record_losses(results: Results, costs: Mapping[tuple[str, str], Cost]) -> list[list[str]]:
-    """Keep every cost by its scheme and bits; the rows of a table of them."""
+def other_grids(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    windows: Tensor,
+    costs: Mapping[Any, Cost],
+    rules: Mapping[Any, tuple[Rule, int | None]],
+    wider: Sequence[float] = (1.01, 1.02),
+) -> dict[Any, tuple[float, float]]:
+    """The lowest and the highest change of the loss over grids that are as good as each other.
+
+    The first grid is that of `costs`; on the others every step is `wider` by a percent or two, so
+    that nearly every weight gets another error of the same size. `rules`: for some of the costs, how
+    the rows of a matrix are rounded, and how many weights share a scale (None: a row).
+    """
+    spreads = {}
+    for name, (rule, size) in tqdm(rules.items(), desc="grids", leave=False):
+        changes = [costs[name].loss.mean]
+        for stretch in wider:
+            moved = partial(_on_wider_grid, rule=rule, size=size, stretch=stretch)
+            with rounded_weights(linears, moved):
+                nll = perplexity.token_nll(model, windows).mean(1)
+            changes.append(changes[0] + (nll - costs[name].nll).mean())
+        spreads[name] = (min(changes), max(changes))
+    return spreads
+
+
+def _on_wider_grid(weight: Tensor, rule: Rule, size: int | None, stretch: float) -> Tensor:
+    blocks = weight.reshape(-1, size or weight.shape[-1])
+    largest = stretch * blocks.abs().amax(-1, keepdim=True)  # rounded with them, then dropped
+    return rule(torch.cat([blocks, largest], -1))[:, :-1].reshape(weight.shape)
+
+
+def record_losses(
+    results: Results,
+    costs: Mapping[tuple[str, str], Cost],
+    spreads: Mapping[tuple[str, str], tuple[float, float]],
+) -> list[list[str]]:
+    """Keep every cost and spread by its scheme and bits; the rows of a table of them."""
+    table = []
     for (scheme, bits), cost in costs.items():
         loss = cost.loss
         ends = {"low": loss.low, "high": loss.high, "n": loss.n}
         results.record(f"loss.{scheme}.{bits}", loss.mean, "nats", **ends)
         results.record(f"snr.{scheme}.{bits}", cost.decibels, "dB", kind="quality")
-    return [
-        [
-            bits,
-            scheme,
-            f"{cost.bits_per_weight:.2f}",
-            f"{cost.decibels:.1f}",
-            f"{cost.loss.mean:+.3f}",
-            f"[{cost.loss.low:+.3f}, {cost.loss.high:+.3f}]",
-        ]
-        for (scheme, bits), cost in costs.items()
-    ]
+        grids = ""
+        if (scheme, bits) in spreads:
+            low, high = spreads[scheme, bits]
+            results.record(f"grids.{scheme}.{bits}", high - low, "nats")
+            grids = f"{low:+.3f} to {high:+.3f}"
+        change = f"{loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}]"
+        sizes = f"{cost.bits_per_weight:.2f}", f"{cost.decibels:.1f}"
+        table.append([bits, scheme, *sizes, change, grids])
+    return table
+
+
+def compared(results: Results, name: str, first: Cost, second: Cost) -> str:
+    """What `second` changes against `first`, window by window, as a sentence's end."""
+    change = paired_bootstrap(first.nll, second.nll)
+    ends = {"low": change.low, "high": change.high, "n": change.n}
+    results.record(f"difference.{name}", change.mean, "nats", **ends)
+    return f"{change.mean:+.3f} nats, 95 % interval [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 def floor_against_round(
@@ -115,13 +189,13 @@ def floor_against_round(
     changes["floor"] = [loss(shift, -0.5) - base for shift in shifts]
     pairs = zip(changes["floor"], changes["round"], strict=True)
     changes["floor minus round"] = [floor - rounded for floor, rounded in pairs]
-    rows = []
+    table = []
     for name, values in changes.items():
         mean, low, high = mean_interval(values)
         results.record(f"weights.{name}", mean, "nats", low=low, high=high, n=len(values))
         single = ", ".join(f"{value:+.4f}" for value in values)
-        rows.append([name, f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", single])
-    return rows
+        table.append([name, f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", single])
+    return table
 
 
 def continued(
@@ -133,6 +207,14 @@ def continued(
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return " ".join(text.replace("|", "/").replace("`", "'").split())
+
+
+def input_of(model: PreTrainedModel, linear: nn.Linear, input_ids: Tensor) -> Tensor:
+    """What enters one linear layer on a text, (T, K), on the CPU."""
+    seen: list[Tensor] = []
+    with torch.inference_mode(), watching({"it": linear}, lambda _, x: seen.append(x)):
+        model(input_ids.to(model.device), use_cache=False)
+    return seen[0][0].float().cpu().clone()
 
 
 @dataclass(frozen=True)
@@ -168,13 +250,13 @@ def survey(
     linears: Mapping[str, nn.Linear], rules: Mapping[str, Rule]
 ) -> list[dict[str, float | str]]:
     """Name, crest factor and the SNR of each rule, for every layer."""
-    found = []
+    entries = []
     for name, linear in tqdm(linears.items(), desc="layers", leave=False):
         weight = linear.weight.data
         crest = (weight.abs().max() / weight.square().mean().sqrt()).item()
         decibels = {rule: signal_to_noise(weight, rules[rule](weight)) for rule in rules}
-        found.append({"name": name, "crest": crest, **decibels})
-    return found
+        entries.append({"name": name, "crest": crest, **decibels})
+    return entries
 
 
 def verdict_on_bits(curves: Mapping[str, Sequence[float]]) -> Verdict:
