@@ -227,13 +227,15 @@ def mean_share(mean: Tensor, random: Sequence[Tensor]) -> Figure:
     axes.plot(places, 100 * mean.median(1).values, **AFTER, markersize=3, label="along the mean")
     others = 100 * torch.stack([share.median(1).values for share in random])  # (directions, norms)
     band = {"color": GREY, "alpha": 0.35, "linewidth": 0}
-    label = f"along {len(others)} random directions, least to largest"
-    axes.fill_between(places, others.amin(0), others.amax(0), **band, label=label)
+    axes.plot(
+        places, others.median(0).values, "--", color="black", label="random directions: median"
+    )
+    axes.fill_between(places, others.amin(0), others.amax(0), **band, label="least to largest")
     axes.set_yscale("log")
     axes.set_xlabel("norm, from the input to the output")
     axes.set_ylabel("% of the squared length (log)")
     axes.set_ylim(top=10)
-    axes.legend(fontsize=8, loc="upper left", ncols=2)
+    axes.legend(fontsize=8, loc="upper left", ncols=3)
     axes.set_title("There is hardly a mean to take off")
     return drawn
 

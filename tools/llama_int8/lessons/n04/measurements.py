@@ -211,7 +211,7 @@ def metas_files(model: nn.Module) -> MetasFiles:
             return MetasFiles([], {}, [])
         print(*sorted(path.name for path in Path(folder).iterdir()))
         paths = sorted(Path(folder).glob("consolidated.*.pth"))
-        slices = [torch.load(path, weights_only=True) for path in paths]
+        slices = [torch.load(path, "cpu", weights_only=True) for path in paths]
     names = dict(META_TOP)
     for layer in range(config.num_hidden_layers):
         for meta, name in META_BLOCK.items():
