@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import random
 import sys
@@ -18,10 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_llama import LINEAR, LLAMA3, TINY, random_llama
+from test_notebook_definitions import definitions
 from transformers import LlamaForCausalLM
 
 from llama_int8.errors import ModelFilesError
 from llama_int8.transformer.checkpoints import (
+    META_BLOCK,
+    META_TOP,
     check_tensors,
     read_checkpoint,
     to_halves,
@@ -277,6 +281,166 @@ def test_slices_made_by_hand_are_joined(embedding_axis, shards, tmp_path):
     with torch.inference_mode():
         ours = Llama.from_pretrained(tmp_path)
         same(ours(TOKENS), theirs(TOKENS).logits)
+
+
+METAS_KINDS = {  # embedding's axis of the cut, params.json beside the sizes
+    "LLaMA 1": (1, {"norm_eps": 1e-6}),
+    "Llama 2": (1, {"norm_eps": 1e-5, "n_kv_heads": 4, "vocab_size": -1}),
+    "Llama 3.1": (
+        0,
+        {
+            "norm_eps": 1e-5,
+            "n_kv_heads": 4,
+            "rope_theta": 500_000.0,
+            "use_scaled_rope": True,
+            "rope_scaling_factor": 8.0,
+        },
+    ),
+}
+
+
+def metas_slices(count, embedding_axis, params):
+    """Random slices of a model in Meta's names, each drawn in its own shape: nobody cuts a matrix."""
+    width, inner, vocabulary = params["dim"], 24, 96
+    keys = width // params["n_heads"] * params.get("n_kv_heads", params["n_heads"])
+    by_rows, by_columns = (
+        (lambda out, ins: (out // count, ins)),
+        (lambda out, ins: (out, ins // count)),
+    )
+    shapes = {
+        "tok_embeddings": (by_rows, by_columns)[embedding_axis](vocabulary, width),
+        "output": by_rows(vocabulary, width),
+    }
+    for layer in range(params["n_layers"]):
+        shapes |= {
+            f"layers.{layer}.attention.wq": by_rows(width, width),
+            f"layers.{layer}.attention.wk": by_rows(keys, width),
+            f"layers.{layer}.attention.wv": by_rows(keys, width),
+            f"layers.{layer}.attention.wo": by_columns(width, width),
+            f"layers.{layer}.feed_forward.w1": by_rows(inner, width),
+            f"layers.{layer}.feed_forward.w2": by_columns(width, inner),
+            f"layers.{layer}.feed_forward.w3": by_rows(inner, width),
+        }
+    draws = torch.Generator().manual_seed(count)
+    slices = [
+        {f"{n}.weight": 0.3 * torch.randn(*shape, generator=draws) for n, shape in shapes.items()}
+        for _ in range(count)
+    ]
+    norms = [f"layers.{n}.{part}" for n in range(params["n_layers"]) for part in METAS_NORMS]
+    for name in ("norm", *norms):  # the same in every file
+        weight = 1 + 0.3 * torch.randn(width, generator=draws)
+        for piece in slices:
+            piece[f"{name}.weight"] = weight.clone()
+    return slices
+
+
+METAS_NORMS = ("attention_norm", "ffn_norm")
+
+
+def metas_frequencies(params):
+    """As Meta publishes them: by wavelength, one pair at a time (Llama 3.1's apply_scaling)."""
+    head_dim = params["dim"] // params["n_heads"]
+    frequencies = []
+    for pair in range(head_dim // 2):
+        frequency = params.get("rope_theta", 10_000.0) ** (-2 * pair / head_dim)
+        wavelength = 2 * math.pi / frequency
+        if params.get("use_scaled_rope") and wavelength > 8192 / 4:
+            slowed = frequency / params["rope_scaling_factor"]
+            smooth = max((8192 / wavelength - 1) / (4 - 1), 0)
+            frequency = (1 - smooth) * slowed + smooth * frequency
+        frequencies.append(frequency)
+    return torch.tensor(frequencies)
+
+
+def metas_logits(params, slices, embedding_axis, tokens):
+    """Meta's published computation, after llama/model.py: each GPU works on its own slices.
+
+    Its heads and inner columns are its own; what wo and w2 give is added up over the GPUs.
+    """
+    length, head_dim = tokens.shape[1], params["dim"] // params["n_heads"]
+    angles = torch.outer(torch.arange(length), metas_frequencies(params))
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]  # (T, 1, D / 2)
+    future = torch.full((length, length), -math.inf).triu(1)
+
+    def norm(x, name):
+        weight = slices[0][f"{name}.weight"]
+        return x / (x.square().mean(-1, keepdim=True) + params["norm_eps"]).sqrt() * weight
+
+    def heads_of(x, weight):
+        return (x @ weight.T).unflatten(-1, (-1, head_dim))  # (B, T, heads here, D)
+
+    def turned(x):
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turn).flatten(-2)
+
+    def attend(x, piece, layer):
+        wq, wk, wv, wo = (piece[f"layers.{layer}.attention.w{n}.weight"] for n in "qkvo")
+        q, k, v = turned(heads_of(x, wq)), turned(heads_of(x, wk)), heads_of(x, wv)
+        mixed = []
+        for head in range(q.shape[2]):
+            shared = head * k.shape[2] // q.shape[2]
+            scores = q[:, :, head] @ k[:, :, shared].mT / math.sqrt(head_dim)
+            mixed.append((scores + future).softmax(-1) @ v[:, :, shared])
+        return torch.cat(mixed, -1) @ wo.T
+
+    def feed_forward(x, piece, layer):
+        w1, w2, w3 = (piece[f"layers.{layer}.feed_forward.w{n}.weight"] for n in "123")
+        gate = x @ w1.T
+        return (gate * gate.sigmoid() * (x @ w3.T)) @ w2.T
+
+    tables = [piece["tok_embeddings.weight"] for piece in slices]
+    if embedding_axis == 1:  # each GPU has some columns of every token's vector
+        h = torch.cat([table[tokens] for table in tables], -1)
+    else:  # each GPU has some tokens
+        here = len(tables[0])
+        h = torch.stack([torch.stack([tables[t // here][t % here] for t in row]) for row in tokens])
+    for layer in range(params["n_layers"]):
+        x = norm(h, f"layers.{layer}.attention_norm")
+        h = h + sum(attend(x, piece, layer) for piece in slices)
+        x = norm(h, f"layers.{layer}.ffn_norm")
+        h = h + sum(feed_forward(x, piece, layer) for piece in slices)
+    h = norm(h, "norm")
+    return torch.cat([h @ piece["output.weight"].T for piece in slices], -1)
+
+
+@pytest.mark.parametrize("kind", METAS_KINDS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_folder_in_metas_layout_gives_what_metas_published_formulas_give(kind, count, tmp_path):
+    axis, more = METAS_KINDS[kind]
+    params = {"dim": 64, "n_heads": 8, "n_layers": 2, "multiple_of": 8, **more}
+    slices = metas_slices(count, axis, params)
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    for number, piece in enumerate(slices):
+        torch.save(piece, tmp_path / f"consolidated.{number:02d}.pth")
+    tokens = TOKENS % 96
+    with torch.inference_mode():
+        same(
+            Llama.from_pretrained(tmp_path)(tokens),
+            metas_logits(params, slices, axis, tokens),
+            1e-4,
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_slices_joined_in_lesson_04_are_the_packages(count, tmp_path):
+    names = {"torch": torch}
+    exec(definitions("04_llama_from_scratch")["join"], names)
+    axis, more = METAS_KINDS["Llama 2"]
+    params = {"dim": 64, "n_heads": 8, "n_layers": 2, **more}
+    slices = metas_slices(count, axis, params)
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    for number, piece in enumerate(slices):
+        torch.save(piece, tmp_path / f"consolidated.{number:02d}.pth")
+    _, tensors = read_checkpoint(tmp_path)
+    for part, name in META_BLOCK.items():
+        metas_name = f"layers.1.{part}.weight"
+        joined = names["join"](metas_name, [piece[metas_name] for piece in slices])
+        if name in ("self_attn.q_proj", "self_attn.k_proj"):
+            joined = to_halves(joined, len(joined) // 8)
+        assert torch.equal(joined, tensors[f"model.layers.1.{name}.weight"]), name
+    for metas_name, name in META_TOP.items():
+        joined = names["join"](metas_name, [piece[metas_name] for piece in slices])
+        assert torch.equal(joined, tensors[name]), name
 
 
 def test_writing_slices_as_meta_does(tmp_path):

@@ -255,31 +255,52 @@ llama_block.mistake(
 @exercise(
     "04.inner_width",
     points=1,
-    cases=[(4096, 256), (576, 256), (5120, 256), (100, 7)],
+    cases=[
+        (4096, 256, 1.0),
+        (576, 256, 1.0),
+        (5120, 256, 1.0),
+        (100, 7, 1.0),
+        (8192, 4096, 1.3),
+        (4096, 1024, 1.3),
+        (2048, 256, 1.5),
+    ],
     hints=[
-        "Two thirds of 4 x width, cut to an integer, and then up to the next multiple.",
+        "Two thirds of 4 x width, cut to an integer; times the multiplier, cut again; and then up to "
+        "the next multiple.",
         "Rounding n up to a multiple of m: (n + m - 1) // m * m.",
     ],
 )
-def inner_width(width: int, multiple_of: int) -> int:
-    """Two thirds of 4 x width, rounded up to a multiple."""
-    inner = 2 * (4 * width) // 3
+def inner_width(width: int, multiple_of: int, multiplier: float) -> int:
+    """Two thirds of 4 x width, times `multiplier`, rounded up to a multiple."""
+    inner = int(multiplier * (2 * (4 * width) // 3))
     return (inner + multiple_of - 1) // multiple_of * multiple_of
 
 
 inner_width.mistake(
-    "that is the original's width; SwiGLU takes two thirds of it", lambda w, m: 4 * w
-)
-inner_width.mistake("and now up to the next multiple of `multiple_of`", lambda w, m: 8 * w // 3)
-inner_width.mistake(
-    "rounded down; LLaMA rounds up, so that nothing is lost", lambda w, m: 8 * w // 3 // m * m
+    "that is the original's width; SwiGLU takes two thirds of it", lambda w, m, f: 4 * w
 )
 inner_width.mistake(
-    "LLaMA rounds up, not to the nearest multiple", lambda w, m: round(8 * w // 3 / m) * m
+    "the multiplier is missing: `ffn_dim_multiplier` comes before the rounding up",
+    lambda w, m, f: inner_width(w, m, 1.0),
+)
+inner_width.mistake(
+    "the multiplier comes before the rounding up, not after it",
+    lambda w, m, f: int(f * inner_width(w, m, 1.0)),
+)
+inner_width.mistake(
+    "and now up to the next multiple of `multiple_of`", lambda w, m, f: int(f * (8 * w // 3))
+)
+inner_width.mistake(
+    "rounded down; LLaMA rounds up, so that nothing is lost",
+    lambda w, m, f: int(f * (8 * w // 3)) // m * m,
+)
+inner_width.mistake(
+    "LLaMA rounds up, not to the nearest multiple",
+    lambda w, m, f: round(int(f * (8 * w // 3)) / m) * m,
 )
 inner_width.mistake(
     "nearly: a width that is a multiple already stays as it is",
-    lambda w, m: (8 * w // 3 // m + 1) * m,
+    lambda w, m, f: (int(f * (8 * w // 3)) // m + 1) * m,
 )
 
 

@@ -25,7 +25,7 @@ from llama_int8.course.drawings import (
     write,
 )
 from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
-from llama_int8.measure.statistics import Spread
+from llama_int8.measure.statistics import PairedDifference, Spread
 from llama_int8.transformer.llama import rotate
 
 ROTARY_ALT = (
@@ -217,18 +217,24 @@ def drawing_rotary(words: Sequence[str], degrees: float = 30) -> Figure:
     return drawn
 
 
-def mean_share(share: Tensor, width: int) -> Figure:
-    """What LayerNorm would take off, in % of a vector's squared length, (norms, tokens)."""
+def mean_share(mean: Tensor, random: Sequence[Tensor]) -> Figure:
+    """What LayerNorm would take off, in % of a vector's squared length, (norms, tokens).
+
+    `random`: the same share along each of several random directions.
+    """
     drawn, axes = figure(figsize=(7.5, 3.4))
-    places = range(len(share))
-    axes.plot(places, 100 * share.median(1).values, **AFTER, markersize=3, label="median token")
-    axes.plot(places, 100 * share.max(1).values, "-", color=GREY, label="largest of all tokens")
-    random = 100 * 0.455 / width  # the median of chi-square with one degree of freedom
-    axes.axhline(random, color="black", linestyle="--", linewidth=1, label="random vectors")
+    places = range(len(mean))
+    axes.plot(places, 100 * mean.median(1).values, **AFTER, markersize=3, label="along the mean")
+    others = 100 * torch.stack([share.median(1).values for share in random])  # (directions, norms)
+    band = {"color": GREY, "alpha": 0.35, "linewidth": 0}
+    axes.plot(
+        places, others.median(0).values, "--", color="black", label="random directions: median"
+    )
+    axes.fill_between(places, others.amin(0), others.amax(0), **band, label="least to largest")
     axes.set_yscale("log")
     axes.set_xlabel("norm, from the input to the output")
     axes.set_ylabel("% of the squared length (log)")
-    axes.set_ylim(top=20)
+    axes.set_ylim(top=10)
     axes.legend(fontsize=8, loc="upper left", ncols=3)
     axes.set_title("There is hardly a mean to take off")
     return drawn
@@ -254,17 +260,25 @@ def norm_times(times: Mapping[str, Spread]) -> Figure:
     return drawn
 
 
-def stream(rms: Tensor) -> Figure:
-    """Size of the residual stream at each norm, (norms, tokens): the median and the first token."""
+def wrong_order(runs: Sequence[tuple[int, int, PairedDifference]], windows: int) -> Figure:
+    """What a wrong order of rows costs, over how many tokens there are to look back at."""
     drawn, axes = figure(figsize=(7.5, 3.2))
-    places = range(len(rms))
-    axes.plot(places, rms[:, 1:].median(1).values, label="median token", **AFTER, markersize=3)
-    axes.plot(places, rms[:, 0], label="first token", **BEFORE, markersize=3)
-    axes.set_yscale("log")
-    axes.set_xlabel("norm, from the input to the output")
-    axes.set_ylabel("root mean square (log)")
-    axes.legend(fontsize=8)
-    axes.set_title("The residual stream grows, and the first token is a giant")
+    means = np.array([run.mean for _, _, run in runs])
+    low = means - [run.low for _, _, run in runs]
+    high = [run.high for _, _, run in runs] - means
+    places = range(len(runs))
+    axes.bar(places, means, color=COLOURS["int8"], hatch="///", edgecolor="white")
+    if windows > 1:
+        axes.errorbar(places, means, [low, high], fmt="none", ecolor="black", capsize=3)
+    names = [f"{first}" if first == last else f"{first}–{last}" for first, last, _ in runs]
+    axes.set_xticks(places, names, fontsize=8)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("tokens to look back at")
+    axes.set_ylabel("loss added (nats per token)")
+    axes.grid(axis="x", visible=False)
+    grows = runs[-1][2].low > runs[0][2].high
+    found = "The wrong order costs more, the further back a token can look"
+    axes.set_title(found if grows else "What the wrong order costs, by position")
     return drawn
 
 
@@ -422,21 +436,29 @@ def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
 def rope_errors(starts: Sequence[int], errors: Mapping[int, Mapping[str, Tensor]]) -> Figure:
     """Error of a score over the key's position, for each distance and each part rounded to bf16.
 
-    `errors`: {distance: {part: (starts, draws)}}, over the RMS of the scores.
+    `errors`: {distance: {part: (octaves, starts)}}, over the RMS of the scores.
     """
-    drawn, axes = figure(2, figsize=(9, 3.7), sharey=True)
-    styles = ((COLOURS["good"], "^"), (COLOURS["bf16"], "o"), (COLOURS["int8"], "s"))
+    drawn, axes = figure(2, figsize=(9, 3.9), sharey=True)
+    styles = (
+        (COLOURS["good"], "^", "-."),
+        (COLOURS["bf16"], "o", "-"),
+        (COLOURS["int8"], "s", "--"),
+        (COLOURS["fp32"], "D", ":"),
+    )
+    middles = [1.5 * start for start in starts]  # of each octave
     for panel, (distance, parts) in zip(axes, errors.items(), strict=True):
-        for (name, values), (colour, marker) in zip(parts.items(), styles, strict=True):
-            middle = 100 * values.median(dim=1).values
-            panel.plot(starts, middle, color=colour, marker=marker, markersize=5, label=name)
+        for (name, values), (colour, marker, line) in zip(parts.items(), styles, strict=True):
+            low, middle, high = 100 * values.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=1)
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4}
+            panel.plot(middles, middle, label=name, **style)
+            panel.fill_between(middles, low, high, color=colour, alpha=0.2, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_ylim(0)
         panel.set_xlabel("position of the key (log)")
         panel.set_title(f"query {distance:,} tokens after the key")
     axes[0].set_ylabel("error, % of a usual score")
     axes[0].legend(fontsize=8, loc="upper left", title="rounded to bf16")
-    drawn.suptitle("Angles lose far positions, frequencies lose far distances", weight="bold")
+    drawn.suptitle("Round the cosines and sines, and nothing before them", weight="bold")
     return drawn
 
 
@@ -498,7 +520,7 @@ def turn(query: int, key: int, theta: float, pair: int, pairs: int = 16) -> Figu
     axes[1].set_xlabel("position of the key")
     axes[1].set_ylabel("score q·k")
     axes[1].legend(fontsize=8, ncols=3, loc="upper left")
-    axes[1].set_title(f"distance {query - key}: score {scores[key]:.3f}")
+    axes[1].set_title(f"theta {theta:,}, distance {query - key}: score {scores[key]:.2f}")
     return drawn
 
 

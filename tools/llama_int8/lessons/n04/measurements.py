@@ -1,7 +1,9 @@
 """What lesson 04 measures: the states at the norms, a block's shapes, places of the norm, timings."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from llama_int8.course import small_lm
 from llama_int8.course.claims import put_on_trial
 from llama_int8.measure.latency import interleaved, prefill_and_decode, repeated
 from llama_int8.measure.results import Results
-from llama_int8.measure.statistics import Spread, spread
+from llama_int8.measure.statistics import PairedDifference, Spread, paired_bootstrap, spread
 from llama_int8.models.cost import ATTENTION, count_parameters
 from llama_int8.transformer.attention import EncoderBlock, FeedForward, layer_norm
 from llama_int8.transformer.checkpoints import META_BLOCK, META_TOP, to_pairs, write_meta
@@ -23,8 +25,9 @@ from llama_int8.transformer.config import LlamaConfig
 
 DEPTHS = (4, 8, 16, 32)
 PLACES = {"norm after": False, "norm before": True}
-# No round numbers: bf16 holds those exactly.
-STARTS = [round(1.3 * 2**i) for i in range(4, 15)]
+STARTS = [2**i for i in range(4, 15)]
+ROUNDED = ("frequencies", "positions", "angles", "cos and sin")
+RANDOM_DIRECTIONS = 8  # each costs a pass of the model
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:
@@ -54,11 +57,86 @@ def states_at_norms(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(entering), logits
 
 
-def without_mean(model: nn.Module) -> Any:
-    """While this lasts, the mean of each vector is taken off before it enters a norm."""
-    return hooked(
-        norms_of(model), lambda _, arguments: (arguments[0] - arguments[0].mean(-1, keepdim=True),)
+def directions(width: int, count: int = 16) -> tuple[Tensor, Tensor]:
+    """The mean's direction, (C,), and as many random ones, (count, C), all of length 1.
+
+    Taking off a vector's part along the first one takes off its mean, as LayerNorm does.
+    """
+    draws = torch.Generator().manual_seed(0)
+    random = torch.randn(count, width, generator=draws)
+    return torch.ones(width) / width**0.5, functional.normalize(random, dim=-1)
+
+
+def shares_along(states: Tensor, direction: Tensor) -> Tensor:
+    """Which share of each vector's squared length lies along a direction, (norms, T)."""
+    return (states @ direction).square() / states.square().sum(-1)
+
+
+@torch.inference_mode()
+def token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Loss of each next token in nats, (windows, T - 1) on the CPU, for windows (windows, T)."""
+    losses = []
+    for window in tokens:  # one at a time: the logits of all would be large
+        out = model(window[None, :-1], use_cache=False)
+        logits = getattr(out, "logits", out)[0]  # Hugging Face's model gives more than logits
+        losses.append(functional.cross_entropy(logits, window[1:], reduction="none").cpu())
+    return torch.stack(losses)
+
+
+def taken_off(model: nn.Module, text: Tensor, width: int, results: Results) -> list[list[str]]:
+    """A row for nothing, the mean, and random directions, taken off before every norm: the loss.
+
+    The interval of the mean's change is over tokens, that of the random ones over directions.
+    """
+    mean, random = directions(width)
+    usual = token_losses(model, text)[0].numpy()
+
+    def without(direction: Tensor) -> PairedDifference:
+        unit = direction.to(text.device)
+
+        def take_off(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+            (x,) = arguments
+            return (x - (x @ unit)[..., None] * unit,)
+
+        with hooked(norms_of(model), take_off):
+            return paired_bootstrap(usual, token_losses(model, text)[0].numpy(), resamples=1000)
+
+    centred = without(mean)
+    others = sorted(without(direction).mean for direction in random[:RANDOM_DIRECTIONS])
+    middle = float(np.median(others))
+    results.record(
+        "norms.centred", centred.mean, "nats", low=centred.low, high=centred.high, n=centred.n
     )
+    results.record("norms.random_direction", middle, "nats", n=len(others))
+    return [
+        ["nothing", f"{usual.mean():.3f}", "", ""],
+        ["the mean", f"{usual.mean() + centred.mean:.3f}", f"{centred.mean:+.4f}",
+         f"{centred.low:+.4f} to {centred.high:+.4f} (95 %, over tokens)"],
+        ["one random direction", f"{usual.mean() + middle:.3f}", f"{middle:+.4f}",
+         f"{others[0]:+.4f} to {others[-1]:+.4f} (least and largest of {len(others)})"],
+    ]  # fmt: skip
+
+
+def windows_of(input_ids: Tensor, length: int, count: int = 8) -> Tensor:
+    """The first windows of a text, (count or fewer, length)."""
+    count = max(1, min(count, input_ids.shape[1] // length))
+    return input_ids[0, : count * length].view(count, -1)
+
+
+def by_distance(excess: Tensor) -> list[tuple[int, int, PairedDifference]]:
+    """Means of (windows, T) over runs of positions 0, 1, 2-3, 4-7, ..., with intervals over windows.
+
+    Each entry: the first position, the last one, and the mean. A token at position t has t others to
+    look back at. Of only one window the interval is its mean.
+    """
+    runs, first = [], 0
+    while first < excess.shape[1]:
+        last = min(max(2 * first - 1, first), excess.shape[1] - 1)
+        values = excess[:, first : last + 1].double().mean(1).numpy()
+        values = np.repeat(values, 2) if len(values) == 1 else values
+        runs.append((first, last, paired_bootstrap(np.zeros_like(values), values, resamples=1000)))
+        first = last + 1
+    return runs
 
 
 def shapes_in_block(
@@ -107,27 +185,48 @@ def bias_share(config: LlamaConfig) -> float:
     return config.num_hidden_layers * rows / count_parameters(config)
 
 
-def write_metas_files(model: nn.Module, folder: Path) -> list[list[str]]:
-    """Write a model in Meta's format, in up to three files; a row for each kind of tensor.
+@dataclass(frozen=True)
+class MetasFiles:
+    """A model in Meta's layout: what each file holds, Hugging Face's name for each of Meta's, and a
+    row for each kind of tensor (both names, the whole shape, the shape in a file)."""
 
-    The rows: Meta's name, Hugging Face's, the whole shape, the shape in a file, the axis of the cut.
-    Raises ValueError for a model that the format has no words for.
+    slices: list[dict[str, Tensor]]
+    names: dict[str, str]
+    table: list[list[str]]
+
+
+def metas_files(model: nn.Module) -> MetasFiles:
+    """Write a model in Meta's layout, in up to three files, print their names and read them.
+
+    For a model that the format has no words for this prints why, and gives nothing to read.
     """
     config, tensors = model.config, dict(model.state_dict())
     cut = config.num_key_value_heads, config.intermediate_size
     shards = next(n for n in (3, 2, 1) if not any(size % n for size in cut))
-    write_meta(config, tensors, folder, shards)
-    first = torch.load(folder / "consolidated.00.pth", weights_only=True)
-    names = {
-        f"layers.0.{meta}.weight": f"model.layers.0.{n}.weight" for meta, n in META_BLOCK.items()
-    }
-    rows = []
-    for meta, name in (META_TOP | names).items():
-        whole, part = tuple(tensors[name].shape), tuple(first[meta].shape)
-        axes = [axis for axis in range(len(whole)) if whole[axis] != part[axis]]
-        along = ("rows", "columns")[axes[0]] if axes else "not cut"
-        rows.append([f"`{meta}`", f"`{name}`", str(whole), str(part), along])
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_meta(config, tensors, Path(folder), shards)
+        except ValueError as reason:
+            print(f"Meta's format cannot hold this model: {reason}")
+            return MetasFiles([], {}, [])
+        print(*sorted(path.name for path in Path(folder).iterdir()))
+        paths = sorted(Path(folder).glob("consolidated.*.pth"))
+        slices = [torch.load(path, "cpu", weights_only=True) for path in paths]
+    names = dict(META_TOP)
+    for layer in range(config.num_hidden_layers):
+        for meta, name in META_BLOCK.items():
+            names[f"layers.{layer}.{meta}.weight"] = f"model.layers.{layer}.{name}.weight"
+    table = [
+        [
+            f"`{meta}`",
+            f"`{name}`",
+            str(tuple(tensors[name].shape)),
+            str(tuple(slices[0][meta].shape)),
+        ]
+        for meta, name in names.items()
+        if "layers" not in meta or meta.startswith("layers.0.")
+    ]
+    return MetasFiles(slices, names, table)
 
 
 def reorder(model: nn.Module, names: list[str], change: Callable[[Tensor, int], Tensor]) -> None:
@@ -303,30 +402,36 @@ def norm_place_on_trial(results: Results, by_depth: Mapping[str, Mapping[int, Te
 def rope_errors(
     distance: int, head_dim: int, theta: float, rotate: Callable[..., Tensor]
 ) -> dict[str, Tensor]:
-    """How far bf16 moves a score, in units of the scores' RMS: (starts, 200 pairs) for each part.
+    """How far bf16 moves a score, in units of the scores' RMS: (octaves, starts) for each part.
 
-    The query stands `distance` after the key; everything but the named part stays in float64.
+    The query stands `distance` after the key; everything but the named part stays in float64. For
+    each of `STARTS` the key stands at random places between it and its double; each value is the
+    median over 100 random pairs of a query and a key.
     """
     draws = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 200, head_dim, generator=draws, dtype=torch.float64)
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    q, k = torch.randn(2, 100, head_dim, generator=draws, dtype=torch.float64)
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    keys = torch.stack([s + torch.randint(s, (16,), generator=draws) for s in STARTS]).double()
 
-    def score(start: int, part: str = "") -> Tensor:
-        frequencies = _in_bf16(theta**-exponents, part == "frequencies")
-        places = torch.tensor([start + distance, start], dtype=torch.float64)
-        places = _in_bf16(places, part == "positions")[:, None]
-        angles = _in_bf16(places * frequencies, part == "angles")
-        cos, sin = angles.cos(), angles.sin()
-        return (rotate(q, cos[0], sin[0]) * rotate(k, cos[1], sin[1])).sum(-1)
+    def turned(x: Tensor, positions: Tensor, part: str) -> Tensor:
+        """Vectors (100, D) at each of these positions, (..., 100, D)."""
+        places = _in_bf16(positions, part == "positions")[..., None, None]
+        angles = _in_bf16(places * _in_bf16(frequencies, part == "frequencies"), part == "angles")
+        cos, sin = (_in_bf16(t, part == "cos and sin") for t in (angles.cos(), angles.sin()))
+        return rotate(x, cos, sin)
 
-    exact = score(0)
+    def scores(start: Tensor, part: str = "") -> Tensor:
+        return (turned(q, start + distance, part) * turned(k, start, part)).sum(-1)
+
+    exact = scores(torch.zeros((), dtype=torch.float64))  # (100,)
     usual = exact.square().mean().sqrt()
-    for start in STARTS:  # the proof: only the distance counts
-        torch.testing.assert_close(score(start), exact, rtol=0, atol=1e-7)
-    return {
-        part: torch.stack([(score(start, part) - exact).abs() / usual for start in STARTS])
-        for part in ("frequencies", "positions", "angles")
-    }
+    errors = {part: torch.empty(keys.shape) for part in ROUNDED}
+    for row, starts in enumerate(keys):
+        # The proof: only the distance counts.
+        torch.testing.assert_close(scores(starts[0]), exact, rtol=0, atol=1e-7)
+        for part, values in errors.items():
+            values[row] = (scores(starts, part) - exact).abs().median(-1).values / usual
+    return errors
 
 
 def _in_bf16(x: Tensor, rounded: bool) -> Tensor:
