@@ -826,7 +826,7 @@ def test_inputs_and_targets_are_one_apart():
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
-def test_the_open_problem_has_a_leak_that_hides_and_an_honest_decoder_that_is_accused():
+def test_the_challenge_has_a_leak_that_hides_and_an_honest_decoder_that_is_accused():
     target, wrong = mystery.targets(), {}
     for letter, (decode, sees_future) in mystery.decoders().items():
         accused = shown_02.influence(decode, target).triu(1).any().item()
@@ -851,7 +851,7 @@ def careful_influence(decode, target, repeats=400):
     moved = []
     for s in range(target.shape[1]):
         moves = torch.zeros(target.shape[1], dtype=torch.bool)
-        for other in (target[:, s] + 1, 0):
+        for other in ((target[:, s] + 1) % before.shape[-1], 0):
             changed = target.clone()
             changed[:, s] = other
             after, noise = mean(changed)

@@ -121,7 +121,7 @@ def influence(decode, target):
     out = torch.zeros(T, T, dtype=torch.bool)
     for s in range(T):
         new = target.clone()
-        new[:, s] += 2
+        new[:, s] = (target[:, s] + 2) % old.shape[-1]
         diff = decode(new) - old
         for t in range(T):
             out[s, t] = diff[:, t].abs().max() > 1e-6
@@ -137,7 +137,7 @@ import torch
 def influence(decode, target):
     old, rows, new = decode(target), [], target.clone()
     for s in range(target.shape[1]):
-        new[:, s] = target[:, s] + 3
+        new[:, s] = (target[:, s] + 3) % old.shape[-1]
         rows.append((decode(new) - old).abs().amax((0, 2)) > 1e-6)
     return torch.stack(rows, 1)
 """,

@@ -64,4 +64,7 @@ def compare(
     results.record("alignment.year_read_first", read_first[0].item(), "%", n=len(days))
     print("Where the text begins with the year, its words get", end=" ")
     print(f"{read_first[0]:.0f} % of the year's weight (untrained {read_first[1]:.0f} %)")
+    phrases = [dates.in_words(day, number % dates.WORDINGS) for number, day in enumerate(days)]
+    lengths = [(p.parts["year"][1] - p.parts["year"][0]) / len(p.text) for p in phrases]
+    print(f"The year's words are {100 * sum(lengths) / len(lengths):.0f} % of the characters")
     return figures.alignment(maps, text, day.isoformat(), *tables)

@@ -235,7 +235,7 @@ def _later(logits: torch.Tensor, steps: int) -> torch.Tensor:
     return torch.cat([logits[:, steps:], 0 * logits[:, :steps]], dim=1)
 
 
-_TABLE = torch.randn(60, 3, generator=_GENERATOR)
+_TABLE = torch.randn(60, 60, generator=_GENERATOR)
 
 
 def honest(target):
@@ -253,7 +253,7 @@ def two_ahead(target):
     return _later(_TABLE[target], 2)
 
 
-_TARGETS = torch.tensor([[1, 5, 9, 12, 2], [1, 30, 31, 32, 2]])
+_TARGETS = torch.tensor([[1, 5, 9, 12, 2], [1, 30, 59, 32, 2]])  # 59: the last of the vocabulary
 
 
 @exercise(
@@ -261,7 +261,8 @@ _TARGETS = torch.tensor([[1, 5, 9, 12, 2], [1, 30, 31, 32, 2]])
     points=2,
     cases=[(honest, _TARGETS), (one_ahead, _TARGETS), (two_ahead, _TARGETS)],
     hints=[
-        "before = decode(target). Then, for each column s: copy target, change column s, decode.",
+        "before = decode(target). Then, for each column s: copy target, change column s, decode. "
+        "With `+ 1`, the last token leaves the vocabulary: take it % V, V = before.shape[-1].",
         "moved = (decode(changed) - before).abs().amax(dim=(0, 2)) has one number per position t.",
         "torch.stack of these, with dim=1, puts changed tokens into columns; then compare with 0.",
     ],
@@ -271,7 +272,7 @@ def influence(decode, target):
     before, moved = decode(target), []  # decode: (B, T) -> (B, T, V)
     for s in range(target.shape[1]):
         changed = target.clone()
-        changed[:, s] = target[:, s] + 1
+        changed[:, s] = (target[:, s] + 1) % before.shape[-1]  # stays in the vocabulary
         moved.append((decode(changed) - before).abs().amax(dim=(0, 2)) > 1e-6)  # (T,)
     return torch.stack(moved, dim=1)
 

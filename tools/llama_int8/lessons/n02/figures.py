@@ -202,7 +202,7 @@ def reach(gradients: Mapping[str, torch.Tensor]) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("steps back from the last token")
     axes.set_ylabel("gradient there")
-    axes.set_title("The GRU's gradient fades with distance, attention's stays level")
+    axes.set_title("A GRU loses gradient with every step back, attention does not")
     axes.legend(loc="lower left")
     return drawn
 
@@ -220,7 +220,7 @@ def training(losses: Sequence[float], history: Mapping[int, Mapping[str, float]]
     axes[0].set_yscale("log")
     axes[0].set_xlabel("step")
     axes[0].set_ylabel("loss (nats per character)")
-    axes[0].set_title("The loss falls early and on both ...")
+    axes[0].set_title("The loss falls steadily on both ...")
     axes[0].legend()
     written = [100 * score["written"] for score in history.values()]
     axes[1].plot(list(history), written, "o-", color=COLOURS["good"])
@@ -267,7 +267,7 @@ def alignment(
     axes.set_ylabel("part being written")
     axes.set_xlabel("words looked at")
     axes.set_title(
-        "Each part looks at its own words" if own_words else "Who looks where, many dates"
+        "Training turns each part to its own words" if own_words else "Who looks where, many dates"
     )
     return drawn
 
@@ -310,7 +310,7 @@ def leak(
         places = np.arange(len(masks)) + shift
         axes[1].bar(places, means, 0.38, label=label, **style)
         for place, run, mean in zip(places, runs, means, strict=True):
-            axes[1].plot([place] * len(run), run, "o", color="black", ms=3)
+            (dots,) = axes[1].plot([place] * len(run), run, "o", color="black", ms=3)
             axes[1].annotate(
                 f"{mean:.0f} %", (place, max(run)), (0, 4), color=INKS[colour], **_points()
             )
@@ -319,15 +319,14 @@ def leak(
     axes[1].set_yticks(range(0, 101, 20))
     axes[1].set_ylabel("unseen dates right (%)")
     axes[1].grid(axis="x", visible=False)
-    axes[1].legend(loc="upper left", ncols=2, fontsize=8)
+    dots.set_label("one seed")
+    axes[1].legend(loc="upper left", ncols=3, fontsize=8)
     honest = [score for (mask, _), score in scores.items() if mask == "causal"]
     leaky = [score for (mask, _), score in scores.items() if mask != "causal"]
     better = max(s["loss"] for s in leaky) < min(s["loss"] for s in honest)
     none = all(s["written"] == 0 for s in leaky)
     axes[0].set_title("Each leaky model has the better loss ..." if better else "Loss by mask")
-    axes[1].set_title(
-        "... but writes no date right" if none else "Unseen dates right (dots: seeds)"
-    )
+    axes[1].set_title("... but writes no date right" if none else "Unseen dates right")
     return drawn
 
 

@@ -1,9 +1,8 @@
 """What the leaky masks did: numbers for the report, and the table of controls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_int8.course.tables import show_table
 from llama_int8.lessons.n02 import dates
@@ -45,37 +44,6 @@ def show_written(words: Tensor, iso: Tensor, written: Mapping[str, Tensor]) -> N
     rows = [["right", *(f"`{dates.decode(row)}`" for row in iso)]]
     rows += [[mask, *(f"`{dates.decode(row)}`" for row in each)] for mask, each in written.items()]
     show_table(["mask", *(dates.decode(row) for row in words)], rows, right=False)
-
-
-@torch.inference_mode()
-def controls(
-    model: nn.Module,
-    with_false_future: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None,
-    words: Tensor,
-    iso: Tensor,
-) -> dict[str, float]:
-    """Percentage of characters right with teacher forcing, in tests that change one thing each.
-
-    The other date of a row is that of the row before it; only characters in which the two differ
-    count. `with_false_future(model, words, inputs, other_inputs)` gives predictions (B, T) whose
-    future belongs to the other date; None leaves those tests out.
-    """
-    inputs, targets = iso[:, :-1], iso[:, 1:]
-    other = iso.roll(1, 0)
-    differ = targets != other[:, 1:]
-
-    def share(predicted: Tensor, expected: Tensor) -> float:
-        return 100 * (predicted == expected)[differ].float().mean().item()
-
-    found = {
-        "as trained": share(model(words, inputs).argmax(-1), targets),
-        "words of another date": share(model(words.roll(1, 0), inputs).argmax(-1), targets),
-    }
-    if with_false_future is not None:
-        predicted = with_false_future(model, words, inputs, other[:, :-1])
-        found["false future"] = share(predicted, targets)
-        found["false future copied"] = share(predicted, other[:, 1:])
-    return found
 
 
 def show_controls(results: Results, outcomes: Mapping[Run, Mapping[str, float]]) -> None:

@@ -1,11 +1,11 @@
-"""Six small decoders for the open problem: some of them see the future. Reading this spoils it."""
+"""Six small decoders for the challenge: some of them see the future. Reading this spoils it."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-LENGTH, BATCH, VOCABULARY, WIDTH = 8, 4, 50, 16
+LENGTH, BATCH, VOCABULARY = 8, 4, 50
 Decoder = Callable[[Tensor], Tensor]
 
 
@@ -15,8 +15,8 @@ def targets() -> Tensor:
 
 
 def decoders() -> dict[str, tuple[Decoder, bool]]:
-    """By letter: tokens (B, T) to logits (B, T, C), and whether it sees the future."""
-    table = torch.randn(VOCABULARY, WIDTH, generator=_generator())
+    """By letter: tokens (B, T) to logits (B, T, V), and whether it sees the future."""
+    table = torch.randn(VOCABULARY, VOCABULARY, generator=_generator())
     scores = torch.randn(LENGTH, LENGTH, generator=_generator())
     past = torch.ones(LENGTH, LENGTH).tril().bool()
     causal = scores.masked_fill(~past, float("-inf")).softmax(-1)
@@ -31,7 +31,7 @@ def decoders() -> dict[str, tuple[Decoder, bool]]:
 
     def after_the_softmax(tokens: Tensor) -> Tensor:
         x = table[tokens]
-        return (x @ x.transpose(1, 2) / WIDTH**0.5).softmax(-1).tril() @ x
+        return (x @ x.transpose(1, 2) / VOCABULARY**0.5).softmax(-1).tril() @ x
 
     def normed_over_positions(tokens: Tensor) -> Tensor:
         x = table[tokens]
