@@ -27,8 +27,10 @@ from llama_int8.course.heads import (
 )
 from llama_int8.course.torch_twins import torch_twin
 from llama_int8.lessons.n01 import exercises as shown
+from llama_int8.lessons.n01 import measurements as measured_01
 from llama_int8.lessons.n02 import dates, mystery
 from llama_int8.lessons.n02 import exercises as shown_02
+from llama_int8.measure.statistics import Spread
 from llama_int8.models import load_model
 from llama_int8.transformer.attention import (
     DecoderBlock,
@@ -1062,6 +1064,22 @@ def test_the_weight_on_the_previous_token_leaves_out_where_it_is_the_first():
     always = torch.eye(4).roll(1, dims=1).T
     same(weight_on_previous(HAND_MADE), torch.tensor((0.4 + 0.6) / 2), 1e-6)
     same(weight_on_previous(torch.stack([HAND_MADE, always])), torch.tensor([0.5, 1.0]), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plain", "start"),
+    [([3, 3, 1, 1], 8), ([1, 3, 3, 1], 16), ([1, 1, 1, 1], 2), ([3, 3, 3, 3], None)],
+)
+def test_derivatives_are_smaller_without_the_root_from_the_last_crossing_on(plain, start):
+    slope = {"q·k": plain, "q·k / √D": [2, 2, 2, 2]}
+    spreads = {name: [Spread(x, x, x, 1) for x in values] for name, values in slope.items()}
+    assert measured_01.smaller_without_root([2, 4, 8, 16], spreads) == start
+
+
+def test_the_size_of_derivatives_is_that_of_autograds():
+    scores = normal(5, 7)
+    sizes = [torch.autograd.functional.jacobian(lambda x: x.softmax(-1), s).norm() for s in scores]
+    same(measured_01.size_of_derivatives(scores.softmax(-1)), torch.stack(sizes))
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])

@@ -38,7 +38,7 @@ def attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5  # (..., T, D) -> (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v  # (..., T, S) @ (..., S, V) -> (..., T, V)
+    return scores.softmax(dim=-1) @ v  # (..., T, S) @ (..., S, D) -> (..., T, D)
 
 
 def _scores(q, k, mask=None):
@@ -164,6 +164,7 @@ causal_weights.mistake(
     points=2,
     cases=[(_normal(1, 2, 6), 3), (_normal(2, 5, 8), 4), (_normal(2, 3, 4), 1)],
     hints=[
+        "Two steps: (B, T, C) -> (B, T, H, D) -> swap T and H.",
         "First cut the width: x.unflatten(-1, (heads, -1)) is (B, T, H, D).",
         "Then T and H change places: .transpose(1, 2).",
     ],

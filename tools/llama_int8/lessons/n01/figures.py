@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.course.drawings import arrow, box, brace, canvas, matrix, write
 from llama_int8.course.explore import explore
-from llama_int8.course.heads import attention_maps, weight_on_first, weight_on_previous
-from llama_int8.course.plots import COLOURS, GREY, INKS, figure, heat_map
+from llama_int8.course.heads import attention_maps
+from llama_int8.course.plots import COLOURS, GREY, figure, heat_map
 from llama_int8.measure.statistics import Spread
 
 ATTENTION_ALT = (
@@ -62,24 +62,25 @@ def drawing_attention(
 
 
 def drawing_heads(heads: int = 3) -> Figure:
-    """The whole vector goes to every head; only the projections are small."""
-    drawn, axes = canvas(
-        7.5, 3.6, "Every head sees the whole vector, through small matrices of its own"
-    )
-    x = matrix(axes, (0.45, 2.45), (4, 2 * heads), "x (T, C)", "activations", size=(0.19, 0.25))
+    """The whole vector goes to every head; their small outputs come together again."""
+    drawn, axes = canvas(7.5, 3.6, "Every head takes in the whole vector and gives a small one")
+    x = matrix(axes, (0.15, 2.45), (4, 2 * heads), "x (T, C)", "activations", size=(0.17, 0.25))
     whose = np.tile(np.repeat(np.arange(1, heads + 1), 2), (4, 1))
     joined = matrix(
-        axes, (5.0, 2.45), whose, "side by side (T, C)", "activations", size=(0.19, 0.25)
+        axes, (4.45, 2.45), whose, "side by side (T, C)", "activations", size=(0.17, 0.25)
     )
     for number in range(heads):
         y = 2.9 - 0.95 * number
-        qkv = box(axes, "q, k, v (T, D)", (2.65, y), (1.15, 0.36), font=8)
-        head = box(axes, f"attention {number + 1}", (4.05, y), (1.0, 0.36), font=8)
+        qkv = box(axes, "q, k, v (T, D)", (2.15, y), (1.15, 0.36), font=8)
+        head = box(axes, f"attention {number + 1}", (3.5, y), (1.0, 0.36), font=8)
         arrow(axes, (x.x1 + 0.04, x.centre[1]), (qkv.x0, y))
         arrow(axes, qkv, head)
         arrow(axes, (head.x1, y), (joined.x0 - 0.03, joined.centre[1]))
-    arrow(axes, joined, box(axes, "o_proj", (6.9, joined.centre[1]), role="weights"))
-    brace(axes, (2.05, 0.7), (4.6, 0.7), "H heads, each with a softmax of its own")
+    mixing = box(axes, "o_proj", (6.12, joined.centre[1]), role="weights")
+    arrow(axes, joined, mixing)
+    write(axes, (7.12, mixing.centre[1]), "(T, C)")
+    arrow(axes, mixing, (6.82, mixing.centre[1]))
+    brace(axes, (1.55, 0.7), (4.05, 0.7), "H heads, each with a softmax of its own")
     return drawn
 
 
@@ -109,8 +110,12 @@ def scaling(
     slope: Mapping[str, list[Spread]],
     keys: int,
     own: int,
+    smaller_from: int | None,
 ) -> Figure:
-    """Entropy and size of the derivatives of random rows against D; `own`: the model's D."""
+    """Entropy and size of the derivatives of random rows against D; `own`: the model's D.
+
+    `smaller_from`: from which D on the derivatives are smaller without the root.
+    """
     drawn, axes = figure(2, figsize=(9, 3.3))
     styles = {"q·k": ("int8", "s"), "q·k / √D": ("bf16", "o")}
     for panel, measured in zip(axes, (entropy, slope), strict=True):
@@ -129,9 +134,11 @@ def scaling(
     axes[0].set_title("Without the root, rows get sharp ...")
     axes[0].legend()
     axes[1].axvline(own, linestyle=":", color=GREY)
-    axes[1].set_ylim(bottom=0)
-    axes[1].set_ylabel("size of its derivatives")
-    axes[1].set_title("... and in wide heads they hardly learn")
+    axes[1].set_yscale("log")
+    axes[1].set_ylim(1e-4, 1)
+    axes[1].set_ylabel("size of derivatives by q·k")
+    start = f"from D = {smaller_from:,} on" if smaller_from else "at no width tried"
+    axes[1].set_title(f"... derivatives smaller {start}")
     return drawn
 
 
@@ -193,31 +200,24 @@ def cost(lengths: Sequence[int], scores: Sequence[float], model_bytes: float) ->
 
 def heads(first: torch.Tensor, previous: torch.Tensor, found: tuple[int, int]) -> Figure:
     """Mean weight on the first and on the previous token, (layers, H) each; `found` is marked."""
-    drawn, axes = figure(2, figsize=(10, 3.2))
-    titles = ("Weight on the first token", "Weight on the previous token")
+    drawn, axes = figure(2, figsize=(10, 3.4))
+    layer, head = found
+    titles = (
+        "Weight on the first token",
+        f"Weight on the previous token\n(circle: layer {layer}, head {head})",
+    )
     for panel, values, title in zip(axes, (first, previous), titles, strict=True):
         image = heat_map(panel, values.T, vmin=0, vmax=1)
-        drawn.colorbar(image, ax=panel, shrink=0.8)
+        drawn.colorbar(image, ax=panel, shrink=0.8).ax.set_title("weight", fontsize=8)
         panel.set_xlabel("layer")
         panel.set_title(title)
     axes[0].set_ylabel("head")
-    layer, head = found
     axes[1].plot(layer, head, "o", ms=13, mfc="none", mec=COLOURS["int8"], mew=2)
-    right = layer < first.shape[0] / 2
-    axes[1].annotate(
-        f"layer {layer}, head {head}",
-        (layer, head),
-        (12 if right else -12, -14),
-        ha="left" if right else "right",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        color=INKS["int8"],
-        **_points(),
-    )
     return drawn
 
 
 def stripe(weight: torch.Tensor, largest: torch.Tensor, lengths: Sequence[float]) -> Figure:
-    """By layer: weight on the first token, largest values of the states, length of its value.
+    """By layer: weight on the first token, largest entries of the states, length of its value vector.
 
     `largest`: (layers, T), of each token's state; `lengths`: the first token's value vector over the
     mean of the others'.
@@ -229,16 +229,16 @@ def stripe(weight: torch.Tensor, largest: torch.Tensor, lengths: Sequence[float]
     axes[0].plot(layers, 100 * weight, **first)
     axes[0].set_ylim(0, 100)
     axes[0].set_ylabel("weight on the\nfirst token (%)")
-    axes[0].set_title("Sink and large value come and go together")
+    axes[0].set_title("Sink and huge entry come and go together")
     axes[1].plot(layers, largest[:, 0], **first)
     axes[1].plot(layers, largest[:, 1:].median(-1).values, **others)
     axes[1].set_yscale("log")
-    axes[1].set_ylabel("largest value\nof a state")
+    axes[1].set_ylabel("largest entry\nof a state")
     axes[1].legend(fontsize=8)
     axes[2].plot(layers, lengths, **first)
     axes[2].axhline(1, linestyle=":", color=GREY)
     axes[2].set_ylim(bottom=0)
-    axes[2].set_ylabel("length of its value\n(others: 1)")
+    axes[2].set_ylabel("length of its value\nvector (others: 1)")
     axes[2].set_xlabel("layer")
     return drawn
 
@@ -247,16 +247,19 @@ def head_and_mask(maps: torch.Tensor, words: list[str], layer: int, head: int) -
     """One head's map (layers, H, T, T) beside the mask that it keeps to."""
     drawn, axes = figure(2, figsize=(10, 4.4), width_ratios=[1.25, 1])
     weights = maps[layer, head]
-    heat_map(axes[1], torch.ones_like(weights).tril(), None, words, vmin=0, vmax=1.6)
-    image = heat_map(axes[0], weights, words, words, vmin=0, vmax=1)
-    drawn.colorbar(image, ax=axes[0], shrink=0.8, label="weight")
-    first, previous = weight_on_first(weights), weight_on_previous(weights)
-    axes[0].set_title(f"layer {layer}, head {head}: first {first:.0%}, previous {previous:.0%}")
+    hidden = torch.ones_like(weights).triu(1).bool()
+    for panel in axes:
+        panel.set_facecolor("#DDDDDD")  # what the mask hides
+        panel.set_xlabel("key")
+    seen = weights.masked_fill(hidden, torch.nan)
+    image = heat_map(axes[0], seen, words, words, vmin=0, vmax=1)
+    mask = torch.ones_like(weights).masked_fill(hidden, torch.nan)
+    heat_map(axes[1], mask, None, words, vmin=0, vmax=1.6)
+    drawn.colorbar(image, ax=axes[0], shrink=0.8).ax.set_title("weight", fontsize=8)
+    axes[0].set_title(f"layer {layer}, head {head}")
     axes[0].set_ylabel("query")
-    axes[0].set_xlabel("key")
     axes[1].set_yticks([])
-    axes[1].set_xlabel("key")
-    axes[1].set_title("the mask: blue may be looked at")
+    axes[1].set_title("the mask: blue may be looked at, grey not")
     return drawn
 
 

@@ -45,20 +45,20 @@ OTHER_WORDS = {
     "She put money in the bank": "She put money in the box",
     "The clerk works at the bank": "The clerk works at the office",
 }
-# "It" is the subject in all of them. The head was chosen on none.
+# Sentence, subject, object. "It" is the subject in all of them. The head was chosen on none.
 PRONOUNS = [
-    ("The ship did not reach the harbour because it was too slow.", "ship"),
-    ("The dog did not chase the ball because it was too old.", "dog"),
-    ("The truck could not pass the bridge because it was too heavy.", "truck"),
-    ("The bird did not leave the nest because it was too weak.", "bird"),
-    ("The river did not flood the town because it was too low.", "river"),
-    ("The cat did not enter the garden because it was too shy.", "cat"),
-    ("The plane did not land at the airport because it was too fast.", "plane"),
-    ("The robot could not open the door because it was too clumsy.", "robot"),
+    ("The ship did not reach the harbour because it was too slow.", "ship", "harbour"),
+    ("The dog did not chase the ball because it was too old.", "dog", "ball"),
+    ("The truck could not pass the bridge because it was too heavy.", "truck", "bridge"),
+    ("The bird did not leave the nest because it was too weak.", "bird", "nest"),
+    ("The river did not flood the town because it was too low.", "river", "town"),
+    ("The cat did not enter the garden because it was too shy.", "cat", "garden"),
+    ("The plane did not land at the airport because it was too fast.", "plane", "airport"),
+    ("The robot could not open the door because it was too clumsy.", "robot", "door"),
 ]
 REPEATED = (" dog", " house", " the", " seven", " run", " blue")
 FIRST_TOKENS = ("\n", ",", " the", "Q", "7", " however", "</", " horse")
-KEYS, ROWS = 64, 256  # of the random rows whose softmax gets sharp
+KEYS, ROWS = 64, 512  # of the random rows whose softmax gets sharp
 TEXTS = 4  # read through a window
 
 
@@ -77,13 +77,18 @@ def place_of(tokenizer: PreTrainedTokenizerBase, sentence: str, word: str) -> in
     return len(tokenizer(sentence[:end])["input_ids"]) - 1
 
 
+def banks(last_word: Callable[[str], Tensor], *senses: str) -> list[Tensor]:
+    """`last_word` of every sentence that ends with a bank of these senses; of all without any."""
+    return [last_word(text) for sense in senses or BANKS for text in BANKS[sense]]
+
+
 def bank_rows(last_word: Callable[[str], Tensor]) -> tuple[list[list[str]], float]:
     """Cosine similarities between last words at each place, as mean [least, largest] of the pairs.
 
     `last_word(text)`: vectors of the last token at some places, (places, C). Also returns the mean
     between a river bank and a money bank at the second place.
     """
-    river, money = ([last_word(text) for text in BANKS[sense]] for sense in ("river", "money"))
+    river, money = (banks(last_word, sense) for sense in ("river", "money"))
     pairs = {
         "two banks of rivers": combinations(river, 2),
         "two banks for money": combinations(money, 2),
@@ -102,7 +107,10 @@ def bank_rows(last_word: Callable[[str], Tensor]) -> tuple[list[list[str]], floa
 
 
 def size_of_derivatives(p: Tensor) -> Tensor:
-    """Norm of the derivatives of rows of weights p with respect to their scores, diag(p) - p pᵀ."""
+    """Size of the derivatives of rows of weights p with respect to what the softmax was taken of.
+
+    The root of the sum of the squares of all entries of diag(p) - p pᵀ.
+    """
     square = (p**2).sum(-1) - 2 * (p**3).sum(-1) + (p**2).sum(-1) ** 2
     return square.clamp(min=0).sqrt()
 
@@ -112,6 +120,7 @@ def rows_by_width(
 ) -> tuple[dict[str, list[Spread]], dict[str, list[Spread]]]:
     """Entropy (bits) and size of the derivatives of ROWS random rows at each width.
 
+    The derivatives are those of the weights with respect to q·k, with the root and without.
     By "q·k" and "q·k / √D": q and k are standard normal, with KEYS keys of its own for each row.
     """
     entropy: dict[str, list[Spread]] = {"q·k": [], "q·k / √D": []}
@@ -120,11 +129,22 @@ def rows_by_width(
         q = torch.randn(ROWS, 1, width, generator=generator)
         k = torch.randn(ROWS, KEYS, width, generator=generator)
         dots = (q @ k.transpose(-2, -1)).double()  # (ROWS, 1, KEYS)
-        for name, scores in (("q·k", dots), ("q·k / √D", dots / width**0.5)):
-            p = scores.softmax(dim=-1)
+        for name, divisor in (("q·k", 1.0), ("q·k / √D", width**0.5)):
+            p = (dots / divisor).softmax(dim=-1)
             entropy[name].append(spread((-(p * p.clamp(min=1e-300).log2()).sum(-1)).numpy()))
-            slope[name].append(spread(size_of_derivatives(p).numpy()))
+            slope[name].append(spread((size_of_derivatives(p) / divisor).numpy()))
     return entropy, slope
+
+
+def smaller_without_root(widths: list[int], slope: Mapping[str, list[Spread]]) -> int | None:
+    """From which width on the median derivatives are smaller without the root; None for never."""
+    start = None
+    for width, plain, scaled in zip(widths, slope["q·k"], slope["q·k / √D"], strict=True):
+        if plain.median >= scaled.median:
+            start = None
+        elif start is None:
+            start = width
+    return start
 
 
 def root_on_trial(
@@ -133,25 +153,25 @@ def root_on_trial(
     entropy: Mapping[str, list[Spread]],
     slope: Mapping[str, list[Spread]],
 ) -> None:
-    """The suspicion of 2017, from what `rows_by_width` gives at widths 64 and 1,024."""
+    """The suspicion of 2017, from what `rows_by_width` gives; the last width is the largest."""
     for name, values in (("plain", entropy["q·k"]), ("scaled", entropy["q·k / √D"])):
         s = values[-1]
         results.record(f"entropy.{name}.d1024", s.median, "bits", low=s.low, high=s.high, n=s.n)
-    at = {}
-    for width in (64, 1024):
-        place = widths.index(width)
-        at[width] = slope["q·k"][place].median / slope["q·k / √D"][place].median
-    if at[64] < 0.01:
-        verdict = "holds"
-    else:
-        verdict = "holds only if" if at[1024] < 0.01 < 0.5 < at[64] else "fails here"
+    plain, scaled = ([s.median for s in slope[name]] for name in ("q·k", "q·k / √D"))
+    start = smaller_without_root(widths, slope)
+    peak = max(plain)
     put_on_trial(
         results,
         "scaling-keeps-gradients",
-        f"Random queries and keys, median of {ROWS} rows: without the root, a row's derivatives are "
-        f"{at[64]:.2g} times as large as with it at D = 64, and {at[1024]:.1g} times at D = 1,024.",
-        verdict,
-        "the head is wide: at 64, usual for LLaMA, a sharp row still learns; at 1,024 hardly any does.",
+        f"Random queries and keys, medians of {ROWS:,} rows: without the root, the derivatives of "
+        f"the weights with respect to q·k rise to {peak:.2f} at D = {widths[plain.index(peak)]}, "
+        f"then fall to {plain[-1]:.1g} at D = {widths[-1]:,}; with the root it is "
+        f"{scaled[-1]:.1g} there.",
+        "holds" if start is not None and plain[-1] < peak / 100 else "fails here",
+        f"For large D, as it is meant: from D = {start:,} on (of the widths tried) derivatives are "
+        f"smaller without the root than with it. Below that they are larger without it."
+        if start is not None
+        else "At no width tried are derivatives smaller without the root.",
     )
 
 
@@ -166,15 +186,26 @@ def pronoun_weights(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sentence: str,
-    noun: str,
+    subject: str,
+    other_noun: str,
     head: tuple[int, int],
-) -> tuple[float, float]:
-    """What "it" gives to the noun in one head, and the mean of the other words after it, in %."""
-    maps = attention_maps(model, tokenizer(sentence, return_tensors="pt")["input_ids"])
-    it, place = (place_of(tokenizer, sentence, word) for word in ("it", noun))
-    column = 100 * maps[head][:, place]
-    others = torch.cat([column[place + 1 : it], column[it + 1 :]])
-    return column[it].item(), others.mean().item()
+) -> tuple[tuple[float, ...], str]:
+    """Weights of one head, in %, and the word other than "it" that gives the subject most.
+
+    The weights: from "it" to the subject; to the subject from the other words after it, mean and
+    largest; from "it" to the other noun.
+    """
+    input_ids, words = sentence_tokens(tokenizer, sentence)
+    weights = 100 * attention_maps(model, input_ids)[head]
+    it, first, second = (
+        place_of(tokenizer, sentence, word) for word in ("it", subject, other_noun)
+    )
+    others = weights[:, first].clone()
+    others[[*range(first + 1), it]] = torch.nan
+    largest = int(others.nan_to_num(-1).argmax())
+    to_subject = (weights[it, first], others.nanmean(), others[largest])
+    found = tuple(x.item() for x in (*to_subject, weights[it, second]))
+    return found, words[largest].strip()
 
 
 def pronoun_head_rows(
@@ -185,19 +216,26 @@ def pronoun_head_rows(
     head: tuple[int, int],
 ) -> list[list[str]]:
     """The head on the sentence it was chosen on, and on the others with 95 % intervals; all kept."""
-    chosen = pronoun_weights(model, tokenizer, chosen_on, "animal", head)
-    results.record("pronoun.chosen", chosen[0], "%")
-    results.record("pronoun.chosen_others", chosen[1], "%")
-    rows = [["the one it was chosen on", *(f"{x:.0f} %" for x in chosen), ""]]
-    found = torch.tensor([pronoun_weights(model, tokenizer, *case, head) for case in PRONOUNS])
-    columns = []
-    for name, values in zip(("pronoun.other", "pronoun.other_others"), found.T, strict=True):
+    keys = ("", "_others", "_largest", "_other_noun")
+    chosen, word = pronoun_weights(model, tokenizer, chosen_on, "animal", "street", head)
+    for key, weight in zip(keys, chosen, strict=True):
+        results.record(f"pronoun.chosen{key}", weight, "%")
+    row = [f"{weight:.0f} %" for weight in chosen]
+    row[2] += f' ("{word}")'
+    found = torch.tensor([pronoun_weights(model, tokenizer, *case, head)[0] for case in PRONOUNS])
+    means, differences = [], ['"it" minus that, 95 %', ""]
+    for key, values in zip(keys, found.T, strict=True):
         mean, low, high = mean_interval(values.numpy())
-        results.record(name, mean, "%", low=low, high=high, n=len(values))
-        columns.append(f"{mean:.0f} %")
-    mean, low, high = mean_interval((found[:, 0] - found[:, 1]).numpy())
-    columns.append(f"{mean:+.0f} [{low:+.0f}, {high:+.0f}] points")
-    return [*rows, [f"{len(found)} others, mean", *columns]]
+        results.record(f"pronoun.other{key}", mean, "%", low=low, high=high, n=len(values))
+        means.append(f"{mean:.0f} %")
+        if key:
+            mean, low, high = mean_interval((found[:, 0] - values).numpy())
+            differences.append(f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]")
+    return [
+        ["the one it was chosen on", *row],
+        [f"{len(found)} others, mean", *means],
+        differences,
+    ]
 
 
 def head_texts(
@@ -251,6 +289,22 @@ def head_rows(
     return [*rows, ["equal weights would give", "", *(f"{share:.0f} %" for share in shares)]]
 
 
+def pair_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    previous: Tensor,
+    first: Tensor,
+    head: tuple[int, int],
+) -> list[list[str]]:
+    """Each row of "another token, then one repeated" by itself: the weights of `head_rows`, in %."""
+    columns = 100 * previous[:, *head], 100 * first.mean(dim=(-2, -1))
+    named = [" then ".join(f"`{tokenizer.decode([i])!r}`" for i in row[:2]) for row in rows]
+    return [
+        [name, *(f"{weight:.0f} %" for weight in weights)]
+        for name, *weights in zip(named, *columns, strict=True)
+    ]
+
+
 def even_weights(length: int) -> Tensor:
     """The map of a causal head that makes no difference between the tokens it sees, (T, T)."""
     return torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None]
@@ -270,15 +324,16 @@ def sink_on_trial(
         sinks.append(weight_on_first(attention_maps(model, torch.tensor([row]))).mean().item())
     even = weight_on_first(even_weights(len(text))).item()
     same = all_the_same.mean().item()
-    verdict = "holds" if same > 2 * even else "holds only if"
     put_on_trial(
         results,
         "sink-whatever-the-token",
         f"Mean weight on the first token over all heads: {min(sinks):.0%} to {max(sinks):.0%} with "
         f"{len(sinks)} different first tokens, {same:.0%} where all tokens are the same; equal "
         f"weights would give {even:.0%}.",
-        verdict if min(sinks) > 2 * even else "fails here",
-        f"the tokens are not all the same; {len(sinks)} first tokens tried, before one text.",
+        "holds" if min(sinks) > 2 * even else "fails here",
+        f"For the {len(sinks)} first tokens tried before one text the share is at least "
+        f"{min(sinks):.0%}; it needs other tokens after the first, since among equal tokens it is "
+        f"{same:.0%}.",
     )
 
 
@@ -328,7 +383,8 @@ def window_rows(results: Results, losses: Mapping[str, Tensor], length: int) -> 
     rows = []
     for name, loss in losses.items():
         repaired = 100 * (bare - loss) / (bare - full)
-        share = f"{repaired.mean():.0f} % [{repaired.min():.0f}, {repaired.max():.0f}]"
+        mean, low, high = (round(f(repaired).item()) for f in (torch.mean, torch.min, torch.max))
+        share = f"{mean} % [{low}, {high}]"  # whole numbers: a format would print -0
         rows.append([name, f"{loss.mean():.2f}", share])
     n = len(full)
     ends = {"n": n * (length - length // 2 - 1)}
