@@ -474,7 +474,7 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token)")
     axes.legend(fontsize=9)
-    axes.set_title("More noise in the weights, more loss")
+    axes.set_title("More rounding noise, more loss; a clip costs more than its noise")
     _label_bits(axes, costs, schemes)
     return drawn
 
