@@ -33,6 +33,38 @@ PADDING_ALT = (
 )
 
 
+SURPRISE_ALT = "Bars of the negative log-likelihood of each token of a sentence, and their mean."
+TIME_ALT = (
+    "Time of the next token against the tokens so far, rising without and level with a cache."
+)
+PHASES_ALT = (
+    "Tokens per second against tokens in one pass, rising, below a dashed bound on the left."
+)
+SIZES_ALT = "Bars of cache size for each model, as built and with a key-value head per query head."
+DIVERSITY_ALT = "Scatter of mean log-probability against the share of new 3-grams for each rule."
+REPETITION_ALT = (
+    "NLL of each copy of a repeated sentence, falling from copy to copy on a log scale."
+)
+COPYING_ALT = (
+    "NLL of each token of a random list said twice: high in the first half, low in the second."
+)
+ABLATION_ALT = (
+    "Loss in the second copy for each head that is cut out, by layer: nearly all dots lie on the "
+    "line of the whole model; the marked head lies far above it."
+)
+TEMPLATE_ALT = (
+    "The questions, with the log-probability of each answer in three forms of the question."
+)
+RECALL_ALT = (
+    "Probability of the right first digit against distance, with the right name and with a "
+    "stranger's, among other codes and where the code is the only one."
+)
+HIDDEN_ALT = "Two bars: hidden words found from the left side and from the whole sentence."
+FORCED_ALT = (
+    "Log-odds of the true sentence over its denial, after a forced Yes and after a forced No."
+)
+
+
 def drawing_teacher_forcing(words: Sequence[str]) -> Figure:
     """The text goes in, and the same text, one place to the left, is what should come out."""
     drawn, axes = canvas(
@@ -148,23 +180,24 @@ def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
     return drawn
 
 
-def template_effect(
-    questions: Sequence[str], without: Sequence[float], with_template: Sequence[float]
-) -> Figure:
-    """Mean log-probability of each answer, with the chat template and without."""
+def template_effect(questions: Sequence[str], answers: Mapping[str, Sequence[float]]) -> Figure:
+    """Mean log-probability of each answer in three forms of the question, the template last."""
     drawn, axes = figure(figsize=(8.5, 4.2))
     rows = np.arange(len(questions))
-    for row, first, second in zip(rows, without, with_template, strict=True):
-        axes.plot([first, second], [row, row], color="#BBBBBB", zorder=1)
-    axes.plot(without, rows, "s", color=COLOURS["predicted"], label="question alone")
-    axes.plot(with_template, rows, "o", color=COLOURS["bf16"], label="in the chat template")
+    for row, values in zip(rows, zip(*answers.values(), strict=True), strict=True):
+        axes.plot([min(values), max(values)], [row, row], color="#BBBBBB", zorder=1)
+    looks = (("s", "predicted"), ("^", "int8"), ("o", "bf16"))
+    for (name, values), (marker, colour) in zip(answers.items(), looks, strict=True):
+        axes.plot(values, rows, marker, color=COLOURS[colour], label=name)
     axes.set_yticks(rows, questions, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("mean log-probability of the answer's tokens (nats)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    better = sum(w > o for o, w in zip(without, with_template, strict=True))
+    axes.set_xlabel("mean log-probability of the answer's tokens (nats); further right: likelier")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    bare, *_, templated = answers.values()
+    better = sum(t > b for b, t in zip(bare, templated, strict=True))
     drawn.suptitle(
-        f"{better} of {len(questions)} answers are likelier in the form of the fine-tuning",
+        f"{better} of {len(questions)} answers are likelier in the chat template than after the "
+        "bare question",
         x=0.01,
         ha="left",
         fontweight="bold",
@@ -255,13 +288,13 @@ def diversity(
     A mark is the mean over texts, its cross 1.96 standard errors; `original` names the star.
     """
     drawn, axes = figure(figsize=(8, 4.6))
-    beside = {original: (-9, 9, "right"), "greedy, penalty 1.3": (0, 9, "center")}
+    beside = {original: (-9, 9, "right")}
     beside |= dict.fromkeys(("τ = 0.5", "τ = 1", "top-p 0.9"), (-8, -13, "right"))
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
-        searches = name in ("greedy", "greedy, penalty 1.3")
-        kind = ("int8", "*", 15) if name == original else ("good", "s", 8) if searches else None
+        kind = ("int8", "*", 15) if name == original else None
+        kind = ("good", "s", 8) if name == "greedy" else kind
         colour, marker, size = kind or ("bf16", "o", 8)
         style = {"color": COLOURS[colour], "marker": marker, "markersize": size, "elinewidth": 0.7}
         up_to_one = [[errors[1]], [min(errors[1], 1 - y)]]  # a share ends there
@@ -310,61 +343,83 @@ def copying(nll: torch.Tensor) -> Figure:
     return drawn
 
 
-def ablation(
-    whole: float, cut: float, neighbours: Sequence[float], random_heads: Sequence[float], name: str
-) -> Figure:
-    """NLL of the second copy with one head cut out, in three rows of dots; `whole` is the line."""
-    drawn, axes = figure(figsize=(7.5, 2.9))
-    rows = {
-        name: ([cut], "int8", "s"),
-        "other heads of\nits layer": (neighbours, "bf16", "o"),
-        f"{len(random_heads)} random heads": (random_heads, "predicted", "^"),
-    }
-    for row, (values, colour, marker) in enumerate(rows.values()):
-        up = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
-        style = {"color": COLOURS[colour], "alpha": 0.8, "linestyle": "none"}
-        axes.plot(values, row + up, marker, **style)
-    axes.axvline(whole, color="black", linestyle=":")
-    axes.annotate("nothing cut", (whole, -0.5), (4, 0), va="center", **_points())
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_ylim(2.5, -0.75)
-    axes.set_xlim(0)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("NLL of a token in the second copy (nats); further right: copying is lost")
-    axes.set_title(f"Without one head the second copy costs {cut:.1f} nats instead of {whole:.1f}")
+def ablation(by_head: torch.Tensor, head: tuple[int, int], whole: float, first: float) -> Figure:
+    """NLL of the second copy with each head cut out by itself, (layers, H): a dot for each head.
+
+    `head`, (layer, head), is marked. Lines: the second copy with nothing cut, and the first copy.
+    """
+    drawn, axes = figure(figsize=(8, 3.6))
+    layers, heads = by_head.shape
+    others = by_head.clone()
+    others[head] = torch.nan
+    x = torch.arange(layers)[:, None].expand(-1, heads)
+    axes.plot(x.flatten(), others.flatten(), "o", color=COLOURS["predicted"], markersize=4)
+    loss = by_head[head].item()
+    axes.plot([head[0]], [loss], "s", color=COLOURS["int8"], markersize=8)
+    side = (-9, "right") if head[0] > layers / 2 else (9, "left")
+    named = f"layer {head[0]}, head {head[1]}"
+    axes.annotate(named, (head[0], loss), (side[0], -3), ha=side[1], **_points())
+    worst = divmod(int(torch.nan_to_num(others, nan=-1).argmax()), heads)
+    left = worst[0] < layers / 2
+    label = f"layer {worst[0]}, head {worst[1]}"
+    offset = (7, -3) if left else (-7, -3)
+    align = "left" if left else "right"
+    axes.annotate(label, (worst[0], by_head[worst].item()), offset, ha=align, **_points())
+    for level, name, style in ((first, "first copy", "--"), (whole, "nothing cut", ":")):
+        axes.axhline(level, color="black", linestyle=style, linewidth=1)
+        axes.annotate(name, (layers - 0.4, level), (0, 3), ha="right", **_points())
+    axes.set_xlim(-0.7, layers - 0.3)
+    axes.set_ylim(0, 1.12 * max(first, by_head.max().item()))
+    axes.set_xlabel("layer of the head that is cut out")
+    axes.set_ylabel("NLL in the second copy (nats)")
+    rank = 1 + int((by_head > by_head[head]).sum())
+    place = "most" if rank == 1 else f"more than all but {rank - 1}"
+    axes.set_title(f"Of {by_head.numel()} heads, each cut once, this one costs {place}")
     return drawn
 
 
 def recall(
-    company: Mapping[int, Sequence[float]], alone: Sequence[float], farthest: int, blind: float
+    right: Mapping[int, Sequence[float]],
+    stranger: Mapping[int, Sequence[float]],
+    alone: tuple[Sequence[float], Sequence[float]],
+    blind: float,
 ) -> Figure:
-    """Probability of a code's first digit by distance, among others and alone, with intervals."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
+    """Probability of a code's first digit by distance, asked with its name and with a stranger's.
+
+    `alone`: the same pair where the code is the only one, at the largest distance, which is drawn
+    a little to the right.
+    """
+    drawn, axes = figure(figsize=(7.5, 3.6))
+    farthest = 1.12 * max(right)
     series = (
-        ("among others", company, "int8", "s"),
-        ("the only code", {farthest: alone}, "bf16", "o"),
+        ("only code: the right name", {farthest: alone[0]}, "bf16", "o", "bf16"),
+        ("only code: a stranger", {farthest: alone[1]}, "bf16", "o", "white"),
+        ("among others: the right name", right, "int8", "s", "int8"),
+        ("among others: a stranger", stranger, "int8", "s", "white"),
     )
-    for name, told, colour, marker in series:
+    for name, told, colour, marker, inside in series:
         means = np.array([mean_interval(np.asarray(values)) for values in told.values()]).T
         middle, low, high = np.clip(100 * means, 0, 100)
-        style = {"color": COLOURS[colour], "capsize": 4}
         axes.errorbar(
-            list(told), middle, [middle - low, high - middle], fmt=f"{marker}-", label=name, **style
+            list(told),
+            middle,
+            [middle - low, high - middle],
+            fmt=f"{marker}{'--' if inside == 'white' else '-'}",
+            label=name,
+            color=COLOURS[colour],
+            markerfacecolor=COLOURS.get(inside, inside),
+            capsize=4,
         )
-    axes.axhline(
-        100 * blind, color="black", linestyle=":", label="one of the codes, picked blindly"
-    )
+    axes.axhline(100 * blind, color="black", linestyle=":", label="one of the codes, blindly")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(company), list(company))
+    axes.set_xticks(list(right), list(right))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, 100)
     axes.set_xlabel("tokens between fact and question")
     axes.set_ylabel("probability of the\nright first digit (%)")
-    axes.legend(loc="center left", fontsize=8)
-    near, far = (np.mean(list(company.values())[n]) for n in (0, -1))
-    axes.set_title(
-        f"The right digit: {np.mean(alone):.0%} alone, among others {near:.0%} near and {far:.0%} far"
-    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
+    own, other = np.mean(alone[0]), np.mean(alone[1])
+    axes.set_title(f"The only code: {own:.0%} with its name, {other:.0%} with a stranger's")
     return drawn
 
 
