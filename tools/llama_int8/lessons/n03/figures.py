@@ -350,21 +350,18 @@ def ablation(by_head: torch.Tensor, head: tuple[int, int], whole: float, first: 
     """
     drawn, axes = figure(figsize=(8, 3.6))
     layers, heads = by_head.shape
-    others = by_head.clone()
-    others[head] = torch.nan
-    x = torch.arange(layers)[:, None].expand(-1, heads)
-    axes.plot(x.flatten(), others.flatten(), "o", color=COLOURS["predicted"], markersize=4)
-    loss = by_head[head].item()
-    axes.plot([head[0]], [loss], "s", color=COLOURS["int8"], markersize=8)
-    side = (-9, "right") if head[0] > layers / 2 else (9, "left")
-    named = f"layer {head[0]}, head {head[1]}"
-    axes.annotate(named, (head[0], loss), (side[0], -3), ha=side[1], **_points())
-    worst = divmod(int(torch.nan_to_num(others, nan=-1).argmax()), heads)
-    left = worst[0] < layers / 2
-    label = f"layer {worst[0]}, head {worst[1]}"
-    offset = (7, -3) if left else (-7, -3)
-    align = "left" if left else "right"
-    axes.annotate(label, (worst[0], by_head[worst].item()), offset, ha=align, **_points())
+    costs = by_head.flatten().tolist()
+    chosen = head[0] * heads + head[1]
+    others = [n for n in range(len(costs)) if n != chosen]
+    style = {"color": COLOURS["predicted"], "markersize": 4}
+    axes.plot([n // heads for n in others], [costs[n] for n in others], "o", **style)
+    axes.plot([head[0]], [costs[chosen]], "s", color=COLOURS["int8"], markersize=8)
+    worst = sorted(others, key=lambda n: -costs[n])[:3]
+    for n in (chosen, *worst):
+        layer, left = n // heads, n // heads < 2 / 3 * layers
+        label = f"head {n % heads}" if n != chosen else f"layer {layer}, head {n % heads}"
+        offset, align = ((7, -3), "left") if left else ((-7, -3), "right")
+        axes.annotate(label, (layer, costs[n]), offset, ha=align, **_points())
     for level, name, style in ((first, "first copy", "--"), (whole, "nothing cut", ":")):
         axes.axhline(level, color="black", linestyle=style, linewidth=1)
         axes.annotate(name, (layers - 0.4, level), (0, 3), ha="right", **_points())
@@ -372,9 +369,10 @@ def ablation(by_head: torch.Tensor, head: tuple[int, int], whole: float, first: 
     axes.set_ylim(0, 1.12 * max(first, by_head.max().item()))
     axes.set_xlabel("layer of the head that is cut out")
     axes.set_ylabel("NLL in the second copy (nats)")
-    rank = 1 + int((by_head > by_head[head]).sum())
-    place = "most" if rank == 1 else f"more than all but {rank - 1}"
-    axes.set_title(f"Of {by_head.numel()} heads, each cut once, this one costs {place}")
+    below = sum(costs[n] < costs[chosen] for n in others)
+    axes.set_title(
+        f"Cutting layer {head[0]}, head {head[1]} costs more than {below} of the {len(others)} others"
+    )
     return drawn
 
 

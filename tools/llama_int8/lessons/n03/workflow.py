@@ -120,24 +120,38 @@ def second_copy_by_head(model: PreTrainedModel, lists: Tensor) -> list[list[floa
     """Mean NLL of the second copies with each head cut out by itself, (layers, H).
 
     `lists`: (n, 2 T), each a list of T tokens that is said twice. All heads of a layer go through
-    the model in one batch, a row for each, in which only that head is zero.
+    the model in one batch, a row for each, in which only that head is zero. The layers below are
+    the same in every row, so they are computed once.
     """
     length, heads = lists.shape[1] // 2, model.config.num_attention_heads
-    every = torch.arange(heads)
+    every, layers = torch.arange(heads), model.model.layers
 
     def cut_own(mixed: Tensor, _: int) -> None:  # (H, T, H, D)
         mixed[every, :, every] = 0
 
-    losses = torch.zeros(model.config.num_hidden_layers, heads)
-    for tokens in lists:
-        rows = tokens.expand(heads, -1).to(model.device)
-        for layer in range(len(losses)):
-            with _heads_changed(model, [layer], cut_own):
-                logits = model(rows, use_cache=False, logits_to_keep=length).logits[:, :-1].float()
-            targets = rows[:, length + 1 :]  # the first token of a second copy cannot be known
-            nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    losses = torch.zeros(len(layers), heads)
+    for tokens in lists.to(model.device):
+        out = model(tokens[None], output_hidden_states=True, use_cache=False, logits_to_keep=1)
+        targets = tokens[length + 1 :].repeat(heads)  # a copy's first token cannot be known
+        for layer in range(len(layers)):
+            states = out.hidden_states[layer].expand(heads, -1, -1)  # what the layer reads
+            with _heads_changed(model, [layer], cut_own), _from_layer(model, layer):
+                logits = model(inputs_embeds=states, use_cache=False, logits_to_keep=length).logits
+            predicted = logits[:, :-1].flatten(0, 1).float()
+            nll = F.cross_entropy(predicted, targets, reduction="none")
             losses[layer] += nll.view(heads, -1).mean(dim=1).cpu() / len(lists)
     return losses.tolist()
+
+
+@contextmanager
+def _from_layer(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Within the block, the model begins with this layer; `inputs_embeds` are what it reads."""
+    layers = model.model.layers
+    model.model.layers = layers[layer:]
+    try:
+        yield
+    finally:
+        model.model.layers = layers
 
 
 def every_head_cut(results: Results, model: PreTrainedModel, lists: Tensor) -> Tensor:
@@ -265,6 +279,11 @@ def record_times(
     return times
 
 
+def record_mean(results: Results, name: str, values: Sequence[float], unit: str) -> None:
+    """Keep the mean of values, and how many there are."""
+    results.record(name, sum(values) / len(values), unit, n=len(values))
+
+
 def record_recall(
     results: Results,
     named: Mapping[int, Sequence[float]],
@@ -281,11 +300,11 @@ def record_recall(
     pairs["alone"] = only_code
     rows = []
     for name, (own, other) in pairs.items():
-        n = len(own)
-        results.record(f"recall.{name}", 100 * sum(own) / n, "%", n=n)
-        results.record(f"recall.never_named.{name}", 100 * sum(other) / n, "%", n=n)
-        mean, low, high = mean_interval(100 * (np.asarray(own) - np.asarray(other)))
-        results.record(f"recall.name_adds.{name}", mean, "points", low=low, high=high, n=n)
+        own, other = 100 * np.asarray(own), 100 * np.asarray(other)
+        record_mean(results, f"recall.{name}", own.tolist(), "%")
+        record_mean(results, f"recall.never_named.{name}", other.tolist(), "%")
+        mean, low, high = mean_interval(own - other)
+        results.record(f"recall.name_adds.{name}", mean, "points", low=low, high=high, n=len(own))
         kind, _, distance = name.partition(".")
         told = f"among others, {distance} tokens away" if kind == "company" else "the only one"
         rows.append([told, f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"])
