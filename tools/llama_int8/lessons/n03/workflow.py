@@ -248,7 +248,7 @@ def record_copying(
     others = by_head.flatten().tolist()
     here = others.pop(head[0] * by_head.shape[1] + head[1])
     results.record(
-        "copying.rank", 1 + sum(loss > here for loss in others), "rank", n=len(others) + 1
+        "copying.rank", 1 + sum(loss > here for loss in others), "count", n=len(others) + 1
     )
     if others:
         results.record("copying.other_heads", median(others), "nats", n=len(others))
@@ -304,7 +304,7 @@ def record_recall(
         record_mean(results, f"recall.{name}", own.tolist(), "%")
         record_mean(results, f"recall.never_named.{name}", other.tolist(), "%")
         mean, low, high = mean_interval(own - other)
-        results.record(f"recall.name_adds.{name}", mean, "points", low=low, high=high, n=len(own))
+        results.record(f"recall.name_adds.{name}", mean, "%", low=low, high=high, n=len(own))
         kind, _, distance = name.partition(".")
         told = f"among others, {distance} tokens away" if kind == "company" else "the only one"
         rows.append([told, f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"])
