@@ -233,16 +233,22 @@ def record_copying(
     """Keep how well lists that are said twice are copied, whole and with a head cut out.
 
     `first`: NLL of the first copies, (lists, T - 1). `second`: by what is cut, NLL of the second
-    copies and whether each token was guessed right, (lists, T - 1) each; a name in one word is also
-    a name in the results. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial.
+    copies and whether each token was guessed right, (lists, T - 1) each: "whole", "cut", "mean" and
+    the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial.
     Returns rows for a table: name, mean NLL per token with its interval over lists, percent right.
     """
-    rows = [["the first copy, as a baseline", _with_interval(first), ""]]
+    cut = "layer {}, head {}".format(*head)
+    labels = {
+        "whole": "second copy, nothing cut",
+        "cut": f"without {cut}",
+        "mean": "with the mean of its output in its place",
+    }
+    rows = [["first copy, nothing cut", _with_interval(first), ""]]
     results.record("copying.first", first.mean().item(), "nats", n=first.numel())
     for name, (nll, right) in second.items():
         percent = 100 * right.float().mean().item()
-        rows.append([name, _with_interval(nll), f"{percent:.0f} %"])
-        if " " not in name:
+        rows.append([labels.get(name, f"without {name}"), _with_interval(nll), f"{percent:.0f} %"])
+        if name in labels:
             results.record(f"copying.{name}", nll.mean().item(), "nats", n=nll.numel())
             results.record(f"copying.{name}.right", percent, "%", n=nll.numel())
     others = by_head.flatten().tolist()
