@@ -289,7 +289,7 @@ def diversity(
     """
     drawn, axes = figure(figsize=(8, 4.6))
     beside = {original: (-9, 9, "right")}
-    beside |= dict.fromkeys(("τ = 0.5", "τ = 1", "top-p 0.9"), (-8, -13, "right"))
+    beside |= dict.fromkeys(("τ = 0.5", "top-p 0.9"), (-8, -13, "right"))
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
@@ -359,13 +359,13 @@ def ablation(by_head: torch.Tensor, head: tuple[int, int], whole: float, first: 
     worst = sorted(others, key=lambda n: -costs[n])[:3]
     for n in (chosen, *worst):
         layer, left = n // heads, n // heads < 2 / 3 * layers
-        label = f"head {n % heads}" if n != chosen else f"layer {layer}, head {n % heads}"
+        label = f"layer {layer}, head {n % heads}"
         offset, align = ((7, -3), "left") if left else ((-7, -3), "right")
         axes.annotate(label, (layer, costs[n]), offset, ha=align, **_points())
     for level, name, style in ((first, "first copy", "--"), (whole, "nothing cut", ":")):
         axes.axhline(level, color="black", linestyle=style, linewidth=1)
-        axes.annotate(name, (layers - 0.4, level), (0, 3), ha="right", **_points())
-    axes.set_xlim(-0.7, layers - 0.3)
+        axes.annotate(name, (layers - 0.3, level), (0, 4), **_points())
+    axes.set_xlim(-0.7, 1.12 * layers)  # room for the names of the lines
     axes.set_ylim(0, 1.12 * max(first, by_head.max().item()))
     axes.set_xlabel("layer of the head that is cut out")
     axes.set_ylabel("NLL in the second copy (nats)")
