@@ -29,6 +29,7 @@ from transformers import (
 from llama_int8.course.heads import attention_maps
 from llama_int8.lessons.n03 import exercises as shown
 from llama_int8.lessons.n03 import workflow
+from llama_int8.measure.statistics import Spread
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
 from llama_int8.models.cost import kv_cache_bytes
 from llama_int8.transformer.config import LlamaConfig
@@ -1139,16 +1140,38 @@ def test_what_a_name_adds_is_measured_within_each_story():
     assert rows[0][1].startswith("+40 [")
     assert results.values["recall.name_adds.alone"] == pytest.approx(50)
     assert workflow.costs_more(named, [0.9, 0.8]) == "company"
+    said = workflow.what_company_takes(named, strange, ([0.9, 0.8], [0.4, 0.3]))
+    assert "takes 45 points" in said and "and 0 points" in said
     assert workflow.costs_more(named, [0.4, 0.5]) == "distance"
 
 
 def test_the_rank_of_a_head_counts_those_that_cost_more():
     by_head = torch.tensor([[1.0, 3.0], [2.0, 1.5]])
     right, nll, results = torch.tensor([[True, False]] * 2), torch.rand(2, 2), Recorder()
-    rows = workflow.record_copying(results, nll, {"cut": (nll, right)}, by_head, (1, 0))
+    second = {"whole": (nll, right), "cut": (nll + 1, right)}
+    rows = workflow.record_copying(results, nll, second, by_head, (1, 0))
     assert results.values["copying.rank"] == 2
     assert results.values["copying.other_heads"] == 1.5
-    assert results.values["copying.cut.right"] == 50 and rows[1][2] == "50 %"
+    assert results.values["copying.cut.right"] == 50
+    # On the same lists the cut costs one nat more each time, however the lists differ.
+    assert rows[2][2:] == ["+1.00 [+1.00, +1.00]", "50 %"]
+
+
+def test_padding_on_the_right_asks_a_short_prompt_at_the_wrong_place():
+    model, lengths = opinionated(), torch.tensor([6, 4])
+    tokens = random_tokens(2, 6, vocabulary=11)
+    with torch.inference_mode():
+        alone = [model(row[None, :n]).logits[0] for row, n in zip(tokens, lengths, strict=True)]
+        logits = workflow.padded_on_the_right(model, lengths)(tokens)
+    torch.testing.assert_close(logits[0], alone[0][-1])  # the longest has no padding
+    assert (logits[1] - alone[1][-1]).abs().max() > 1e-3
+
+
+def test_one_slow_step_does_not_stand_for_all():
+    steps = {
+        n: Spread(median, median, median, 5) for n, median in ((16, 9.0), (64, 1.0), (128, 2.0))
+    }
+    assert workflow.median_step(steps).median == 2.0
 
 
 class Recorder:

@@ -380,7 +380,7 @@ generate_until.mistake(
     ],
 )
 def keep_top_p(logits, p):
-    """Minus infinity for all but the fewest likeliest tokens that hold at least p; (..., V)."""
+    """Minus infinity for all but the fewest likeliest tokens that hold p, and ties; (..., V)."""
     ordered = logits.sort(dim=-1, descending=True).values
     shares = ordered.softmax(dim=-1)
     before = shares.cumsum(dim=-1) - shares  # what the likelier tokens hold together

@@ -235,7 +235,8 @@ def record_copying(
     `first`: NLL of the first copies, (lists, T - 1). `second`: by what is cut, NLL of the second
     copies and whether each token was guessed right, (lists, T - 1) each: "whole", "cut", "mean" and
     the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial.
-    Returns rows for a table: name, mean NLL per token with its interval over lists, percent right.
+    Returns rows for a table: name, mean NLL per token, how much that is more than "whole" on the
+    same lists (with a 95 % interval over lists), percent right.
     """
     cut = "layer {}, head {}".format(*head)
     labels = {
@@ -243,11 +244,14 @@ def record_copying(
         "cut": f"without {cut}",
         "mean": "with the mean of its output in its place",
     }
-    rows = [["first copy, nothing cut", _with_interval(first), ""]]
+    rows = [["first copy, nothing cut", f"{first.mean():.2f}", "", ""]]
+    whole = second["whole"][0].mean(dim=1)
     results.record("copying.first", first.mean().item(), "nats", n=first.numel())
     for name, (nll, right) in second.items():
         percent = 100 * right.float().mean().item()
-        rows.append([labels.get(name, f"without {name}"), _with_interval(nll), f"{percent:.0f} %"])
+        more = "" if name == "whole" else _with_interval(nll.mean(dim=1) - whole)
+        label = labels.get(name, f"without {name}")
+        rows.append([label, f"{nll.mean():.2f}", more, f"{percent:.0f} %"])
         if name in labels:
             results.record(f"copying.{name}", nll.mean().item(), "nats", n=nll.numel())
             results.record(f"copying.{name}.right", percent, "%", n=nll.numel())
@@ -262,9 +266,9 @@ def record_copying(
     return rows
 
 
-def _with_interval(nll: Tensor) -> str:
-    mean, low, high = mean_interval(nll.mean(dim=1).numpy())
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+def _with_interval(differences: Tensor) -> str:
+    mean, low, high = mean_interval(differences.numpy())  # Student's t: there are few lists
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def record_times(
@@ -283,6 +287,31 @@ def record_times(
             ends = {"low": 1e3 * s.low, "high": 1e3 * s.high, "n": s.n}
             results.record(f"{phase}.{n}", 1e3 * s.median, "ms", **ends)
     return times
+
+
+def median_step(steps: Mapping[int, Spread]) -> Spread:
+    """The step whose median is in the middle: one slow moment of the machine does not count."""
+    in_order = sorted(steps.values(), key=lambda s: s.median)
+    return in_order[(len(in_order) - 1) // 2]
+
+
+def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Tensor], Tensor]:
+    """A `next_logits` for prompts that are padded on the right, with their mask and positions.
+
+    `lengths`: tokens of each prompt, (B,). All is as it should be, but the next token is asked for
+    at the end of the row, where a short prompt has padding.
+    """
+    longest = int(lengths.max())
+
+    @torch.inference_mode()
+    def next_logits(tokens: Tensor) -> Tensor:
+        mask = torch.ones_like(tokens)
+        mask[:, :longest] = (torch.arange(longest) < lengths[:, None]).long()
+        places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        options = {"attention_mask": mask, "position_ids": places, "use_cache": False}
+        return model(tokens, **options, logits_to_keep=1).logits[:, -1].float()
+
+    return next_logits
 
 
 def record_mean(results: Results, name: str, values: Sequence[float], unit: str) -> None:
@@ -317,6 +346,26 @@ def record_recall(
     return rows
 
 
+def what_company_takes(
+    named: Mapping[int, Sequence[float]],
+    strange: Mapping[int, Sequence[float]],
+    only_code: tuple[Sequence[float], Sequence[float]],
+) -> str:
+    """How much less likely the right digit is among other codes, and how much of that is no recall.
+
+    The arguments are those of `record_recall`; the largest distance is the only code's, too.
+    """
+    farthest = max(named)
+    own, base_rate = (
+        100 * float(np.mean(alone) - np.mean(among[farthest]))
+        for alone, among in zip(only_code, (named, strange), strict=True)
+    )
+    return (
+        f"At {farthest} tokens company takes {own:.0f} points off the right digit when the right "
+        f"name is asked for, and {base_rate:.0f} points when it is a stranger's."
+    )
+
+
 def costs_more(named: Mapping[int, Sequence[float]], alone: Sequence[float]) -> str:
     """Whether "distance" or "company" takes more off the mean probability of the right digit."""
     nearest, farthest = (float(np.mean(named[d])) for d in (min(named), max(named)))
@@ -324,15 +373,17 @@ def costs_more(named: Mapping[int, Sequence[float]], alone: Sequence[float]) -> 
 
 
 def repetition_on_trial(
-    results: Results, greedy: Sequence[float], original: Sequence[float]
+    results: Results, greedy: Sequence[float], drawn: Sequence[float], original: Sequence[float]
 ) -> None:
-    """Is less of a greedy text new than of the original? Both: shares of new 3-grams by text."""
-    gap = paired_bootstrap(np.asarray(greedy), np.asarray(original))
+    """Is less of a greedy text new than of a plain draw? All: shares of new 3-grams by text."""
+    gap = paired_bootstrap(np.asarray(greedy), np.asarray(drawn))
+    to_original = 100 * (np.mean(original) - np.mean(greedy))
     put_on_trial(
         results,
         "likeliest-text-degenerates",
-        f"Share of new 3-grams, original minus greedy, over {gap.n} prompts: {100 * gap.mean:+.0f} "
-        f"percentage points, 95 % interval {100 * gap.low:+.0f} to {100 * gap.high:+.0f}.",
+        f"Share of new 3-grams over {gap.n} prompts, draws at temperature 1 minus greedy: "
+        f"{100 * gap.mean:+.0f} percentage points, 95 % interval {100 * gap.low:+.0f} to "
+        f"{100 * gap.high:+.0f}; original minus greedy: {to_original:+.0f}.",
         "holds" if gap.low > 0 else "fails here" if gap.high < 0 else "not testable here",
         "Measured with a small instruction-tuned model that continues prose outside its template. "
         "Where one answer is right, the likeliest text is what one wants.",
