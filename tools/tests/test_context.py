@@ -14,7 +14,12 @@ NOTEBOOKS = list(read_profile("cpu").notebooks)
 READS = {  # tokens at once, of each notebook whose lengths a short model cuts
     "00": lambda s: max(s.window, s.prompt_tokens + s.new_tokens),
     "01": lambda s: max(s.map_tokens, s.text_tokens),
-    "03": lambda s: max(s.map_tokens, s.prompt_tokens + s.new_tokens, *(n + 1 for n in s.lengths)),
+    "03": lambda s: max(
+        s.map_tokens,
+        2 * s.search_tokens,
+        s.prompt_tokens + s.new_tokens,
+        *(n + 1 for n in s.lengths),
+    ),
     "04": lambda s: s.text_tokens,
     "05": lambda s: s.text_tokens,
     "06": lambda s: max(s.window, s.text_tokens),

@@ -19,14 +19,17 @@ from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
+    LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from llama_int8.course.heads import attention_maps
 from llama_int8.lessons.n03 import exercises as shown
 from llama_int8.lessons.n03 import workflow
+from llama_int8.measure.statistics import Spread
 from llama_int8.models import DEFAULT_MODEL, load_model, load_tokenizer
 from llama_int8.models.cost import kv_cache_bytes
 from llama_int8.transformer.config import LlamaConfig
@@ -925,7 +928,7 @@ def test_a_cache_of_another_text_is_refused():
 def lesson():
     """What the notebook defines, with the solutions in the place of the learner's answers."""
     source = definitions("03_generation_and_decoding")
-    names = "update left_padding keep_top_p penalize_repetition token_nll".split()
+    names = "write_behind left_padding keep_top_p penalize_repetition token_nll".split()
     space = {name: getattr(shown, name) for name in names}
     space |= {"torch": torch, "CacheBase": workflow.CacheBase}
     space["settings"] = SimpleNamespace(device="cpu")
@@ -959,16 +962,41 @@ def test_the_penalty_and_the_loss_shown_are_the_packages_and_pytorchs(length):
         {"temperature": 0.5},
         {"top_k": 1},
         {"top_k": 400, "top_p": 0.7},
-        {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"temperature": 1.3, "top_k": 5, "top_p": 0.9},
     ],
 )
 def test_the_sampler_shown_draws_what_the_packages_draws(lesson, options):
     logits, tokens = 3 * torch.randn(4, 25), random_tokens(4, 6)
     ours, theirs = lesson[0].sampling_probabilities, sampling_probabilities
-    torch.testing.assert_close(ours(logits, tokens, **options), theirs(logits, tokens, **options))
+    torch.testing.assert_close(ours(logits, **options), theirs(logits, tokens, **options))
     ours, theirs = lesson[0].Sampler(3, **options), Sampler(3, **options)
     for _ in range(5):
         assert torch.equal(ours(logits, tokens), theirs(logits, tokens))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_rule_shown_bites_and_all_together_are_hugging_faces(lesson, seed):
+    logits = 3 * torch.randn(3, 200, generator=torch.Generator().manual_seed(seed))
+    tokens = logits.topk(6).indices  # likely ones have occurred, so that the penalty bites, too
+    chain, options, before = LogitsProcessorList(), {}, logits.softmax(-1)
+    for name, value, warper in (
+        ("temperature", 1.7, TemperatureLogitsWarper),
+        ("top_k", 30, TopKLogitsWarper),
+        ("top_p", 0.8, TopPLogitsWarper),
+    ):
+        options[name] = value
+        chain.append(warper(value))
+        ours = lesson[0].sampling_probabilities(logits, **options)
+        torch.testing.assert_close(ours, chain(tokens, logits.clone()).softmax(-1))
+        moved = (ours - before).abs().sum(-1)
+        assert (moved > 0.05).all(), f"{name} changes nothing here"
+        before = ours
+    assert ((before > 0).sum(-1) < 30).all()  # top-p takes some of what top-k had left
+    penalized = shown.penalize_repetition(logits, tokens, 1.3)
+    chain.insert(0, RepetitionPenaltyLogitsProcessor(1.3))
+    ours = lesson[0].sampling_probabilities(penalized, **options)
+    torch.testing.assert_close(ours, chain(tokens, logits.clone()).softmax(-1))
+    assert (ours - before).abs().sum() > 0.01
 
 
 @pytest.mark.parametrize("chunks", [[9], [1] * 9, [4, 1, 4], [8, 1]])
@@ -1017,6 +1045,16 @@ def test_a_prompt_in_a_batch_shown_gets_what_it_gets_alone(lesson, lengths):
         assert torch.equal(text[longest - length :], alone)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("end", range(4))
+def test_the_loop_that_stops_writes_what_the_packages_writes(batch, end):
+    model, prompt = opinionated(seed=3), random_tokens(batch, 5, vocabulary=11)
+    ask = functools.partial(next_logits, model)
+    expected = generate(model, prompt, 12, end=[end])
+    with torch.inference_mode():
+        assert torch.equal(shown.generate_until(ask, prompt, 12, greedy, end), expected)
+
+
 @pytest.mark.parametrize("beams", [1, 2, 5])
 def test_the_beam_search_shown_is_the_packages_where_no_text_ends(lesson, beams):
     model, prompt = opinionated(seed=2), random_tokens(1, 4, vocabulary=11)
@@ -1054,6 +1092,96 @@ def test_a_head_may_be_replaced_by_its_mean_over_the_text():
         with workflow.without(model, [(0, 1)], mean=True):
             averaged = model(same_token, use_cache=False).logits
     torch.testing.assert_close(averaged, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_each_head_cut_in_its_own_row_costs_what_it_costs_by_itself():
+    model = opinionated()
+    lists = random_tokens(2, 6, vocabulary=11).repeat(1, 2)
+    losses = torch.tensor(workflow.second_copy_by_head(model, lists))
+    config = model.config
+    assert losses.shape == (config.num_hidden_layers, config.num_attention_heads)
+    for layer, head in itertools.product(*map(range, losses.shape)):
+        with torch.no_grad(), workflow.without(model, [(layer, head)]):
+            logits = model(lists, use_cache=False).logits
+        nll = torch.stack([shown.token_nll(*pair) for pair in zip(logits, lists, strict=True)])
+        torch.testing.assert_close(losses[layer, head], nll[:, 6:].mean())
+
+
+def test_a_head_is_cut_out_of_the_maps_of_later_layers_too():
+    model, tokens = opinionated(), random_tokens(1, 7, vocabulary=11)
+    whole = attention_maps(model, tokens)
+    with workflow.without(model, [(0, 1)]):
+        cut = attention_maps(model, tokens)
+    assert torch.equal(cut[0], whole[0])  # what a head looks at, it looks at before it is cut
+    assert (cut[1] - whole[1]).abs().max() > 1e-4
+
+
+def test_positions_of_the_row_harm_a_model_that_has_learned_them():
+    mask, positions = shown.left_padding(torch.tensor([6, 2, 4]), 6)
+    right, of_the_row = workflow.slip_with_learned_positions(mask, positions)
+    assert right < 1e-4 and of_the_row > 0.05
+
+
+def test_a_list_said_twice_is_said_twice():
+    lists = workflow.lists_said_twice(random.Random(0), 3, 5, 49152)
+    assert lists.shape == (3, 10) and torch.equal(lists[:, :5], lists[:, 5:])
+    assert lists.min() >= 1000 and len(lists.unique(dim=0)) == 3
+
+
+def test_what_a_name_adds_is_measured_within_each_story():
+    results = Recorder()
+    named, strange = {8: [0.5, 0.9], 32: [0.2, 0.6]}, {8: [0.1, 0.5], 32: [0.2, 0.5]}
+    rows = workflow.record_recall(results, named, strange, ([0.9, 0.8], [0.4, 0.3]))
+    assert [row[0] for row in rows] == [
+        "among others, 8 tokens away",
+        "among others, 32 tokens away",
+        "the only one",
+    ]
+    assert rows[0][1].startswith("+40 [")
+    assert results.values["recall.name_adds.alone"] == pytest.approx(50)
+    assert workflow.costs_more(named, [0.9, 0.8]) == "company"
+    said = workflow.what_company_takes(named, strange, ([0.9, 0.8], [0.4, 0.3]))
+    assert "takes 45 points" in said and "and 0 points" in said
+    assert workflow.costs_more(named, [0.4, 0.5]) == "distance"
+
+
+def test_the_rank_of_a_head_counts_those_that_cost_more():
+    by_head = torch.tensor([[1.0, 3.0], [2.0, 1.5]])
+    right, nll, results = torch.tensor([[True, False]] * 2), torch.rand(2, 2), Recorder()
+    second = {"whole": (nll, right), "cut": (nll + 1, right)}
+    rows = workflow.record_copying(results, nll, second, by_head, (1, 0))
+    assert results.values["copying.rank"] == 2
+    assert results.values["copying.other_heads"] == 1.5
+    assert results.values["copying.cut.right"] == 50
+    # On the same lists the cut costs one nat more each time, however the lists differ.
+    assert rows[2][2:] == ["+1.00 [+1.00, +1.00]", "50 %"]
+
+
+def test_padding_on_the_right_asks_a_short_prompt_at_the_wrong_place():
+    model, lengths = opinionated(), torch.tensor([6, 4])
+    tokens = random_tokens(2, 6, vocabulary=11)
+    with torch.inference_mode():
+        alone = [model(row[None, :n]).logits[0] for row, n in zip(tokens, lengths, strict=True)]
+        logits = workflow.padded_on_the_right(model, lengths)(tokens)
+    torch.testing.assert_close(logits[0], alone[0][-1])  # the longest has no padding
+    assert (logits[1] - alone[1][-1]).abs().max() > 1e-3
+
+
+def test_one_slow_step_does_not_stand_for_all():
+    steps = {
+        n: Spread(median, median, median, 5) for n, median in ((16, 9.0), (64, 1.0), (128, 2.0))
+    }
+    assert workflow.median_step(steps).median == 2.0
+
+
+class Recorder:
+    """Stands in for Results: keeps the values that were recorded."""
+
+    def __init__(self):
+        self.values = {}
+
+    def record(self, name, value, unit, **_):
+        self.values[name] = value
 
 
 def test_induction_is_a_look_one_past_the_first_copy():

@@ -217,7 +217,7 @@ def generate(next_logits, tokens, max_new_tokens, choose):
             "torch.cat",
             """
 import torch
-def update(buffer, length, new):
+def write_behind(buffer, length, new):
     return torch.cat([buffer[:, :, :length], new], dim=2)
 """,
             "torch.cat makes a new",
@@ -226,7 +226,7 @@ def update(buffer, length, new):
             "03.cache_update",
             "from the first place on",
             """
-def update(buffer, length, new):
+def write_behind(buffer, length, new):
     buffer[:, :, :new.shape[2]] = new
     return buffer
 """,
@@ -267,6 +267,78 @@ def left_padding(lengths, longest):
     return mask, torch.cumsum(mask.int(), 1)
 """,
             "counted from 0",
+        ),
+        (
+            "03.generate_until",
+            "rows go on after their end",
+            """
+import torch
+def generate_until(next_logits, tokens, max_new_tokens, choose, end):
+    finished = torch.zeros(len(tokens)).bool()
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        finished |= chosen == end
+        if finished.all():
+            return tokens
+    return tokens
+""",
+            "must stay ended",
+        ),
+        (
+            "03.generate_until",
+            "stops with the first row",
+            """
+import torch
+def generate_until(next_logits, tokens, max_new_tokens, choose, end):
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        if end in chosen:
+            break
+    return tokens
+""",
+            "when the FIRST row has ended",
+        ),
+        (
+            "03.generate_until",
+            "never stops",
+            """
+import torch
+def generate_until(next_logits, tokens, max_new_tokens, choose, end):
+    finished = torch.zeros(len(tokens), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)
+        chosen[finished] = end
+        finished = finished | (chosen == end)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    return tokens
+""",
+            "nothing stops the loop",
+        ),
+        (
+            "03.keep_top_p",
+            "the sorted mask on unsorted logits",
+            """
+import torch
+def keep_top_p(logits, p):
+    q = logits.softmax(-1).sort(-1, descending=True).values
+    return logits.masked_fill(q.cumsum(-1) - q >= p, -torch.inf)
+""",
+            "belongs to the SORTED tokens",
+        ),
+        (
+            "03.keep_top_p",
+            "sorted from the smallest up",
+            """
+import torch
+def keep_top_p(logits, p):
+    ordered, order = logits.sort(-1)
+    q = ordered.softmax(-1)
+    ordered[q.cumsum(-1) - q >= p] = -torch.inf
+    return torch.empty_like(ordered).scatter(-1, order, ordered)
+""",
+            "descending=True",
         ),
         (
             "03.keep_top_p",
@@ -754,6 +826,21 @@ import torch
 def left_padding(lengths, longest):
     positions = torch.arange(longest) - (longest - lengths[:, None])
     return torch.stack([(positions >= 0).long(), torch.relu(positions)])
+""",
+    ),
+    (
+        "03.generate_until",
+        """
+import torch
+def generate_until(next_logits, tokens, max_new_tokens, choose, end):
+    going = [True] * len(tokens)
+    while max_new_tokens and any(going):
+        chosen = choose(next_logits(tokens), tokens).tolist()
+        chosen = [token if on else end for token, on in zip(chosen, going)]
+        going = [on and token != end for token, on in zip(chosen, going)]
+        tokens = torch.cat([tokens, torch.tensor(chosen)[:, None]], 1)
+        max_new_tokens -= 1
+    return tokens
 """,
     ),
     (

@@ -167,7 +167,7 @@ def _asks_the_last(next_logits, tokens, max_new_tokens, choose):
         "buffer[:, :, start:end] = new writes into the buffer itself; then return buffer.",
     ],
 )
-def update(buffer, length, new):
+def write_behind(buffer, length, new):
     """Write `new` (B, H, T, D) behind the `length` tokens of `buffer` (B, H, room, D)."""
     end = length + new.shape[2]
     buffer[:, :, length:end] = new
@@ -180,28 +180,28 @@ def _with(buffer, start, new):
     return buffer
 
 
-update.mistake(
+write_behind.mistake(
     "torch.cat makes a new, longer tensor at every step, and copies all that was there; write into "
     "the buffer instead",
     lambda buffer, length, new: torch.cat([buffer[:, :, :length], new], dim=2),
 )
-update.mistake(
+write_behind.mistake(
     "joined behind the whole buffer, empty places included: write into it, from `length` on",
     lambda buffer, length, new: torch.cat([buffer, new], dim=2),
 )
-update.mistake(
+write_behind.mistake(
     "that overwrites the oldest tokens: the new ones belong behind the first `length`",
     lambda buffer, length, new: _with(buffer, 0, new),
 )
-update.mistake(
+write_behind.mistake(
     "that is the buffer as it was: nothing was written",
     lambda buffer, length, new: buffer,
 )
-update.mistake(
+write_behind.mistake(
     "off by one: places are counted from 0, so the first free one is `length`",
     lambda buffer, length, new: _with(buffer, max(0, length - 1), new),
 )
-update.mistake(
+write_behind.mistake(
     "only the first of the new tokens is written; a prompt brings many",
     lambda buffer, length, new: _with(buffer, length, new[:, :, :1]),
 )
@@ -283,6 +283,87 @@ left_padding.mistake(
 )
 
 
+def _choose_by_turns(logits, tokens):
+    """One row ends at once, one later, one never: the token depends on row and length."""
+    return (tokens.shape[1] * torch.arange(1, len(tokens) + 1)) % 5
+
+
+@exercise(
+    "03.generate_until",
+    points=2,
+    cases=[
+        (_toy_model, torch.tensor([[1, 3], [2, 4], [3, 3]]), 5, _choose_by_turns, 4),
+        (_toy_model, torch.tensor([[1, 2, 3], [5, 2, 2]]), 6, _likeliest, 2),
+        (_toy_model, torch.tensor([[5, 2], [0, 6]]), 3, _second, 9),
+        (_toy_model, torch.tensor([[2]]), 7, _choose_by_turns, 3),
+    ],
+    hints=[
+        "Start from your `generate`, and keep `finished`, (B,), False for every row.",
+        "torch.where(finished, end, chosen) writes `end` in the rows that have finished.",
+        "After appending: finished = finished | (chosen == end); if finished.all(): break.",
+    ],
+)
+def generate_until(next_logits, tokens, max_new_tokens, choose, end):
+    """As `generate`, but a row that has chosen `end` goes on with `end`; all ended: stop."""
+    finished = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for _ in range(max_new_tokens):
+        chosen = choose(next_logits(tokens), tokens)
+        chosen = torch.where(finished, end, chosen)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        finished = finished | (chosen == end)
+        if finished.all():
+            break
+    return tokens
+
+
+def _until(ask, tokens, n, choose, end, stop=torch.all, fill=None, seen=None, keep=True):
+    """The reference with one thing changed."""
+    finished = torch.zeros(len(tokens), dtype=torch.bool) if seen is None else seen
+    for _ in range(n):
+        chosen = choose(ask(tokens), tokens)
+        chosen = torch.where(finished, end if fill is None else fill, chosen) if keep else chosen
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        finished = finished | (chosen == end)
+        if stop is not None and stop(finished):
+            break
+    return tokens
+
+
+generate_until.mistake(
+    "a row that has ended must stay ended: write `end` there, whatever the model would choose",
+    lambda *given: _until(*given, keep=False),
+)
+generate_until.mistake(
+    "that stops when the FIRST row has ended, and cuts the others off: wait for all of them",
+    lambda *given: _until(*given, stop=torch.any),
+)
+generate_until.mistake(
+    "nothing stops the loop: once all rows have ended, every further pass is wasted",
+    lambda *given: _until(*given, stop=None),
+)
+generate_until.mistake(
+    "rows that have ended go on with `end`, not with 0, which is a token like any other",
+    lambda *given: _until(*given, fill=0),
+)
+generate_until.mistake(
+    "an `end` in the prompt ends nothing (a chat has one after every turn): look only at what is "
+    "chosen",
+    lambda ask, tokens, n, choose, end: _until(
+        ask, tokens, n, choose, end, seen=(tokens == end).any(dim=1)
+    ),
+)
+generate_until.mistake(
+    "that is `generate`: the rows go on after `end`, and nothing stops the loop",
+    lambda ask, tokens, n, choose, end: generate(ask, tokens, n, choose),
+)
+generate_until.mistake(
+    "right, but without the prompt: return the whole text",
+    lambda ask, tokens, n, choose, end: generate_until(ask, tokens, n, choose, end)[
+        :, tokens.shape[1] :
+    ],
+)
+
+
 @exercise(
     "03.keep_top_p",
     points=2,
@@ -299,7 +380,7 @@ left_padding.mistake(
     ],
 )
 def keep_top_p(logits, p):
-    """Minus infinity for all but the fewest likeliest tokens that hold at least p; (..., V)."""
+    """Minus infinity for all but the fewest likeliest tokens that hold p, and ties; (..., V)."""
     ordered = logits.sort(dim=-1, descending=True).values
     shares = ordered.softmax(dim=-1)
     before = shares.cumsum(dim=-1) - shares  # what the likelier tokens hold together
@@ -324,6 +405,30 @@ keep_top_p.mistake(
     lambda logits, p: logits.masked_fill(
         logits.softmax(-1).cumsum(-1) - logits.softmax(-1) >= p, -INF
     ),
+)
+
+
+def _mask_of_sorted(logits, p):
+    """The mask of the sorted tokens, laid over the tokens as they stand."""
+    shares = logits.sort(dim=-1, descending=True).values.softmax(-1)
+    return logits.masked_fill(shares.cumsum(-1) - shares >= p, -INF)
+
+
+def _ascending(logits, p):
+    ordered, order = logits.sort(dim=-1)
+    shares = ordered.softmax(-1)
+    ordered = ordered.masked_fill(shares.cumsum(-1) - shares >= p, -INF)
+    return torch.empty_like(ordered).scatter(-1, order, ordered)
+
+
+keep_top_p.mistake(
+    "your mask belongs to the SORTED tokens, but `logits` are not sorted: turn the smallest logit "
+    "that is kept into a threshold, or scatter the sorted logits back to their places",
+    _mask_of_sorted,
+)
+keep_top_p.mistake(
+    "sorted from the smallest up, so you kept the unlikeliest tokens: sort with descending=True",
+    _ascending,
 )
 keep_top_p.mistake(
     "the right tokens, but a logit of 0 forbids nothing: use minus infinity",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median_low
 
 import numpy as np
 import torch
@@ -30,6 +31,36 @@ CACHE_ALT = (
 PADDING_ALT = (
     "Three prompts of five, three and one tokens, padded on the left: the text stands at the right "
     "end of each row, where the next token is due, and its positions count from 0."
+)
+
+
+SURPRISE_ALT = "Bars of the negative log-likelihood of each token of a sentence, and their mean."
+TIME_ALT = "Time of the next token against the tokens so far, without and with a cache."
+PHASES_ALT = (
+    "Tokens per second against tokens in one pass, rising, below a dashed bound on the left."
+)
+SIZES_ALT = "Bars of cache size for each model, as built and with a key-value head per query head."
+DIVERSITY_ALT = "Scatter of mean log-probability against the share of new 3-grams for each rule."
+REPETITION_ALT = (
+    "NLL of each copy of a repeated sentence, falling from copy to copy on a log scale."
+)
+COPYING_ALT = (
+    "NLL of each token of a random list said twice: high in the first half, low in the second."
+)
+ABLATION_ALT = (
+    "Loss in the second copy for each head that is cut out, by layer: nearly all dots lie on the "
+    "line of the whole model; the marked head lies far above it."
+)
+TEMPLATE_ALT = (
+    "The questions, with the log-probability of each answer in three forms of the question."
+)
+RECALL_ALT = (
+    "Probability of the right first digit against distance, with the right name and with a "
+    "stranger's, among other codes and where the code is the only one."
+)
+HIDDEN_ALT = "Two bars: hidden words found from the left side and from the whole sentence."
+FORCED_ALT = (
+    "Log-odds of the true sentence over its denial, after a forced Yes and after a forced No."
 )
 
 
@@ -148,23 +179,23 @@ def surprise(words: Sequence[str], nll: Sequence[float]) -> Figure:
     return drawn
 
 
-def template_effect(
-    questions: Sequence[str], without: Sequence[float], with_template: Sequence[float]
-) -> Figure:
-    """Mean log-probability of each answer, with the chat template and without."""
+def template_effect(questions: Sequence[str], answers: Mapping[str, Sequence[float]]) -> Figure:
+    """Mean log-probability of each answer in three forms of the question, the template last."""
     drawn, axes = figure(figsize=(8.5, 4.2))
     rows = np.arange(len(questions))
-    for row, first, second in zip(rows, without, with_template, strict=True):
-        axes.plot([first, second], [row, row], color="#BBBBBB", zorder=1)
-    axes.plot(without, rows, "s", color=COLOURS["predicted"], label="question alone")
-    axes.plot(with_template, rows, "o", color=COLOURS["bf16"], label="in the chat template")
+    for row, values in zip(rows, zip(*answers.values(), strict=True), strict=True):
+        axes.plot([min(values), max(values)], [row, row], color="#BBBBBB", zorder=1)
+    looks = (("s", "predicted"), ("^", "int8"), ("o", "bf16"))
+    for (name, values), (marker, colour) in zip(answers.items(), looks, strict=True):
+        axes.plot(values, rows, marker, color=COLOURS[colour], label=name)
     axes.set_yticks(rows, questions, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("mean log-probability of the answer's tokens (nats)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    better = sum(w > o for o, w in zip(without, with_template, strict=True))
+    axes.set_xlabel("mean log-probability of the answer's tokens (nats); further right: likelier")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    bare, framed, templated = (np.mean(values) for values in answers.values())
     drawn.suptitle(
-        f"{better} of {len(questions)} answers are likelier in the form of the fine-tuning",
+        f"On average the template adds {templated - bare:+.2f} nats to the bare question, "
+        f"{templated - framed:+.2f} to a plain frame",
         x=0.01,
         ha="left",
         fontweight="bold",
@@ -187,12 +218,12 @@ def cache_time(full: Mapping[int, Spread], step: Mapping[int, Spread]) -> Figure
         style = {"color": COLOURS[colour], "marker": marker, "capsize": 3}
         axes.errorbar(lengths, middle, [low, high], label=name, **style)
     longest = max(step)
-    ratio = full[longest].median / step[longest].median
+    ratio = full[longest].median / median_low(s.median for s in step.values())
     axes.set_xlabel("tokens so far")
     axes.set_ylabel("ms for the next token")
     axes.set_ylim(0)
     axes.legend()
-    axes.set_title(f"After {longest} tokens the cache makes the next one {ratio:.0f} times faster")
+    axes.set_title(f"A pass over {longest} tokens takes {ratio:.0f} times as long as over one")
     return drawn
 
 
@@ -255,13 +286,13 @@ def diversity(
     A mark is the mean over texts, its cross 1.96 standard errors; `original` names the star.
     """
     drawn, axes = figure(figsize=(8, 4.6))
-    beside = {original: (-9, 9, "right"), "greedy, penalty 1.3": (0, 9, "center")}
-    beside |= dict.fromkeys(("τ = 0.5", "τ = 1", "top-p 0.9"), (-8, -13, "right"))
+    beside = {original: (-9, 9, "right")}
+    beside |= dict.fromkeys(("τ = 0.5", "top-p 0.9"), (-8, -13, "right"))
     for name, values in texts.items():
         (x, y), errors = np.mean(values, axis=1), 1.96 * np.std(values, axis=1, ddof=1)
         errors /= len(values[0]) ** 0.5
-        searches = name in ("greedy", "greedy, penalty 1.3")
-        kind = ("int8", "*", 15) if name == original else ("good", "s", 8) if searches else None
+        kind = ("int8", "*", 15) if name == original else None
+        kind = ("good", "s", 8) if name == "greedy" else kind
         colour, marker, size = kind or ("bf16", "o", 8)
         style = {"color": COLOURS[colour], "marker": marker, "markersize": size, "elinewidth": 0.7}
         up_to_one = [[errors[1]], [min(errors[1], 1 - y)]]  # a share ends there
@@ -273,7 +304,8 @@ def diversity(
     axes.set_ylabel("3-grams that are new (share): distinct-3")
     axes.set_ylim(top=1.07)
     axes.set_xlim(right=0.4)
-    axes.set_title("Greedy text is likely and repetitive; the original is neither")
+    new = [f"{name} {np.mean(texts[name][1]):.0%}" for name in ("greedy", "τ = 1", original)]
+    axes.set_title("New 3-grams: " + ", ".join(new))
     return drawn
 
 
@@ -310,61 +342,81 @@ def copying(nll: torch.Tensor) -> Figure:
     return drawn
 
 
-def ablation(
-    whole: float, cut: float, neighbours: Sequence[float], random_heads: Sequence[float], name: str
-) -> Figure:
-    """NLL of the second copy with one head cut out, in three rows of dots; `whole` is the line."""
-    drawn, axes = figure(figsize=(7.5, 2.9))
-    rows = {
-        name: ([cut], "int8", "s"),
-        "other heads of\nits layer": (neighbours, "bf16", "o"),
-        f"{len(random_heads)} random heads": (random_heads, "predicted", "^"),
-    }
-    for row, (values, colour, marker) in enumerate(rows.values()):
-        up = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
-        style = {"color": COLOURS[colour], "alpha": 0.8, "linestyle": "none"}
-        axes.plot(values, row + up, marker, **style)
-    axes.axvline(whole, color="black", linestyle=":")
-    axes.annotate("nothing cut", (whole, -0.5), (4, 0), va="center", **_points())
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_ylim(2.5, -0.75)
-    axes.set_xlim(0)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("NLL of a token in the second copy (nats); further right: copying is lost")
-    axes.set_title(f"Without one head the second copy costs {cut:.1f} nats instead of {whole:.1f}")
+def ablation(by_head: torch.Tensor, head: tuple[int, int], whole: float, first: float) -> Figure:
+    """NLL of the second copy with each head cut out by itself, (layers, H): a dot for each head.
+
+    `head`, (layer, head), is marked. Lines: the second copy with nothing cut, and the first copy.
+    """
+    drawn, axes = figure(figsize=(8, 3.6))
+    layers, heads = by_head.shape
+    costs = by_head.flatten().tolist()
+    chosen = head[0] * heads + head[1]
+    others = [n for n in range(len(costs)) if n != chosen]
+    style = {"color": COLOURS["predicted"], "markersize": 4}
+    axes.plot([n // heads for n in others], [costs[n] for n in others], "o", **style)
+    axes.plot([head[0]], [costs[chosen]], "s", color=COLOURS["int8"], markersize=8)
+    worst = sorted(others, key=lambda n: -costs[n])[:3]
+    for n in (chosen, *worst):
+        layer, left = n // heads, n // heads < 2 / 3 * layers
+        label = f"layer {layer}, head {n % heads}"
+        offset, align = ((7, -3), "left") if left else ((-7, -3), "right")
+        axes.annotate(label, (layer, costs[n]), offset, ha=align, **_points())
+    for level, name, style in ((first, "first copy", "--"), (whole, "nothing cut", ":")):
+        axes.axhline(level, color="black", linestyle=style, linewidth=1)
+        axes.annotate(name, (layers - 0.3, level), (0, 4), **_points())
+    axes.set_xlim(-0.7, 1.12 * layers)  # room for the names of the lines
+    axes.set_ylim(0, 1.12 * max(first, by_head.max().item()))
+    axes.set_xlabel("layer of the head that is cut out")
+    axes.set_ylabel("NLL in the second copy (nats)")
+    below = sum(costs[n] < costs[chosen] for n in others)
+    axes.set_title(
+        f"Cutting layer {head[0]}, head {head[1]} costs more than {below} of the {len(others)} others"
+    )
     return drawn
 
 
 def recall(
-    company: Mapping[int, Sequence[float]], alone: Sequence[float], farthest: int, blind: float
+    right: Mapping[int, Sequence[float]],
+    stranger: Mapping[int, Sequence[float]],
+    alone: tuple[Sequence[float], Sequence[float]],
+    blind: float,
 ) -> Figure:
-    """Probability of a code's first digit by distance, among others and alone, with intervals."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
+    """Probability of a code's first digit by distance, asked with its name and with a stranger's.
+
+    `alone`: the same pair where the code is the only one, at the largest distance, which is drawn
+    a little to the right.
+    """
+    drawn, axes = figure(figsize=(7.5, 3.6))
+    farthest = 1.12 * max(right)
     series = (
-        ("among others", company, "int8", "s"),
-        ("the only code", {farthest: alone}, "bf16", "o"),
+        ("only code: the right name", {farthest: alone[0]}, "bf16", "o", "bf16"),
+        ("only code: a stranger", {farthest: alone[1]}, "bf16", "o", "white"),
+        ("among others: the right name", right, "int8", "s", "int8"),
+        ("among others: a stranger", stranger, "int8", "s", "white"),
     )
-    for name, told, colour, marker in series:
+    for name, told, colour, marker, inside in series:
         means = np.array([mean_interval(np.asarray(values)) for values in told.values()]).T
         middle, low, high = np.clip(100 * means, 0, 100)
-        style = {"color": COLOURS[colour], "capsize": 4}
         axes.errorbar(
-            list(told), middle, [middle - low, high - middle], fmt=f"{marker}-", label=name, **style
+            list(told),
+            middle,
+            [middle - low, high - middle],
+            fmt=f"{marker}{'--' if inside == 'white' else '-'}",
+            label=name,
+            color=COLOURS[colour],
+            markerfacecolor=COLOURS.get(inside, inside),
+            capsize=4,
         )
-    axes.axhline(
-        100 * blind, color="black", linestyle=":", label="one of the codes, picked blindly"
-    )
+    axes.axhline(100 * blind, color="black", linestyle=":", label="one of the codes, blindly")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(company), list(company))
+    axes.set_xticks(list(right), list(right))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, 100)
     axes.set_xlabel("tokens between fact and question")
     axes.set_ylabel("probability of the\nright first digit (%)")
-    axes.legend(loc="center left", fontsize=8)
-    near, far = (np.mean(list(company.values())[n]) for n in (0, -1))
-    axes.set_title(
-        f"The right digit: {np.mean(alone):.0%} alone, among others {near:.0%} near and {far:.0%} far"
-    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
+    own, other = np.mean(alone[0]), np.mean(alone[1])
+    axes.set_title(f"The only code: {own:.0%} with its name, {other:.0%} with a stranger's")
     return drawn
 
 
@@ -436,8 +488,8 @@ def one_step(
     axes.grid(axis="x", visible=False)
     axes.legend()
     kept = int((changed > 0).sum())
-    bits = -(changed[changed > 0] * changed[changed > 0].log2()).sum()
-    axes.set_title(f"{kept:,} tokens can be drawn; entropy {bits:.2f} bits")
+    nats = -(changed[changed > 0] * changed[changed > 0].log()).sum()
+    axes.set_title(f"{kept:,} tokens can be drawn; entropy {nats:.2f} nats")
     return drawn
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from llama_int8.course.heads import attend_with
+from llama_int8.course.claims import put_on_trial
 from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import Spread, mean_interval, paired_bootstrap, spread
 
 PEOPLE = ("Mara", "Otto", "Lena", "Ivan", "Nora", "Paul", "Rosa", "Emil", "Ada")
 
@@ -55,6 +57,16 @@ class CacheBase:
         return self.get_seq_length(layer_idx) + query_length, 0
 
 
+def lists_said_twice(rng: random.Random, count: int, length: int, vocab_size: int) -> Tensor:
+    """Random lists of tokens, each followed by itself, (count, 2 * length).
+
+    The first tokens of a vocabulary are left out, since they are single characters or markers.
+    """
+    lowest = min(1000, vocab_size // 2)
+    rows = [[rng.randrange(lowest, vocab_size) for _ in range(length)] for _ in range(count)]
+    return torch.tensor(rows).repeat(1, 2)
+
+
 @contextmanager
 def without(
     model: PreTrainedModel, heads: Collection[tuple[int, int]], mean: bool = False
@@ -63,19 +75,91 @@ def without(
 
     `mean`: they are the mean over all positions of the text instead.
     """
-    layers, calls = model.config.num_hidden_layers, 0
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, []).append(head)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        nonlocal calls
-        mixed = F.scaled_dot_product_attention(q, k, v, mask)  # (B, H, T, D)
-        cut = [head for layer, head in heads if layer == calls % layers]
-        calls += 1
-        if cut:
-            mixed[:, cut] = mixed[:, cut].mean(dim=2, keepdim=True) if mean else 0
-        return mixed
+    def cut(mixed: Tensor, layer: int) -> None:  # (B, T, H, D), changed in place
+        chosen = mixed[:, :, by_layer[layer]]
+        mixed[:, :, by_layer[layer]] = chosen.mean(dim=1, keepdim=True) if mean else 0
 
-    with attend_with(model, attention):
+    with _heads_changed(model, by_layer, cut):
         yield
+
+
+@contextmanager
+def _heads_changed(
+    model: PreTrainedModel, layers: Collection[int], change: Callable[[Tensor, int], None]
+) -> Iterator[None]:
+    """Within the block, `change(mixed, layer)` may write into what the heads hand to `o_proj`.
+
+    `mixed`: a copy of the heads' outputs, (B, T, H, D). This is the last place where each head's
+    output still stands by itself, however attention is computed.
+    """
+    heads = model.config.num_attention_heads
+
+    def hook(layer: int) -> Callable[..., tuple[Tensor]]:
+        def before_o_proj(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            joined = inputs[0].clone()  # (B, T, H * D)
+            change(joined.view(*joined.shape[:2], heads, -1), layer)
+            return (joined,)
+
+        return before_o_proj
+
+    projections = {layer: model.model.layers[layer].self_attn.o_proj for layer in layers}
+    handles = [o.register_forward_pre_hook(hook(layer)) for layer, o in projections.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def second_copy_by_head(model: PreTrainedModel, lists: Tensor) -> list[list[float]]:
+    """Mean NLL of the second copies with each head cut out by itself, (layers, H).
+
+    `lists`: (n, 2 T), each a list of T tokens that is said twice. All heads of a layer go through
+    the model in one batch, a row for each, in which only that head is zero. The layers below are
+    the same in every row, so they are computed once.
+    """
+    length, heads = lists.shape[1] // 2, model.config.num_attention_heads
+    every, layers = torch.arange(heads), model.model.layers
+
+    def cut_own(mixed: Tensor, _: int) -> None:  # (H, T, H, D)
+        mixed[every, :, every] = 0
+
+    losses = torch.zeros(len(layers), heads)
+    for tokens in lists.to(model.device):
+        out = model(tokens[None], output_hidden_states=True, use_cache=False, logits_to_keep=1)
+        targets = tokens[length + 1 :].repeat(heads)  # a copy's first token cannot be known
+        for layer in range(len(layers)):
+            states = out.hidden_states[layer].expand(heads, -1, -1)  # what the layer reads
+            with _heads_changed(model, [layer], cut_own), _from_layer(model, layer):
+                logits = model(inputs_embeds=states, use_cache=False, logits_to_keep=length).logits
+            predicted = logits[:, :-1].flatten(0, 1).float()
+            nll = F.cross_entropy(predicted, targets, reduction="none")
+            losses[layer] += nll.view(heads, -1).mean(dim=1).cpu() / len(lists)
+    return losses.tolist()
+
+
+@contextmanager
+def _from_layer(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Within the block, the model begins with this layer; `inputs_embeds` are what it reads."""
+    layers = model.model.layers
+    model.model.layers = layers[layer:]
+    try:
+        yield
+    finally:
+        model.model.layers = layers
+
+
+def every_head_cut(results: Results, model: PreTrainedModel, lists: Tensor) -> Tensor:
+    """What `second_copy_by_head` gives, (layers, H), kept as a stage: it takes a while."""
+    losses = results.stage(
+        "every head cut out by itself", lambda: second_copy_by_head(model, lists), timed=False
+    )
+    return torch.tensor(losses)
 
 
 @dataclass(frozen=True)
@@ -141,23 +225,199 @@ def first_digits(
 
 def record_copying(
     results: Results,
-    nll: Tensor,
-    second: Mapping[str, tuple[float, float]],
-    random_losses: Sequence[float],
-) -> None:
-    """Keep how well a list said twice is copied: with all heads, and with heads cut out.
+    first: Tensor,
+    second: Mapping[str, tuple[Tensor, Tensor]],
+    by_head: Tensor,
+    head: tuple[int, int],
+) -> list[list[str]]:
+    """Keep how well lists that are said twice are copied, whole and with a head cut out.
 
-    `nll`: (lists, 2 T - 1), of the whole model. `second`: (nats, percent right) in the second copy.
+    `first`: NLL of the first copies, (lists, T - 1). `second`: by what is cut, NLL of the second
+    copies and whether each token was guessed right, (lists, T - 1) each: "whole", "cut", "mean" and
+    the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial.
+    Returns rows for a table: name, mean NLL per token, how much that is more than "whole" on the
+    same lists (with a 95 % interval over lists), percent right.
     """
-    first = nll[:, : nll.shape[1] // 2]
+    cut = "layer {}, head {}".format(*head)
+    labels = {
+        "whole": "second copy, nothing cut",
+        "cut": f"without {cut}",
+        "mean": "with the mean of its output in its place",
+    }
+    rows = [["first copy, nothing cut", f"{first.mean():.2f}", "", ""]]
+    whole = second["whole"][0].mean(dim=1)
     results.record("copying.first", first.mean().item(), "nats", n=first.numel())
-    for name, (loss, right) in second.items():
-        results.record(f"copying.{name}", loss, "nats", n=first.numel())
-        results.record(f"copying.{name}.right", right, "%", n=first.numel())
-    if random_losses:
-        n = len(random_losses)
-        results.record("copying.random_heads", median(random_losses), "nats", n=n)
-        results.record("copying.random_heads.largest", max(random_losses), "nats", n=n)
+    for name, (nll, right) in second.items():
+        percent = 100 * right.float().mean().item()
+        more = "" if name == "whole" else _with_interval(nll.mean(dim=1) - whole)
+        label = labels.get(name, f"without {name}")
+        rows.append([label, f"{nll.mean():.2f}", more, f"{percent:.0f} %"])
+        if name in labels:
+            results.record(f"copying.{name}", nll.mean().item(), "nats", n=nll.numel())
+            results.record(f"copying.{name}.right", percent, "%", n=nll.numel())
+    others = by_head.flatten().tolist()
+    here = others.pop(head[0] * by_head.shape[1] + head[1])
+    results.record(
+        "copying.rank", 1 + sum(loss > here for loss in others), "count", n=len(others) + 1
+    )
+    if others:
+        results.record("copying.other_heads", median(others), "nats", n=len(others))
+        results.record("copying.other_heads.largest", max(others), "nats", n=len(others))
+    return rows
+
+
+def _with_interval(differences: Tensor) -> str:
+    mean, low, high = mean_interval(differences.numpy())  # Student's t: there are few lists
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def record_times(
+    results: Results, seconds: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[int, Spread]]:
+    """Median times of a whole pass and of one step by the tokens so far, kept in ms.
+
+    `seconds`: by tokens so far and phase ("full" or "step"), as `interleaved` gives them.
+    """
+    times = {
+        phase: {int(n): spread(by_phase[phase]) for n, by_phase in seconds.items()}
+        for phase in ("full", "step")
+    }
+    for phase, by_length in times.items():
+        for n, s in by_length.items():
+            ends = {"low": 1e3 * s.low, "high": 1e3 * s.high, "n": s.n}
+            results.record(f"{phase}.{n}", 1e3 * s.median, "ms", **ends)
+    return times
+
+
+def median_step(steps: Mapping[int, Spread]) -> Spread:
+    """The step whose median is in the middle: one slow moment of the machine does not count."""
+    in_order = sorted(steps.values(), key=lambda s: s.median)
+    return in_order[(len(in_order) - 1) // 2]
+
+
+def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Tensor], Tensor]:
+    """A `next_logits` for prompts that are padded on the right, with their mask and positions.
+
+    `lengths`: tokens of each prompt, (B,). All is as it should be, but the next token is asked for
+    at the end of the row, where a short prompt has padding.
+    """
+    longest = int(lengths.max())
+
+    @torch.inference_mode()
+    def next_logits(tokens: Tensor) -> Tensor:
+        mask = torch.ones_like(tokens)
+        mask[:, :longest] = (torch.arange(longest) < lengths[:, None]).long()
+        places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        options = {"attention_mask": mask, "position_ids": places, "use_cache": False}
+        return model(tokens, **options, logits_to_keep=1).logits[:, -1].float()
+
+    return next_logits
+
+
+def record_mean(results: Results, name: str, values: Sequence[float], unit: str) -> None:
+    """Keep the mean of values, and how many there are."""
+    results.record(name, sum(values) / len(values), unit, n=len(values))
+
+
+def record_recall(
+    results: Results,
+    named: Mapping[int, Sequence[float]],
+    strange: Mapping[int, Sequence[float]],
+    only_code: tuple[Sequence[float], Sequence[float]],
+) -> list[list[str]]:
+    """Keep how likely the right first digit is, and what the right name adds to a stranger's.
+
+    `named`, `strange`: probabilities by distance, one for each story, asked with the fact's own name
+    and with that of a person who is not in the story; `only_code`: the same pair for a single code.
+    Returns rows for a table: which code, the mean difference within a story and its interval.
+    """
+    pairs = {f"company.{distance}": (named[distance], strange[distance]) for distance in named}
+    pairs["alone"] = only_code
+    rows = []
+    for name, (own, other) in pairs.items():
+        own, other = 100 * np.asarray(own), 100 * np.asarray(other)
+        record_mean(results, f"recall.{name}", own.tolist(), "%")
+        record_mean(results, f"recall.never_named.{name}", other.tolist(), "%")
+        mean, low, high = mean_interval(own - other)
+        results.record(f"recall.name_adds.{name}", mean, "%", low=low, high=high, n=len(own))
+        kind, _, distance = name.partition(".")
+        told = f"among others, {distance} tokens away" if kind == "company" else "the only one"
+        rows.append([told, f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"])
+    return rows
+
+
+def what_company_takes(
+    named: Mapping[int, Sequence[float]],
+    strange: Mapping[int, Sequence[float]],
+    only_code: tuple[Sequence[float], Sequence[float]],
+) -> str:
+    """How much less likely the right digit is among other codes, and how much of that is no recall.
+
+    The arguments are those of `record_recall`; the largest distance is the only code's, too.
+    """
+    farthest = max(named)
+    own, base_rate = (
+        100 * float(np.mean(alone) - np.mean(among[farthest]))
+        for alone, among in zip(only_code, (named, strange), strict=True)
+    )
+    return (
+        f"At {farthest} tokens company takes {own:.0f} points off the right digit when the right "
+        f"name is asked for, and {base_rate:.0f} points when it is a stranger's."
+    )
+
+
+def costs_more(named: Mapping[int, Sequence[float]], alone: Sequence[float]) -> str:
+    """Whether "distance" or "company" takes more off the mean probability of the right digit."""
+    nearest, farthest = (float(np.mean(named[d])) for d in (min(named), max(named)))
+    return "company" if float(np.mean(alone)) - farthest > nearest - farthest else "distance"
+
+
+def repetition_on_trial(
+    results: Results, greedy: Sequence[float], drawn: Sequence[float], original: Sequence[float]
+) -> None:
+    """Is less of a greedy text new than of a plain draw? All: shares of new 3-grams by text."""
+    gap = paired_bootstrap(np.asarray(greedy), np.asarray(drawn))
+    to_original = 100 * (np.mean(original) - np.mean(greedy))
+    put_on_trial(
+        results,
+        "likeliest-text-degenerates",
+        f"Share of new 3-grams over {gap.n} prompts, draws at temperature 1 minus greedy: "
+        f"{100 * gap.mean:+.0f} percentage points, 95 % interval {100 * gap.low:+.0f} to "
+        f"{100 * gap.high:+.0f}; original minus greedy: {to_original:+.0f}.",
+        "holds" if gap.low > 0 else "fails here" if gap.high < 0 else "not testable here",
+        "Measured with a small instruction-tuned model that continues prose outside its template. "
+        "Where one answer is right, the likeliest text is what one wants.",
+    )
+
+
+@torch.inference_mode()
+def slip_with_learned_positions(mask: Tensor, positions: Tensor) -> tuple[float, float]:
+    """How far a small untrained GPT-2 moves its last logits when prompts are padded on the left.
+
+    `mask` and `positions`: (B, T), one row for each prompt. Returns the largest difference to each
+    prompt alone, as a share of the largest logit: with these positions, and with those of the row.
+    """
+    config = GPT2Config(
+        vocab_size=64,
+        n_positions=mask.shape[1],
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gpt2 = GPT2LMHeadModel(config).eval()
+    tokens = torch.arange(mask.numel()).view_as(mask) % config.vocab_size
+    alone = torch.stack(
+        [gpt2(row[own][None]).logits[0, -1] for row, own in zip(tokens, mask.bool(), strict=True)]
+    )
+    of_the_row = torch.arange(mask.shape[1]).expand_as(mask)
+    errors = []
+    for places in (positions, of_the_row):
+        padded = gpt2(tokens, attention_mask=mask.long(), position_ids=places).logits[:, -1]
+        errors.append(((padded - alone).abs().max() / alone.abs().max()).item())
+    return errors[0], errors[1]
 
 
 def in_template(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -170,6 +430,15 @@ def in_template(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     message = [{"role": "user", "content": question}]
     filled = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
     return list(filled["input_ids"])
+
+
+def in_plain_frame(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a question between two plain words, up to where the answer begins.
+
+    The answer follows on a line of its own, as in a chat template that ends with a line break.
+    """
+    text = f"Question: {question}\nAnswer:\n"
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _question(
