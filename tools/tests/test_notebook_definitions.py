@@ -49,7 +49,8 @@ BY_THE_LEARNER = {
     "02_the_transformer": "EncoderBlock DecoderBlock",
     "03_generation_and_decoding": """KVCache next_logits scale_temperature keep_top_k keep_top_p
     penalize_repetition sampling_probabilities Sampler greedy generate beam_search""",
-    "04_llama_from_scratch": "RMSNorm SwiGLU rotate GroupedQueryAttention LlamaBlock Llama",
+    "04_llama_from_scratch": """RMSNorm SwiGLU rotate single_query_attention
+    GroupedQueryAttention LlamaBlock Llama""",
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 
