@@ -760,6 +760,20 @@ def test_both_rules_for_the_order_of_rows_see_a_clear_trace(heads):
     assert measurements.recognized_orders(packages, lambda *_: True) == (6, 12)
 
 
+def test_a_reordered_copy_leaves_the_model_as_it_was_and_shares_all_else():
+    model = Llama(TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copied = measurements.reordered(model, ["k_proj"], to_pairs)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        other = copied.get_parameter(name)
+        if name.endswith("k_proj.weight"):
+            assert torch.equal(other, to_pairs(parameter, TINY.num_key_value_heads))
+            assert not torch.equal(other, parameter)
+        else:
+            assert other is parameter
+
+
 def test_the_parts_of_a_model_are_all_its_parameters_but_the_norms():
     for name in ("smollm2-135m", "llama-2-7b-chat"):
         config = MODELS[name].config

@@ -25,7 +25,7 @@ from llama_int8.course.drawings import (
     write,
 )
 from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
-from llama_int8.measure.statistics import PairedDifference, Spread
+from llama_int8.measure.statistics import PairedDifference
 from llama_int8.transformer.llama import rotate
 
 ROTARY_ALT = (
@@ -64,7 +64,7 @@ def blocks() -> Figure:
         write(axes, (left + 0.5, 0.65), "x  (B, T, C)", ha="left")
         write(axes, (left + 0.5, 7.18), "(B, T, C)", ha="left")
         write(axes, (left + 0.52, 3.0), "residual stream", SMALL, rotation=90)
-    write(axes, (0.12, 0.2), "Pink differs. Same number, same job:", ha="left")
+    write(axes, (0.12, 0.2), "Numbers: what differs, by its job.", ha="left")
     jobs = {2.72: "norm", 3.45: "positions", 4.43: "heads", 5.24: "feed-forward", 6.48: "biases"}
     for number, (x, job) in enumerate(jobs.items(), 1):
         sign(axes, str(number), (x, 0.2), "highlight", 0.1)
@@ -240,23 +240,26 @@ def mean_share(mean: Tensor, random: Sequence[Tensor]) -> Figure:
     return drawn
 
 
-def norm_times(times: Mapping[str, Spread]) -> Figure:
-    """Time of each norm, as a formula and as PyTorch's function; `times` in seconds."""
+def norm_times(times: Mapping[str, np.ndarray]) -> Figure:
+    """Time of each norm, as a formula and as PyTorch's function; `times`: seconds of each round."""
     drawn, axes = figure(figsize=(7.5, 2.5))
     names = list(times)
-    middle = np.array([1e6 * spread.median for spread in times.values()])
-    low = middle - [1e6 * spread.low for spread in times.values()]
-    high = [1e6 * spread.high for spread in times.values()] - middle
+    quartiles = [0.25, 0.5, 0.75]
+    low, middle, high = 1e6 * np.quantile(list(times.values()), quartiles, axis=1)
     layer, root = COLOURS["int8"], COLOURS["bf16"]
     colours = [layer if "Layer" in name else root for name in names]
     hatches = ["///" if "Layer" in name else "" for name in names]
     axes.barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
-    axes.errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
+    error = [middle - low, high - middle]
+    axes.errorbar(middle, names, xerr=error, fmt="none", ecolor="black", capsize=3)
     axes.invert_yaxis()
     axes.set_xlabel("µs for 512 vectors")
     axes.grid(axis="y", visible=False)
-    formula, function = middle[1] / middle[0], middle[3] / middle[2]
-    axes.set_title(f"RMSNorm over LayerNorm: {formula:.2f} as formula, {function:.2f} as function")
+    found = []
+    for kind, name in (("formula", "formula"), ("PyTorch", "function")):
+        ratio = np.quantile(times[f"RMSNorm, {kind}"] / times[f"LayerNorm, {kind}"], quartiles)
+        found.append(f"{ratio[1]:.1f} [{ratio[0]:.1f}, {ratio[2]:.1f}] as {name}")
+    axes.set_title(f"RMSNorm over LayerNorm:\n{', '.join(found)}")
     return drawn
 
 
@@ -277,7 +280,7 @@ def wrong_order(runs: Sequence[tuple[int, int, PairedDifference]], windows: int)
     axes.set_ylabel("loss added (nats per token)")
     axes.grid(axis="x", visible=False)
     grows = runs[-1][2].low > runs[0][2].high
-    found = "The wrong order costs more, the further back a token can look"
+    found = "The wrong order costs more, the more tokens stand before"
     axes.set_title(found if grows else "What the wrong order costs, by position")
     return drawn
 
@@ -392,12 +395,12 @@ def gates(values: Tensor) -> Figure:
 
 def feed_forward_times(seconds: Mapping[str, np.ndarray]) -> Figure:
     """Time of each feed-forward network over the first one's, taken within each round."""
-    drawn, axes = figure(figsize=(7.5, 2.2))
+    drawn, axes = figure(figsize=(7.5, 2.6))
     names = list(seconds)
     ratios = [np.quantile(seconds[n] / seconds[names[0]], [0.25, 0.5, 0.75]) for n in names]
     low, middle, high = np.array(ratios).T
-    colours = [BEFORE["color"], AFTER["color"], AFTER["color"]]
-    axes.barh(names, middle, color=colours, hatch=["///", "", ".."], edgecolor="white")
+    colours = [BEFORE["color"], BEFORE["color"], AFTER["color"], AFTER["color"]]
+    axes.barh(names, middle, color=colours, hatch=["///", "///", "", ".."], edgecolor="white")
     error = [middle - low, high - middle]
     axes.errorbar(middle, names, xerr=error, fmt="none", ecolor="black", capsize=3)
     for name, value, end in zip(names, middle, high, strict=True):
@@ -407,7 +410,9 @@ def feed_forward_times(seconds: Mapping[str, np.ndarray]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("time, over ReLU's")
     axes.grid(axis="y", visible=False)
-    axes.set_title("The third matrix costs; a smaller width pays for it")
+    costs = low[2] > 1 and low[3] <= 1
+    found = "The third matrix costs; a smaller width pays for it"
+    axes.set_title(found if costs else "Time of SwiGLU, over ReLU's")
     return drawn
 
 
@@ -433,10 +438,12 @@ def rotations(frequencies: Tensor, positions: int = 8) -> Figure:
     return drawn
 
 
-def rope_errors(starts: Sequence[int], errors: Mapping[int, Mapping[str, Tensor]]) -> Figure:
+def rope_errors(
+    starts: Sequence[int], errors: Mapping[tuple[int, int], Mapping[str, Tensor]]
+) -> Figure:
     """Error of a score over the key's position, for each distance and each part rounded to bf16.
 
-    `errors`: {distance: {part: (octaves, starts)}}, over the RMS of the scores.
+    `errors`: {(near, far): {part: (octaves, starts)}}, over the RMS of the scores.
     """
     drawn, axes = figure(2, figsize=(9, 3.9), sharey=True)
     styles = (
@@ -446,16 +453,16 @@ def rope_errors(starts: Sequence[int], errors: Mapping[int, Mapping[str, Tensor]
         (COLOURS["fp32"], "D", ":"),
     )
     middles = [1.5 * start for start in starts]  # of each octave
-    for panel, (distance, parts) in zip(axes, errors.items(), strict=True):
+    for panel, ((near, far), parts) in zip(axes, errors.items(), strict=True):
         for (name, values), (colour, marker, line) in zip(parts.items(), styles, strict=True):
             low, middle, high = 100 * values.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=1)
             style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4}
             panel.plot(middles, middle, label=name, **style)
             panel.fill_between(middles, low, high, color=colour, alpha=0.2, linewidth=0)
         panel.set_xscale("log", base=2)
-        panel.set_ylim(0)
         panel.set_xlabel("position of the key (log)")
-        panel.set_title(f"query {distance:,} tokens after the key")
+        panel.set_title(f"query {near:,} to {far:,} tokens after the key")
+    axes[0].set_ylim(0)  # of both panels, once all is drawn
     axes[0].set_ylabel("error, % of a usual score")
     axes[0].legend(fontsize=8, loc="upper left", title="rounded to bf16")
     drawn.suptitle("Round the cosines and sines, and nothing before them", weight="bold")
@@ -481,7 +488,9 @@ def wavelengths(curves: Mapping[str, Tensor], contexts: Mapping[str, int]) -> Fi
     axes.set_xlabel("pair of dimensions, as a share of all pairs")
     axes.set_ylabel("tokens for a full turn (log)")
     axes.legend(loc="lower right")
-    axes.set_title("A larger theta slows the slow pairs; Llama 3.1 slows only those")
+    axes.set_title(
+        "A larger theta slows all pairs but the first; Llama 3.1 slows only the slow ones"
+    )
     return drawn
 
 
