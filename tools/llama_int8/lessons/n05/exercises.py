@@ -99,30 +99,6 @@ def _one_block(config):
 
 
 @exercise(
-    "05.life_flops",
-    points=1,
-    cases=[(1e9, 2e10, 0.0), (8e9, 1.5e13, 1e12), (7e10, 1.4e12, 5e13)],
-    hints=[
-        "Training: six for each parameter and each token, forward and backward.",
-        "Serving has no backward pass: two for each parameter and each token. Add both.",
-    ],
-)
-def life_flops(parameters, trained_tokens, served_tokens):
-    """6 N D of training, and 2 N for each token that is served."""
-    return 6 * parameters * trained_tokens + 2 * parameters * served_tokens
-
-
-life_flops.mistake(
-    "serving has no backward pass: two for each parameter and token, not six",
-    lambda n, d, s: 6 * n * (d + s),
-)
-life_flops.mistake("the served tokens are missing", lambda n, d, s: 6 * n * d)
-life_flops.mistake(
-    "training has a backward pass, which costs four: six in all", lambda n, d, s: 2 * n * (d + s)
-)
-
-
-@exercise(
     "05.learning_rate",
     points=2,
     cases=[
@@ -354,7 +330,7 @@ cheapest_size.mistake(
 
 def _life(size: float, loss: float, served: float) -> float:
     tokens = tokens_needed(torch.tensor(size, dtype=torch.float64), loss).item()
-    return life_flops(size, tokens, served)
+    return 6 * size * tokens + 2 * size * served
 
 
 @exercise(

@@ -24,7 +24,6 @@ from llama_int8.course.plots import AFTER, BEFORE, COLOURS, CURVES, GREY, SHAPES
 from llama_int8.course.predict import Guess
 from llama_int8.data import load
 from llama_int8.measure.statistics import Spread, mean_interval
-from llama_int8.models.cost import training_bytes
 
 SIX_ALT = (
     "One weight in three products. Forward: input times weight, 2 FLOPs. Backward: gradient of the "
@@ -267,31 +266,6 @@ def schedule(learning_rate: Callable[[int, int, float, int], float]) -> Figure:
     axes[1].legend()
     axes[0].set_title("2,000 steps up")
     axes[1].set_title("then a cosine, down to a tenth")
-    return drawn
-
-
-def training_memory(parameters: Mapping[str, int], card_gb: float) -> Figure:
-    """GB of weights, gradients and AdamW's states by model size, beside one card."""
-    drawn, axes = figure(figsize=(8.5, 3.4))
-    left = np.zeros(len(parameters))
-    shades = (COLOURS["bf16"], COLOURS["good"], "#56B4E9", COLOURS["int8"], COLOURS["highlight"])
-    hatches = ("", "///", "", "...", "xx")
-    kinds = [training_bytes(count) for count in parameters.values()]
-    for kind, colour, hatch in zip(kinds[0], shades, hatches, strict=True):
-        width = np.array([bytes_[kind] / 1e9 for bytes_ in kinds])
-        style = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-        axes.barh(list(parameters), width, left=left, label=kind, **style)
-        left += width
-    for name, total in zip(parameters, left, strict=True):
-        text = f"{total:,.0f} GB"
-        axes.annotate(text, (total, name), (4, 0), textcoords="offset points", va="center")
-    axes.axvline(card_gb, color="black", linestyle=":", label=f"one A100, {card_gb:.0f} GB")
-    axes.invert_yaxis()
-    axes.set_xlim(0, left.max() * 1.15)
-    axes.set_xlabel("GB, before a single activation")
-    axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=8, loc="upper right")
-    axes.set_title("At 16 bytes per parameter not even 7B fits one card")
     return drawn
 
 
