@@ -572,7 +572,7 @@ def utilization(parameters, tokens, gpu_hours, peak):
 import torch
 from llama_int8.lessons.n05.measurements import tokens_needed
 def cheapest_size(loss, served):
-    sizes = torch.logspace(8, 13, 8001, dtype=torch.float64)
+    sizes = torch.logspace(8, 13, 80_001, dtype=torch.float64)
     return float(sizes[(sizes * tokens_needed(sizes, loss)).argmin()])
 """,
             "the cheapest training",
@@ -906,7 +906,7 @@ import numpy as np
 import torch
 from llama_int8.lessons.n05.measurements import tokens_needed
 def cheapest_size(loss, served):
-    sizes = np.geomspace(1e8, 1e13, 6000)
+    sizes = np.geomspace(1e8, 1e13, 80_000)
     tokens = tokens_needed(torch.from_numpy(sizes), loss).numpy()
     return sizes[np.argmin(6 * sizes * tokens + 2 * sizes * served)]
 """,
