@@ -195,7 +195,7 @@ def tokens_per_parameter(ratios: Mapping[str, float], guess: Guess, about: str) 
     axes.set_xlim(1, 60_000)
     axes.set_xlabel("tokens of training for each parameter (dotted: compute-optimal, 20)")
     axes.grid(axis="y", visible=False)
-    axes.set_title("Small models read hundreds of times more than the cheapest training would")
+    axes.set_title("Small models are trained far beyond what is cheapest to train")
     if guess.value is not None and not isinstance(guess.value, str) and guess.value > 0:
         axes.plot(guess.value, list(ratios).index(about), "x", color=GREY, markersize=9)
     return drawn
