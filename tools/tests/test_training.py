@@ -116,6 +116,13 @@ def test_more_use_makes_the_best_model_smaller():
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 3 * sizes[-1]
 
 
+@pytest.mark.parametrize("served", [1e12, 1e13, 1e14])
+def test_the_best_size_is_best_for_what_it_is_best_for(served):
+    size = measurements.best_size(2.02, served)
+    tokens = measurements.tokens_needed(torch.tensor(size, dtype=torch.float64), 2.02).item()
+    assert measurements.served_where_best(size, tokens) == pytest.approx(served, rel=1e-3)
+
+
 def test_the_least_cost_is_that_of_another_search():
     served, loss = 3e13, 2.02
 
@@ -225,9 +232,17 @@ def test_a_change_is_decided_only_where_its_interval_over_seeds_leaves_zero():
         "better": runs(2.5, 2.61, 2.7),
         "worse": runs(3.4, 3.51, 3.6),
         "luck": runs(2.9, 3.3, 3.1),
+        "by itself": runs(3.06, 3.17, 3.3),
     }
     groups = measurements.decided(trained)
-    assert groups == {"lower": ["better"], "higher": ["worse"], "undecided": ["luck"]}
+    unsure = ["luck", "by itself"]
+    assert groups == {"lower": ["better"], "higher": ["worse"], "undecided": unsure}
+
+
+def test_a_change_that_is_sure_only_by_itself_is_undecided_among_several():
+    difference = np.array([0.06, 0.07, 0.1])
+    assert measurements.mean_interval(difference)[1] > 0
+    assert measurements.mean_interval(difference, 1 - 0.05 / 4)[1] < 0
 
 
 def test_a_gap_compares_the_same_bytes_for_each_seed():

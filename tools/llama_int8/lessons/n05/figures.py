@@ -30,21 +30,22 @@ SIX_ALT = (
     "output times weight, and gradient of the output times input, 2 FLOPs each. Together 6."
 )
 DATA_ALT = (
-    "A chain of boxes from raw web pages over language, duplicates, quality and mixture to tokens; "
+    "A chain of boxes from raw web pages over duplicates, language, quality and mixture to tokens; "
     "below each box what it throws away or adds."
 )
 BYTES_ALT = (
     "Sixteen cells for one parameter: two for the weight and two for the gradient in 16 bit, then four "
-    "each for the FP32 weight, AdamW's mean and AdamW's variance."
+    "each for the FP32 weight, AdamW's mean and its mean of the square."
 )
 PARALLEL_ALT = (
     "Three ways over two GPUs. Data parallel: the whole model on both, other texts. FSDP: a half of the "
-    "sixteen bytes on each, fetched when needed. Tensor parallel: a half of every matrix on each, the "
-    "same text."
+    "sixteen bytes on each, fetched when needed. Tensor parallel: half of the columns of every matrix "
+    "on each, the same text; the outputs are put side by side."
 )
 AFTER_ALT = (
     "From the pre-trained model to supervised fine-tuning on written answers; its answers are ranked by "
-    "people; the rankings train a reward model for rejection sampling and PPO, or DPO directly."
+    "people; the rankings train a reward model, or DPO directly. Rejection sampling goes from the "
+    "reward model back to fine-tuning, PPO on to the chat model, which starts the next round."
 )
 
 
@@ -80,8 +81,8 @@ def drawing_data() -> Figure:
     drawn, axes = canvas(WIDTH, 1.9)
     steps = (
         ("web pages\n(CommonCrawl)", "activations", "petabytes of\nHTML"),
-        ("one\nlanguage?", "neutral", "fastText\nreads it"),
         ("seen\nbefore?", "neutral", "deduplicate:\nlines, pages"),
+        ("one\nlanguage?", "neutral", "fastText\nreads it"),
         ("good\ntext?", "neutral", "n-gram model,\nclassifier"),
         ("mixture", "weights", "books, code,\nWikipedia, papers"),
         ("tokens", "queries", "byte-pair\nencoding"),
@@ -106,7 +107,7 @@ def drawing_bytes() -> Figure:
         ("gradient\n16 bit", 2, "highlight"),
         ("weight\nFP32", 4, "weights"),
         ("AdamW's mean\nFP32", 4, "keys"),
-        ("AdamW's variance\nFP32", 4, "values"),
+        ("mean of the\nsquare, FP32", 4, "values"),
     )
     x, step = 0.35, 0.41
     for name, count, role in parts:
@@ -130,7 +131,7 @@ def drawing_parallel() -> Figure:
             ("text 1", "text 2"),
             "fetch a layer, use it, forget it",
         ),
-        ("tensor parallel", ("left", "right"), ("text 1", "text 1"), "add up after each layer"),
+        ("tensor parallel", ("left", "right"), ("text 1", "text 1"), "put outputs side by side"),
     )
     for (name, held, texts, sends), left in zip(kinds, (0.1, 2.57, 5.04), strict=True):
         write(axes, (left + 0.02, 2.55), name, TITLE, ha="left", weight="bold")
@@ -158,7 +159,7 @@ def _held(axes: Axes, centre: tuple[float, float], part: str, number: int) -> No
 
 def drawing_after() -> Figure:
     """From a model that continues text to one that answers."""
-    drawn, axes = canvas(WIDTH, 2.7)
+    drawn, axes = canvas(WIDTH, 3.15)
     base = box(axes, "pre-trained\nmodel", (0.72, 1.75), (1.1, 0.5), "weights")
     tuned = box(axes, "SFT model", (2.55, 1.75), (1.1, 0.5), "weights")
     ranked = box(axes, "people rank\nits answers", (4.4, 1.75), (1.2, 0.5), "activations")
@@ -169,11 +170,13 @@ def drawing_after() -> Figure:
     arrow(axes, tuned, ranked)
     write(axes, (3.45, 2.13), "two or more", SMALL)
     arrow(axes, ranked, reward, corners=[(4.4, 2.35)])
-    arrow(axes, reward, better, "rejection\nsampling,\nPPO", beside="right")
+    arrow(axes, reward, better, "PPO", beside="right")
+    arrow(axes, reward, tuned, corners=[(6.45, 2.8), (2.55, 2.8)])
+    write(axes, (4.5, 2.95), "rejection sampling: fine-tune on the best of many answers", SMALL)
     arrow(axes, ranked, better, corners=[(4.4, 0.55)])
     write(axes, (5.13, 0.7), "DPO: no reward model", SMALL)
     arrow(axes, better, tuned, corners=[(6.45, 0.12), (2.55, 0.12)])
-    write(axes, (3.45, 0.3), "and again, several rounds", SMALL, style="italic")
+    write(axes, (3.45, 0.3), "the next round", SMALL, style="italic")
     return drawn
 
 
@@ -187,7 +190,9 @@ def tokens_per_parameter(ratios: Mapping[str, float], guess: Guess, about: str) 
         axes.plot([optimal, ratio], [row, row], color=style["color"], linewidth=1, alpha=0.5)
         axes.plot(ratio, row, linestyle="", **style)
         written = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
-        axes.annotate(written, (ratio, row), (7, 0), "data", "offset points", va="center")
+        axes.annotate(written, (ratio, row), (7, 0), "data", "offset points", va="center").set_bbox(
+            {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        )
     axes.axvline(optimal, color="black", linestyle=":")
     axes.set_yticks(range(len(ratios)), ratios)
     axes.invert_yaxis()
@@ -202,10 +207,14 @@ def tokens_per_parameter(ratios: Mapping[str, float], guess: Guess, about: str) 
 
 
 def life(
-    models: Mapping[str, tuple[float, float]], cost: Callable[..., float], meet: float
+    models: Mapping[str, tuple[float, float]],
+    cost: Callable[..., float],
+    least: Callable[[float], float],
+    meet: float,
 ) -> Figure:
     """FLOPs of training and serving over the tokens served, for (parameters, tokens) of each model.
 
+    `least`: FLOPs of the best size for each number of tokens served.
     `meet`: tokens served where the first two cost the same.
     """
     drawn, axes = figure(figsize=(8, 3.8))
@@ -214,15 +223,17 @@ def life(
         flops = [cost(size, tokens, s) for s in served]
         style = {"color": colour, "marker": marker, "markevery": 25, "markersize": 5}
         axes.plot(served, flops, label=name, **style)
+    best = [least(s) for s in served]
+    axes.plot(served, best, color=GREY, linestyle="--", label="best size for each, same loss")
     axes.axvline(meet, color="black", linestyle=":")
-    place = (meet, axes.get_ylim()[0])
     text = f"equal after {meet / 1e12:.0f} trillion"
-    axes.annotate(text, place, (5, 12), "data", "offset points", fontsize=9)
+    at = axes.get_xaxis_transform()  # from the lower edge, whatever the scale
+    axes.annotate(text, (meet, 0), (5, 12), at, "offset points", fontsize=9)
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("tokens served in the model's life")
     axes.set_ylabel("FLOPs, training and serving")
     axes.legend()
-    axes.set_title("The smaller model costs more to train, and less from some use on")
+    axes.set_title("The more is served, the longer a smaller model pays")
     return drawn
 
 
@@ -238,8 +249,8 @@ def mixture() -> Figure:
         text = f"{share:g} %, {gigabytes:,} GB, read {epochs:.2f} times"
         axes.annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 115)
-    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlim(0, 115)  # room for the words
+    axes.set_xticks(range(0, 71, 10))
     axes.set_xlabel("% of the tokens drawn in training")
     axes.grid(axis="y", visible=False)
     axes.set_title("Two thirds are CommonCrawl; Wikipedia and books are read more than twice")
@@ -281,16 +292,16 @@ def checkpointing(
     axes[0].axvline(
         floor / 1e6, color="black", linestyle=":", label="only the inputs of the blocks"
     )
-    axes[0].set_xlabel(f"MB kept for the backward pass, {tokens} tokens")
+    axes[0].set_xlabel(f"MB kept by the blocks, {tokens} tokens")
     axes[0].legend(fontsize=8, loc="lower right")
-    axes[0].set_title(f"{megabytes[0] / megabytes[1]:.0f} times less to keep ...")
+    axes[0].set_title("Less is kept ...")
     middle = np.array([times[name].median for name in names])
     low = middle - [times[name].low for name in names]
     high = [times[name].high for name in names] - middle
     axes[1].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
     axes[1].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
     axes[1].set_xlabel("s forward and backward")
-    axes[1].set_title(f"... for {middle[1] / middle[0] - 1:+.0%} time")
+    axes[1].set_title("... and the forward pass runs twice")
     for panel in axes:
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)

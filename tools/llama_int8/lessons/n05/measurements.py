@@ -10,6 +10,7 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llama_int8.course import small_lm
@@ -90,11 +91,16 @@ def _config(told: Mapping[str, Any]) -> LlamaConfig:
     )
 
 
-def predicted_loss(parameters: float, tokens: float) -> float:
-    """The scaling law's loss: E + A / parameters^alpha + B / tokens^beta."""
+def loss_terms(parameters: float, tokens: float) -> tuple[float, float, float]:
+    """The scaling law's three terms: E, A / parameters^alpha, B / tokens^beta."""
     law = load("llama_papers")["law"]
     by_size = law["A"] / parameters ** law["alpha"]
-    return law["E"] + by_size + law["B"] / tokens ** law["beta"]
+    return law["E"], by_size, law["B"] / tokens ** law["beta"]
+
+
+def predicted_loss(parameters: float, tokens: float) -> float:
+    """The scaling law's loss: the sum of its terms."""
+    return sum(loss_terms(parameters, tokens))
 
 
 def tokens_needed(parameters: Tensor, loss: float) -> Tensor:
@@ -117,11 +123,25 @@ def compute_optimal(loss: float) -> tuple[float, float]:
     return parameters, tokens
 
 
+def served_where_best(parameters: float, tokens: float) -> float:
+    """Tokens served at which this is the cheapest model of its loss; negative: at none.
+
+    Along the sizes of one loss, 6 N D + 2 N S is least where S is minus three times the slope of
+    N D.
+    """
+    law = load("llama_papers")["law"]
+    _, by_size, by_tokens = loss_terms(parameters, tokens)
+    return 3 * tokens * (law["alpha"] * by_size / (law["beta"] * by_tokens) - 1)
+
+
 def counted_flops(model: nn.Module, tokens: Tensor) -> dict[str, int]:
-    """FLOPs of the matrix products in a forward and in a backward pass, counted by PyTorch."""
+    """FLOPs of the matrix products in a forward and in a backward pass, counted by PyTorch.
+
+    With attention as plain products: the counter does not see every fused kernel.
+    """
     model.requires_grad_(True)
     counts = {}
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits = model(tokens[:, :-1])
     counts["forward"] = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
@@ -227,10 +247,14 @@ def differences(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, Tensor
 
 
 def decided(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-    """Names of the changes whose interval over seeds leaves zero: "lower", "higher", "undecided"."""
+    """Names of the changes whose interval over seeds leaves zero: "lower", "higher", "undecided".
+
+    Bonferroni: the 5 % are shared out over all comparisons, so the whole table errs in one of 20.
+    """
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "undecided": []}
-    for name, difference in differences(trained).items():
-        _, low, high = mean_interval(difference)
+    changes = differences(trained)
+    for name, difference in changes.items():
+        _, low, high = mean_interval(difference, 1 - 0.05 / len(changes))
         groups["lower" if high < 0 else "higher" if low > 0 else "undecided"].append(name)
     return groups
 
@@ -268,6 +292,17 @@ def gaps_beyond(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         far = losses[:, :-APART, FAR].mean((1, 2))
         gaps[name] = far - unscaled[:, APART:, NEAR].mean((1, 2))
     return gaps
+
+
+def near_and_far(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Mean loss of the same bytes at 64 to 127, unscaled, and at 448 to 511, in bits."""
+    return {
+        name: (
+            curves[name.split(",")[0]][:, APART:, NEAR].mean().item(),
+            losses[:, :-APART, FAR].mean().item(),
+        )
+        for name, losses in curves.items()
+    }
 
 
 def rope_on_trial(results: Results, curves: Mapping[str, Tensor]) -> None:
@@ -310,6 +345,16 @@ def small_losses(steps: int, warmup: int, seed: int) -> list[float]:
 
 def least_flops(loss: float, served: float) -> float:
     """Least FLOPs of training and serving at a loss, found by SciPy."""
+    return _best(loss, served)[1]
+
+
+def best_size(loss: float, served: float) -> float:
+    """Parameters of the model with the least FLOPs of training and serving at a loss."""
+    return _best(loss, served)[0]
+
+
+def _best(loss: float, served: float) -> tuple[float, float]:
+    """Best number of parameters, and its FLOPs."""
 
     def cost(log_size: float) -> float:
         size = torch.tensor(10.0**log_size, dtype=torch.float64)
@@ -318,4 +363,5 @@ def least_flops(loss: float, served: float) -> float:
     law = load("llama_papers")["law"]
     smallest = math.log10((law["A"] / (loss - law["E"])) ** (1 / law["alpha"]))
     bounds = smallest + 1e-6, smallest + 4
-    return float(optimize.minimize_scalar(cost, bounds=bounds, method="bounded").fun)
+    found = optimize.minimize_scalar(cost, bounds=bounds, method="bounded")
+    return 10.0**found.x, float(found.fun)
