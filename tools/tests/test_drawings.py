@@ -15,6 +15,7 @@ from llama_int8.course import drawings, plots
 from llama_int8.lessons.n02 import figures as lesson_02
 from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
+from llama_int8.lessons.n05 import figures as lesson_05
 from llama_int8.lessons.n06 import figures as lesson_06
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
@@ -31,6 +32,11 @@ DRAWINGS = {
     "04_drawing_heads": lesson_04.drawing_heads,
     "04_drawing_rotary": lambda: lesson_04.drawing_rotary("the cat saw the dog".split()),
     "04_drawing_swiglu": lesson_04.drawing_swiglu,
+    "05_drawing_six": lesson_05.drawing_six,
+    "05_drawing_data": lesson_05.drawing_data,
+    "05_drawing_bytes": lesson_05.drawing_bytes,
+    "05_drawing_parallel": lesson_05.drawing_parallel,
+    "05_drawing_after": lesson_05.drawing_after,
     "06_drawing_number_line": lambda: lesson_06.values_to_codes(WEIGHTS),
     "06_drawing_outlier": lesson_06.drawing_outlier,
     "06_drawing_scales": lesson_06.drawing_scales,

@@ -2,12 +2,14 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_llama import tiny_config
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llama_int8.course import small_lm
 from llama_int8.course.small_lm import (
@@ -23,13 +25,14 @@ from llama_int8.course.small_lm import (
     in_parallel,
     learning_rate,
     loss_by_position,
+    scaled_rope,
     train,
     train_all,
     training_losses,
 )
 from llama_int8.data import calibration_text, evaluation_text
 from llama_int8.transformer.attention import causal_mask, sinusoidal_positions
-from llama_int8.transformer.llama import RMSNorm, SwiGLU
+from llama_int8.transformer.llama import RMSNorm, SwiGLU, rope_frequencies
 
 VARIANTS = {**CHANGES, **POSITIONS}
 
@@ -82,7 +85,7 @@ def test_all_changes_together_are_hugging_faces_llama():
             intermediate_size=ours.blocks[0].feed_forward.gate_proj.out_features,
             num_hidden_layers=len(ours.blocks),
             num_attention_heads=4,
-            num_key_value_heads=1,
+            num_key_value_heads=2,
             head_dim=WIDTH // 4,
             rms_norm_eps=1e-5,
         )
@@ -118,7 +121,7 @@ def test_a_variant_has_the_parts_that_it_names_and_no_others(name):
     changed = sum(
         a != b for a, b in zip(vars(parts).values(), vars(ORIGINAL).values(), strict=True)
     )
-    assert changed == {"original": 0, "all: LLaMA": 7, "rotary, no scale": 2}.get(name, 1)
+    assert changed == {"original": 0, "all: LLaMA": 7}.get(name, 1)
     assert (RMSNorm in kinds, nn.LayerNorm in kinds) == (parts.rms_norm, not parts.rms_norm)
     assert (SwiGLU in kinds) == parts.swiglu
     assert all(block.residuals[0].norm_first == parts.norm_first for block in model.blocks)
@@ -161,6 +164,49 @@ def test_sines_and_scaled_embedding_are_equally_large():
         assert scaled.square().mean().sqrt() == pytest.approx(1, rel=0.05)
     assert sinusoidal_positions(CONTEXT, WIDTH).square().mean().sqrt() == pytest.approx(0.5**0.5)
     assert made(LLAMA).scale == 1
+
+
+def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_factor():
+    config = made(LLAMA).config
+    plain, _ = scaled_rope(config, None)
+    ntk, growth = scaled_rope(config, SCALINGS["NTK-aware"])
+    slowed = plain / ntk
+    assert slowed[0] == pytest.approx(1) and slowed[-1] == pytest.approx(4, rel=1e-5)
+    assert (slowed.diff() > 0).all() and growth == 1
+
+
+def test_yarn_blends_by_turns_and_sharpens_the_scores():
+    config = made(LLAMA, longest=CONTEXT).config
+    plain, _ = scaled_rope(config, None)
+    scaling = {**SCALINGS["YaRN"], "original_max_position_embeddings": 4096}
+    yarn, growth = scaled_rope(config, scaling)
+    turns = 4096 * plain / (2 * math.pi)
+    slowed = plain / yarn
+    torch.testing.assert_close(slowed[turns >= 32], torch.ones(int((turns >= 32).sum())))
+    torch.testing.assert_close(slowed[turns <= 1], torch.full([int((turns <= 1).sum())], 4.0))
+    assert growth == pytest.approx(0.1 * math.log(4) + 1)  # Peng et al., section 3.4
+    ours, _ = scaled_rope(config, SCALINGS["llama3"])
+    torch.testing.assert_close(
+        ours, rope_frequencies(replace(config, rope_scaling=SCALINGS["llama3"]))
+    )
+
+
+def test_yarn_is_hugging_faces_where_the_ramp_is_not_rounded():
+    config = made(LLAMA).config
+    theirs = tiny_config(
+        hidden_size=WIDTH,
+        num_attention_heads=4,
+        head_dim=WIDTH // 4,
+        max_position_embeddings=4 * CONTEXT,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": config.rope_theta,
+            "factor": 4.0,
+            "original_max_position_embeddings": CONTEXT,
+        },
+    )
+    _, growth = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    assert scaled_rope(config, SCALINGS["YaRN"])[1] == pytest.approx(growth)
 
 
 def test_the_byte_entropy_is_the_loss_of_who_knows_frequencies_alone():

@@ -583,6 +583,83 @@ def in_halves(weight, heads):
             "turned round",
         ),
         (
+            "05.count_parameters",
+            "keys and values as wide as queries",
+            """
+def count_parameters(config):
+    c = config.hidden_size
+    q = config.num_attention_heads * config.head_dim
+    per_block = 4 * c * q + 3 * c * config.intermediate_size + 2 * c
+    tables = config.vocab_size * c * (1 if config.tie_word_embeddings else 2)
+    return tables + per_block * config.num_hidden_layers + c
+""",
+            "keys and values have fewer heads",
+        ),
+        (
+            "05.learning_rate",
+            "falls to zero",
+            """
+import math
+def learning_rate(step, steps, peak, warmup):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    t = (step - warmup) / (steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * t))
+""",
+            "stops at a tenth",
+        ),
+        (
+            "05.clip_factor",
+            "lengthens short gradients",
+            """
+import torch
+def clip_factor(gradients, limit):
+    flat = torch.cat([g.flatten() for g in gradients])
+    return limit / flat.norm()
+""",
+            "never more than 1",
+        ),
+        (
+            "05.bytes_per_gpu",
+            "shares out everything at once",
+            """
+def bytes_per_gpu(parameters, gpus, stage):
+    return 16 * parameters / gpus
+""",
+            "shares out everything in every stage",
+        ),
+        (
+            "05.utilization",
+            "forgets the backward pass",
+            """
+def utilization(parameters, tokens, gpu_hours, peak):
+    return 2 * parameters * tokens / (gpu_hours * 3600) / peak
+""",
+            "six for each parameter",
+        ),
+        (
+            "05.cheapest_size",
+            "looks at training only",
+            """
+import torch
+from llama_int8.lessons.n05.measurements import tokens_needed
+def cheapest_size(loss, served):
+    sizes = torch.logspace(8, 13, 80_001, dtype=torch.float64)
+    return float(sizes[(sizes * tokens_needed(sizes, loss)).argmin()])
+""",
+            "the cheapest training",
+        ),
+        (
+            "05.dpo_loss",
+            "leaves the reference out",
+            """
+import torch
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    return -torch.log(torch.sigmoid(beta * (chosen - rejected))).mean()
+""",
+            "the reference is missing",
+        ),
+        (
             "06.absmax",
             "the largest code is 128, and nothing clips it",
             """
@@ -898,6 +975,36 @@ def in_halves(weight, heads):
     n = weight.norm(dim=1).log().view(heads, -1)
     half = n.shape[1] // 2
     return (n[:, :half] - n[:, half:]).abs().mean() < (n[:, ::2] - n[:, 1::2]).abs().mean()
+""",
+    ),
+    (
+        "05.clip_factor",
+        """
+import torch
+def clip_factor(gradients, limit):
+    norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+    return float(torch.minimum(torch.tensor(1.0), limit / norm))
+""",
+    ),
+    (
+        "05.cheapest_size",
+        """
+import numpy as np
+import torch
+from llama_int8.lessons.n05.measurements import tokens_needed
+def cheapest_size(loss, served):
+    sizes = np.geomspace(1e8, 1e13, 80_000)
+    tokens = tokens_needed(torch.from_numpy(sizes), loss).numpy()
+    return sizes[np.argmin(6 * sizes * tokens + 2 * sizes * served)]
+""",
+    ),
+    (
+        "05.dpo_loss",
+        """
+import torch
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
+    ratio = (chosen - rejected) - (ref_chosen - ref_rejected)
+    return torch.log1p(torch.exp(-beta * ratio)).mean()
 """,
     ),
     (

@@ -27,7 +27,7 @@ from llama_int8.transformer.llama import (
     rope_rotation,
 )
 
-WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 2, 4, 128, 8
+WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 64, 4, 4, 128, 16
 PEAK_RATE = 3e-3
 BYTES = 256
 
@@ -46,17 +46,16 @@ class Parts:
 
 
 ORIGINAL = Parts()
-LLAMA = Parts(True, True, "rotary", True, 1, False, False)
+LLAMA = Parts(True, True, "rotary", True, HEADS // 2, False, False)
 CHANGES: dict[str, Parts] = {
     "original": ORIGINAL,
     "+ pre-norm": replace(ORIGINAL, norm_first=True),
     "+ RMSNorm": replace(ORIGINAL, rms_norm=True),
     "+ rotary": replace(ORIGINAL, positions="rotary"),
     "+ SwiGLU": replace(ORIGINAL, swiglu=True),
-    "+ shared heads": replace(ORIGINAL, key_value_heads=1),
+    "+ shared heads": replace(ORIGINAL, key_value_heads=HEADS // 2),
     "+ no biases": replace(ORIGINAL, bias=False),
     "all: LLaMA": LLAMA,
-    "rotary, no scale": replace(ORIGINAL, positions="rotary", embedding_scale=False),
     "no positions": replace(ORIGINAL, positions="none"),
 }
 POSITIONS: dict[str, Parts] = {
@@ -77,8 +76,33 @@ SCALINGS: dict[str, dict | None] = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": CONTEXT,
     },
+    "NTK-aware": {"rope_type": "ntk", "factor": BEYOND / CONTEXT},
+    "YaRN": {
+        "rope_type": "yarn",
+        "factor": BEYOND / CONTEXT,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 32.0,
+        "original_max_position_embeddings": CONTEXT,
+    },
 }
 """Rotary scalings that stretch the trained context to the length of BEYOND."""
+
+
+def scaled_rope(config: LlamaConfig, scaling: dict | None) -> tuple[Tensor, float]:
+    """Frequencies (D / 2,) under a scaling, and the factor by which queries and keys grow.
+
+    "ntk" raises theta so far that the slowest pair slows by the factor and the fastest stays
+    (Peng et al., arXiv:2309.00071, section 3.1). "yarn" blends by turns, as llama3 does, between 1
+    and 32 turns, and sharpens the scores (sections 3.2 and 3.4). All others: `rope_frequencies`.
+    """
+    kind = scaling["rope_type"] if scaling else "default"
+    if kind == "ntk":
+        stretch = scaling["factor"] ** (config.head_dim / (config.head_dim - 2))
+        return rope_frequencies(replace(config, rope_theta=config.rope_theta * stretch)), 1.0
+    if kind == "yarn":
+        by_parts = replace(config, rope_scaling={**scaling, "rope_type": "llama3"})
+        return rope_frequencies(by_parts), 0.1 * math.log(scaling["factor"]) + 1
+    return rope_frequencies(replace(config, rope_scaling=scaling)), 1.0
 
 
 class SmallBlock(nn.Module):
@@ -149,9 +173,11 @@ class SmallLM(nn.Module):
             x = x + sinusoidal_positions(len(places), WIDTH)
         elif self.parts.positions == "learned":
             x = x + self.positions(places)
-        frequencies = rope_frequencies(replace(self.config, rope_scaling=scaling))
-        turning = frequencies * (self.parts.positions == "rotary")  # no turn otherwise
-        rotation = rope_rotation(places, turning, x.dtype)
+        frequencies, growth = scaled_rope(self.config, scaling)
+        if self.parts.positions != "rotary":
+            frequencies, growth = torch.zeros_like(frequencies), 1.0  # no turn
+        cos, sin = rope_rotation(places, frequencies, x.dtype)
+        rotation = cos * growth, sin * growth
         for block in self.blocks:
             x = block(x, rotation)
         return self.lm_head(self.norm(x))

@@ -1,72 +1,282 @@
-"""The figures of lesson 05: how LLaMA is trained."""
+"""The figures and drawings of lesson 05: how LLaMA is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, figure
-from llama_int8.course.small_lm import learning_rate
+from llama_int8.course.drawings import (
+    SMALL,
+    TITLE,
+    WIDTH,
+    Area,
+    arrow,
+    box,
+    brace,
+    canvas,
+    group,
+    matrix,
+    write,
+)
+from llama_int8.course.plots import AFTER, BEFORE, COLOURS, CURVES, GREY, SHAPES, figure
+from llama_int8.course.predict import Guess
 from llama_int8.data import load
 from llama_int8.measure.statistics import Spread, mean_interval
-from llama_int8.models.cost import training_bytes
+
+SIX_ALT = (
+    "One weight in three products. Forward: input times weight, 2 FLOPs. Backward: gradient of the "
+    "output times weight, and gradient of the output times input, 2 FLOPs each. Together 6."
+)
+DATA_ALT = (
+    "A chain of boxes from raw web pages over duplicates, language, quality and mixture to tokens; "
+    "below each box what it throws away or adds."
+)
+BYTES_ALT = (
+    "Sixteen cells for one parameter: two for the weight and two for the gradient in 16 bit, then four "
+    "each for the FP32 weight, AdamW's mean and its mean of the square."
+)
+PARALLEL_ALT = (
+    "Three ways over two GPUs. Data parallel: the whole model on both, other texts. FSDP: a half of the "
+    "sixteen bytes on each, fetched when needed. Tensor parallel: half of the columns of every matrix "
+    "on each, the same text; the outputs are put side by side."
+)
+AFTER_ALT = (
+    "From the pre-trained model to supervised fine-tuning on written answers; its answers are ranked by "
+    "people; the rankings train a reward model, or DPO directly. Rejection sampling goes from the "
+    "reward model back to fine-tuning, PPO on to the chat model, which starts the next round."
+)
 
 
-def training_recipe() -> Figure:
-    """The paper's data mixture, and the learning rate over the tokens of each model."""
-    papers = load("llama_papers")
-    drawn, axes = figure(2, figsize=(11, 3.7))
-    names = list(papers["mixture"])
-    shares = [papers["mixture"][name][0] for name in names]
-    axes[0].barh(names, shares, color=COLOURS["bf16"])
-    for name, share in zip(names, shares, strict=True):
-        _, epochs, gigabytes = papers["mixture"][name]
-        text = f"{share:g} %, {gigabytes:,} GB, {epochs:.2f} epochs"
-        axes[0].annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
-    axes[0].invert_yaxis()
-    axes[0].set_xlim(0, 130)
-    axes[0].set_xticks(range(0, 101, 20))
-    axes[0].set_xlabel("% of the tokens drawn in training")
-    axes[0].grid(axis="y", visible=False)
-    axes[0].set_title("Data: two thirds from CommonCrawl")
-    pairs = (("7B and 13B", "7B", "int8", "--"), ("33B and 65B", "65B", "bf16", "-"))
-    for label, name, colour, line in pairs:
-        size = papers["sizes"][name]
-        steps = round(size["tokens"] * 1e12 / 4e6)
-        at = np.unique(np.concatenate([np.linspace(0, 4000, 60), np.linspace(0, steps, 200)]))
-        rate = [1e4 * learning_rate(int(step), steps, size["rate"], 2000) for step in at]
-        axes[1].plot(at * 4e6 / 1e12, rate, line, color=COLOURS[colour], label=label)
-    axes[1].set_xlabel("trillions of tokens, 4 million a step")
-    axes[1].set_ylabel("learning rate (1e-4)")
-    axes[1].set_ylim(0)
-    axes[1].legend()
-    axes[1].set_title("2,000 steps up (a 125th of 7B's run), then a cosine")
+def drawing_six() -> Figure:
+    """Where the six FLOPs for each weight and token come from."""
+    drawn, axes = canvas(WIDTH, 2.2)
+    kinds = (
+        ("forward", "activations", [("input  ×  weight", "gives the output")]),
+        (
+            "backward",
+            "highlight",
+            [
+                ("output's gradient  ×  weight", "gives the input's gradient"),
+                ("output's gradient  ×  input", "gives the weight's gradient"),
+            ],
+        ),
+    )
+    x = 1.3
+    for name, role, products in kinds:
+        for product, gives in products:
+            part = box(axes, product, (x, 1.35), (2.3, 0.36), role)
+            write(axes, (x, 1.0), gives, SMALL)
+            write(axes, (x, 1.72), name, weight="bold")
+            write(axes, (x, 0.7), "one multiplication, one addition: 2", SMALL)
+            last = part
+            x += 2.45
+    brace(axes, (0.15, 0.52), (last.x1, 0.52), "6 FLOPs for each weight and token")
     return drawn
 
 
-def training_memory(parameters: Mapping[str, int], card_gb: float) -> Figure:
-    """GB of weights, gradients and AdamW's states by model size, beside one card."""
-    drawn, axes = figure(figsize=(8.5, 3.4))
-    left = np.zeros(len(parameters))
-    shades = (COLOURS["bf16"], COLOURS["good"], "#56B4E9", COLOURS["int8"], COLOURS["highlight"])
-    hatches = ("", "///", "", "...", "xx")
-    kinds = [training_bytes(count) for count in parameters.values()]
-    for kind, colour, hatch in zip(kinds[0], shades, hatches, strict=True):
-        width = np.array([bytes_[kind] / 1e9 for bytes_ in kinds])
-        style = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-        axes.barh(list(parameters), width, left=left, label=kind, **style)
-        left += width
-    for name, total in zip(parameters, left, strict=True):
-        text = f"{total:,.0f} GB"
-        axes.annotate(text, (total, name), (4, 0), textcoords="offset points", va="center")
-    axes.axvline(card_gb, color="black", linestyle=":", label=f"one A100, {card_gb:.0f} GB")
+def drawing_data() -> Figure:
+    """From web pages to tokens."""
+    drawn, axes = canvas(WIDTH, 1.9)
+    steps = (
+        ("web pages\n(CommonCrawl)", "activations", "petabytes of\nHTML"),
+        ("seen\nbefore?", "neutral", "deduplicate:\nlines, pages"),
+        ("one\nlanguage?", "neutral", "fastText\nreads it"),
+        ("good\ntext?", "neutral", "n-gram model,\nclassifier"),
+        ("mixture", "weights", "books, code,\nWikipedia, papers"),
+        ("tokens", "queries", "byte-pair\nencoding"),
+    )
+    places = np.linspace(0.7, WIDTH - 0.62, len(steps))
+    last = None
+    for (name, role, note), x in zip(steps, places, strict=True):
+        part = box(axes, name, (x, 1.3), (1.0, 0.56), role, SMALL)
+        write(axes, (x, 0.7), note, SMALL)
+        if last is not None:
+            arrow(axes, last, part)
+        last = part
+    write(axes, (places[1:4].mean(), 0.2), "what fails is thrown away", SMALL, style="italic")
+    return drawn
+
+
+def drawing_bytes() -> Figure:
+    """The sixteen bytes of one parameter."""
+    drawn, axes = canvas(WIDTH, 1.55)
+    parts = (
+        ("weight\n16 bit", 2, "16 bit"),
+        ("gradient\n16 bit", 2, "highlight"),
+        ("weight\nFP32", 4, "weights"),
+        ("AdamW's mean\nFP32", 4, "keys"),
+        ("mean of the\nsquare, FP32", 4, "values"),
+    )
+    x, step = 0.35, 0.41
+    for name, count, role in parts:
+        area = matrix(axes, (x, 1.3), (1, count), role=role, size=(step, 0.34))
+        write(axes, (area.centre[0], 0.7), name, SMALL)
+        x = area.x1 + 0.06
+    brace(
+        axes, (0.35, 0.47), (x - 0.06, 0.47), "16 bytes for each parameter, before any activation"
+    )
+    return drawn
+
+
+def drawing_parallel() -> Figure:
+    """Two GPUs, three ways to share the work."""
+    drawn, axes = canvas(WIDTH, 2.75)
+    kinds = (
+        ("data parallel", ("all", "all"), ("text 1", "text 2"), "average the gradients"),
+        (
+            "FSDP / ZeRO-3",
+            ("half", "half"),
+            ("text 1", "text 2"),
+            "fetch a layer, use it, forget it",
+        ),
+        ("tensor parallel", ("left", "right"), ("text 1", "text 1"), "put outputs side by side"),
+    )
+    for (name, held, texts, sends), left in zip(kinds, (0.1, 2.57, 5.04), strict=True):
+        write(axes, (left + 0.02, 2.55), name, TITLE, ha="left", weight="bold")
+        for number, (part, text) in enumerate(zip(held, texts, strict=True)):
+            x = left + 0.58 + 1.2 * number
+            frame = group(axes, Area(x - 0.54, 0.62, x + 0.54, 2.32), f"GPU {number + 1}")
+            _held(axes, (frame.centre[0], 1.62), part, number)
+            box(axes, text, (x, 0.85), (0.8, 0.28), "activations", SMALL)
+        write(axes, (left + 1.18, 0.36), sends, SMALL, style="italic")
+    write(axes, (WIDTH / 2, 0.1), "each layer's matrix: what a GPU holds of it is yellow", SMALL)
+    return drawn
+
+
+def _held(axes: Axes, centre: tuple[float, float], part: str, number: int) -> None:
+    """A matrix of 4 x 4, of which a GPU holds all, the upper or lower half, or a side."""
+    cells = {
+        "all": [(r, c) for r in range(4) for c in range(4)],
+        "half": [(r, c) for r in range(2 * number, 2 * number + 2) for c in range(4)],
+        "left": [(r, c) for r in range(4) for c in range(2)],
+        "right": [(r, c) for r in range(4) for c in range(2, 4)],
+    }[part]
+    corner = (centre[0] - 0.36, centre[1] + 0.36)
+    matrix(axes, corner, (4, 4), cells={"weights": cells}, size=0.18)
+
+
+def drawing_after() -> Figure:
+    """From a model that continues text to one that answers."""
+    drawn, axes = canvas(WIDTH, 3.15)
+    base = box(axes, "pre-trained\nmodel", (0.72, 1.75), (1.1, 0.5), "weights")
+    tuned = box(axes, "SFT model", (2.55, 1.75), (1.1, 0.5), "weights")
+    ranked = box(axes, "people rank\nits answers", (4.4, 1.75), (1.2, 0.5), "activations")
+    reward = box(axes, "reward\nmodel", (6.45, 2.35), (1.15, 0.46), "highlight")
+    better = box(axes, "chat model", (6.45, 0.55), (1.15, 0.46), "weights")
+    arrow(axes, base, tuned)
+    write(axes, (1.64, 2.13), "written answers", SMALL)
+    arrow(axes, tuned, ranked)
+    write(axes, (3.45, 2.13), "two or more", SMALL)
+    arrow(axes, ranked, reward, corners=[(4.4, 2.35)])
+    arrow(axes, reward, better, "PPO", beside="right")
+    arrow(axes, reward, tuned, corners=[(6.45, 2.8), (2.55, 2.8)])
+    write(axes, (4.5, 2.95), "rejection sampling: fine-tune on the best of many answers", SMALL)
+    arrow(axes, ranked, better, corners=[(4.4, 0.55)])
+    write(axes, (5.13, 0.7), "DPO: no reward model", SMALL)
+    arrow(axes, better, tuned, corners=[(6.45, 0.12), (2.55, 0.12)])
+    write(axes, (3.45, 0.3), "the next round", SMALL, style="italic")
+    return drawn
+
+
+def tokens_per_parameter(ratios: Mapping[str, float], guess: Guess, about: str) -> Figure:
+    """Tokens for each parameter of every model, on a log axis, beside the compute-optimal twenty."""
+    optimal = load("llama_papers")["tokens_per_parameter"]
+    drawn, axes = figure(figsize=(8.5, 5))
+    for row, (name, ratio) in enumerate(ratios.items()):
+        of_llama = name.lower().startswith("llama")
+        style = {"color": AFTER["color"], "marker": "o"} if of_llama else {**BEFORE}
+        axes.plot([optimal, ratio], [row, row], color=style["color"], linewidth=1, alpha=0.5)
+        axes.plot(ratio, row, linestyle="", **style)
+        written = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+        axes.annotate(written, (ratio, row), (7, 0), "data", "offset points", va="center").set_bbox(
+            {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        )
+    axes.axvline(optimal, color="black", linestyle=":")
+    axes.set_yticks(range(len(ratios)), ratios)
     axes.invert_yaxis()
-    axes.set_xlim(0, left.max() * 1.15)
-    axes.set_xlabel("GB before a single activation")
+    axes.set_xscale("log")
+    axes.set_xlim(1, 60_000)
+    axes.set_xlabel("tokens of training for each parameter (dotted: compute-optimal, 20)")
     axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=8, loc="upper right")
-    axes.set_title("16 bytes a parameter: not even 7B trains on one card as it is")
+    axes.set_title("Small models are trained far beyond what is cheapest to train")
+    if guess.value is not None and not isinstance(guess.value, str) and guess.value > 0:
+        axes.plot(guess.value, list(ratios).index(about), "x", color=GREY, markersize=9)
+    return drawn
+
+
+def life(
+    models: Mapping[str, tuple[float, float]],
+    cost: Callable[..., float],
+    least: Callable[[float], float],
+    meet: float,
+) -> Figure:
+    """FLOPs of training and serving over the tokens served, for (parameters, tokens) of each model.
+
+    `least`: FLOPs of the best size for each number of tokens served.
+    `meet`: tokens served where the first two cost the same.
+    """
+    drawn, axes = figure(figsize=(8, 3.8))
+    served = np.logspace(11, 15, 200)
+    for (name, (size, tokens)), colour, marker in zip(models.items(), CURVES, SHAPES, strict=False):
+        flops = [cost(size, tokens, s) for s in served]
+        style = {"color": colour, "marker": marker, "markevery": 25, "markersize": 5}
+        axes.plot(served, flops, label=name, **style)
+    best = [least(s) for s in served]
+    axes.plot(served, best, color=GREY, linestyle="--", label="best size for each, same loss")
+    axes.axvline(meet, color="black", linestyle=":")
+    text = f"equal after {meet / 1e12:.0f} trillion"
+    at = axes.get_xaxis_transform()  # from the lower edge, whatever the scale
+    axes.annotate(text, (meet, 0), (5, 12), at, "offset points", fontsize=9)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("tokens served in the model's life")
+    axes.set_ylabel("FLOPs, training and serving")
+    axes.legend()
+    axes.set_title("The more is served, the longer a smaller model pays")
+    return drawn
+
+
+def mixture() -> Figure:
+    """The first LLaMA's data: share of the tokens, epochs and size on disk of each source."""
+    papers = load("llama_papers")
+    drawn, axes = figure(figsize=(8, 3.2))
+    names = list(papers["mixture"])
+    shares = [papers["mixture"][name][0] for name in names]
+    axes.barh(names, shares, color=COLOURS["bf16"])
+    for name, share in zip(names, shares, strict=True):
+        _, epochs, gigabytes = papers["mixture"][name]
+        text = f"{share:g} %, {gigabytes:,} GB, read {epochs:.2f} times"
+        axes.annotate(text, (share, name), (4, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 115)  # room for the words
+    axes.set_xticks(range(0, 71, 10))
+    axes.set_xlabel("% of the tokens drawn in training")
+    axes.grid(axis="y", visible=False)
+    axes.set_title("Two thirds are CommonCrawl; Wikipedia and books are read more than twice")
+    return drawn
+
+
+def schedule(learning_rate: Callable[[int, int, float, int], float]) -> Figure:
+    """The learning rate over the tokens of two models, and its first 4,000 steps."""
+    sizes = load("llama_papers")["sizes"]
+    drawn, axes = figure(2, figsize=(9.5, 3.2), sharey=True)
+    pairs = (("7B and 13B", "7B", "int8", "--"), ("33B and 65B", "65B", "bf16", "-"))
+    for label, name, colour, line in pairs:
+        size = sizes[name]
+        steps = round(size["tokens"] * 1e12 / 4e6)
+        for panel, last in zip(axes, (4000, steps), strict=True):
+            at = np.unique(np.linspace(0, last, 200).astype(int))
+            rate = [1e4 * learning_rate(int(step), steps, size["rate"], 2000) for step in at]
+            x = at if last == 4000 else at * 4e6 / 1e12
+            panel.plot(x, rate, line, color=COLOURS[colour], label=label)
+    axes[0].set_xlabel("step")
+    axes[1].set_xlabel("trillions of tokens, 4 million per step")
+    axes[0].set_ylabel("learning rate (1e-4)")
+    axes[0].set_ylim(0)
+    axes[1].legend()
+    axes[0].set_title("2,000 steps up")
+    axes[1].set_title("then a cosine, down to a tenth")
     return drawn
 
 
@@ -79,42 +289,47 @@ def checkpointing(
     names = list(kept)
     megabytes = [kept[name] / 1e6 for name in names]
     axes[0].barh(names, megabytes, color=colours, hatch=hatches, edgecolor="white")
-    axes[0].axvline(floor / 1e6, color="black", linestyle=":", label="inputs of the blocks alone")
-    axes[0].set_xlabel(f"MB kept for the backward pass, {tokens} tokens")
+    axes[0].axvline(
+        floor / 1e6, color="black", linestyle=":", label="only the inputs of the blocks"
+    )
+    axes[0].set_xlabel(f"MB kept by the blocks, {tokens} tokens")
     axes[0].legend(fontsize=8, loc="lower right")
-    axes[0].set_title(f"{megabytes[0] / megabytes[1]:.0f}x less to keep")
+    axes[0].set_title("Less is kept ...")
     middle = np.array([times[name].median for name in names])
     low = middle - [times[name].low for name in names]
     high = [times[name].high for name in names] - middle
     axes[1].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
     axes[1].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
     axes[1].set_xlabel("s forward and backward")
-    axes[1].set_title(f"for {middle[1] / middle[0] - 1:+.0%} time")
+    axes[1].set_title("... and the forward pass runs twice")
     for panel in axes:
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
     return drawn
 
 
-def ablation(scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Held-out loss of each variant minus the original's with the same seed, and their means."""
-    drawn, axes = figure(2, figsize=(11, 3.9), width_ratios=(1, 1))
-    names = [name for name in scores if name != "original"]
-    original = np.array(scores["original"])
-    for panel, shown in zip(axes, (names, [n for n in names if n not in _LARGE]), strict=True):
+def ablation(differences: Mapping[str, Tensor], guess: Guess | None = None) -> Figure:
+    """Held-out loss of each variant minus the original's, by seed, with means and intervals."""
+    drawn, axes = figure(2, figsize=(11, 3.9))
+    means = {name: mean_interval(values)[0] for name, values in differences.items()}
+    small = [name for name, mean in means.items() if abs(mean) < 0.2]
+    for panel, shown in zip(axes, (list(differences), small), strict=True):
         for row, name in enumerate(shown):
-            differences = np.array(scores[name]) - original
-            panel.plot(differences, [row] * len(differences), "o", color=GREY, markersize=4)
-            mean, low, high = mean_interval(differences)
+            values = differences[name].numpy()
+            panel.plot(values, [row] * len(values), "o", color=GREY, markersize=4)
+            mean, low, high = mean_interval(values)
             error = [[mean - low], [high - mean]]
             panel.errorbar(mean, row, xerr=error, capsize=4, **{**AFTER, "marker": "D"})
         panel.axvline(0, color="black", linewidth=1)
         panel.set_yticks(range(len(shown)), shown)
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
-        panel.set_xlabel("bits a byte against the original: better ←  → worse")
-    axes[0].set_title("Only rotary positions make a large difference")
-    axes[1].set_title("The rest, enlarged")
+        panel.set_xlabel("bits per byte against the original: better ←  → worse")
+    if guess is not None and guess.value in differences:
+        axes[0].get_yticklabels()[list(differences).index(guess.value)].set_weight("bold")
+    best = min(means, key=means.get)
+    axes[0].set_title(f'"{best}" changes the loss most')
+    axes[1].set_title("The small ones, enlarged")
     return drawn
 
 
@@ -126,15 +341,9 @@ def beyond_training(
     `cut`: the loss of the rotary model where the text is cut to what it was trained on.
     """
     drawn, axes = figure(figsize=(9.5, 4.2))
-    styles = (
-        (COLOURS["int8"], "s", "--"),
-        (COLOURS["highlight"], "v", "--"),
-        ("#56B4E9", "+", ":"),
-        (COLOURS["bf16"], "o", "-"),
-        (COLOURS["predicted"], "x", ":"),
-        (COLOURS["good"], "D", "-"),
-    )
-    for (name, losses), (colour, marker, line) in zip(curves.items(), styles, strict=True):
+    lines = ("--", "--", ":", "-", ":", "-", "-.", (0, (3, 1, 1, 1)))
+    styles = zip(_KINDS, SHAPES_BEYOND, lines, strict=True)
+    for (name, losses), (colour, marker, line) in zip(curves.items(), styles, strict=False):
         middle = (np.arange(losses.shape[2]) + 0.5) * bin_width
         by_seed = losses.mean(1)  # (seeds, bins)
         style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
@@ -151,10 +360,12 @@ def beyond_training(
         textcoords="offset points",
     )
     axes.set_xlabel("position in the text (bytes)")
-    axes.set_ylabel("held-out loss (bits a byte)")
+    axes.set_ylabel("held-out loss (bits per byte)")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title("Beyond the trained length rotary positions fail; llama3 scaling survives")
+    axes.set_title("Beyond the trained length rotary positions fail; scaling mends it in part")
     return drawn
 
 
-_LARGE = ("+ rotary", "all: LLaMA", "rotary, no scale")  # in a panel of their own scale
+# One colour and one marker for each kind of positions and each scaling of the rotary ones.
+_KINDS = ("#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#767676", "#009E73", "#E69F00", "#000000")
+SHAPES_BEYOND = ("s", "v", "P", "o", "x", "D", "^", "*")

@@ -1,0 +1,367 @@
+"""What lesson 05 computes and measures: the family's training, scaling law, passes, ablation."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from scipy import optimize
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llama_int8.course import small_lm
+from llama_int8.course.claims import put_on_trial
+from llama_int8.data import load
+from llama_int8.measure.latency import interleaved, repeated
+from llama_int8.measure.memory import count_new_bytes
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import Spread, mean_interval, spread
+from llama_int8.models.cost import llama1_config
+from llama_int8.transformer.config import LlamaConfig
+
+NEAR, FAR, APART = slice(2, 4), slice(14, 16), 3  # bins of 32 bytes; windows begin 128 apart
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What is published about the training of one model of the family; None: not published."""
+
+    config: LlamaConfig
+    tokens: float
+    rate: float | None
+    gpu: str
+    gpu_hours: float
+    watts: float  # of one GPU at its peak
+    tonnes: float  # CO2 equivalent, location-based
+    source: str
+
+    @property
+    def megawatt_hours(self) -> float:
+        """Of the GPUs at their peak power, without the rest of the data centre."""
+        return self.gpu_hours * self.watts / 1e6
+
+
+def family() -> dict[str, TrainedModel]:
+    """Every text model of LLaMA 1 to Llama 3.2, from `llama_papers.yaml`."""
+    papers = load("llama_papers")
+    first = {
+        f"LLaMA {name}": TrainedModel(
+            llama1_config(size["width"], size["heads"], size["layers"]),
+            size["tokens"] * 1e12,
+            size["rate"],
+            "A100",
+            size["gpu_hours"],
+            papers["footprint"]["watts"],
+            size["tonnes"],
+            "llama-1",
+        )
+        for name, size in papers["sizes"].items()
+    }
+    later = {
+        name: TrainedModel(
+            _config(told),
+            told["tokens"] * 1e12,
+            told["rate"],
+            told["gpu"],
+            told["gpu_hours"],
+            told["watts"],
+            told["tonnes"],
+            told["source"],
+        )
+        for name, told in papers["later"].items()
+    }
+    return first | later
+
+
+def _config(told: Mapping[str, Any]) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=told["vocabulary"],
+        hidden_size=told["width"],
+        intermediate_size=told["inner"],
+        num_hidden_layers=told["layers"],
+        num_attention_heads=told["heads"],
+        num_key_value_heads=told["kv_heads"],
+        head_dim=told["width"] // told["heads"],
+        max_position_embeddings=told["context"],
+        tie_word_embeddings=told.get("tied", False),
+    )
+
+
+def loss_terms(parameters: float, tokens: float) -> tuple[float, float, float]:
+    """The scaling law's three terms: E, A / parameters^alpha, B / tokens^beta."""
+    law = load("llama_papers")["law"]
+    by_size = law["A"] / parameters ** law["alpha"]
+    return law["E"], by_size, law["B"] / tokens ** law["beta"]
+
+
+def predicted_loss(parameters: float, tokens: float) -> float:
+    """The scaling law's loss: the sum of its terms."""
+    return sum(loss_terms(parameters, tokens))
+
+
+def tokens_needed(parameters: Tensor, loss: float) -> Tensor:
+    """Tokens after which models of these sizes reach a loss by the law; inf where none suffices."""
+    law = load("llama_papers")["law"]
+    left = loss - law["E"] - law["A"] / parameters ** law["alpha"]
+    return torch.where(left > 0, (law["B"] / left.clamp(min=1e-12)) ** (1 / law["beta"]), torch.inf)
+
+
+def compute_optimal(loss: float) -> tuple[float, float]:
+    """Parameters and tokens of the cheapest *training* that reaches a loss by the law.
+
+    Where 6 N D is least, alpha A / N^alpha = beta B / D^beta: the rest above E is split by the
+    exponents.
+    """
+    law = load("llama_papers")["law"]
+    rest, both = loss - law["E"], law["alpha"] + law["beta"]
+    parameters = (law["A"] / (rest * law["beta"] / both)) ** (1 / law["alpha"])
+    tokens = (law["B"] / (rest * law["alpha"] / both)) ** (1 / law["beta"])
+    return parameters, tokens
+
+
+def served_where_best(parameters: float, tokens: float) -> float:
+    """Tokens served at which this is the cheapest model of its loss; negative: at none.
+
+    Along the sizes of one loss, 6 N D + 2 N S is least where S is minus three times the slope of
+    N D.
+    """
+    law = load("llama_papers")["law"]
+    _, by_size, by_tokens = loss_terms(parameters, tokens)
+    return 3 * tokens * (law["alpha"] * by_size / (law["beta"] * by_tokens) - 1)
+
+
+def counted_flops(model: nn.Module, tokens: Tensor) -> dict[str, int]:
+    """FLOPs of the matrix products in a forward and in a backward pass, counted by PyTorch.
+
+    With attention as plain products: the counter does not see every fused kernel.
+    """
+    model.requires_grad_(True)
+    counts = {}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits = model(tokens[:, :-1])
+    counts["forward"] = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    counts["backward"] = counter.get_total_flops()
+    model.zero_grad(set_to_none=True)
+    return counts
+
+
+def train_pass(model: nn.Module, tokens: Tensor) -> None:
+    """Forward and backward for the loss of the last token, so that logits take no memory."""
+    model.zero_grad(set_to_none=True)
+    last = model(tokens[:, :-1], logits_to_keep=1)[:, -1]
+    functional.cross_entropy(last, tokens[:, -1]).backward()
+
+
+def checkpointing(
+    make: Callable[[], nn.Module],
+    recompute: Callable[[nn.Module], None],
+    tokens: Tensor,
+    settings: Any,
+    results: Results,
+) -> tuple[dict[str, int], dict[str, Spread]]:
+    """Bytes kept for the backward pass, and seconds of a training pass, without and with it.
+
+    `recompute`: the learner's change, which puts `checkpoint` in front of each block.
+    """
+    kept, calls = {}, {}
+    for name in ("keep everything", "checkpoint each block"):
+        model = make().requires_grad_(True)
+        if name != "keep everything":
+            recompute(model)
+        with count_new_bytes() as counted:
+            last = model(tokens[:, :-1], logits_to_keep=1)
+            kept[name] = counted.held
+        del last
+        results.record(f"activations.{name}", kept[name], "bytes")
+        calls[name] = repeated(partial(train_pass, model, tokens), 1, settings.device)
+    timed = interleaved(calls, settings.rounds)
+    return kept, {name: spread(phases["call"]) for name, phases in timed.items()}
+
+
+def five_months_on_trial(results: Results, flops: float) -> None:
+    """The claim that 65B took five months; `flops`: of its final run, 6 N D."""
+    papers = load("llama_papers")
+    speed, largest = papers["speed"], papers["sizes"]["65B"]
+    days = largest["tokens"] * 1e12 / speed["tokens_per_second_per_gpu"] / speed["gpus"] / 86_400
+    by_hours = {n: s["gpu_hours"] / 24 / speed["gpus"] for n, s in papers["sizes"].items()}
+    rate = flops / (largest["tokens"] * 1e12) * speed["tokens_per_second_per_gpu"] / 1e12
+    put_on_trial(
+        results,
+        "five-months",
+        f"1.4T tokens at 380 tokens/s on each of 2,048 GPUs take {days:.1f} days; the paper's GPU hours "
+        f"give {by_hours['65B']:.1f} days for 65B, {sum(by_hours.values()):.1f} for the four final runs "
+        f"({rate:.0f} TFLOP/s on each GPU).",
+        "fails here" if days < 60 else "holds",
+        "The paper says five months of the *development* of all models, and about 21 days of the 65B "
+        "run. Computed from its figures, not measured.",
+    )
+
+
+def benchmarks_on_trial(results: Results) -> None:
+    """A summary's column "PIQA" beside the paper's columns."""
+    table = load("llama_papers")["benchmarks"]
+    columns = dict(zip(table["columns"], zip(*table["rows"].values(), strict=True), strict=True))
+    summary = table["summary_piqa"]
+    same = {name: sum(map(float.__eq__, summary, column)) for name, column in columns.items()}
+    gaps = [round(s - p, 1) for s, p in zip(summary, columns["PIQA"], strict=True)]
+    put_on_trial(
+        results,
+        "boolq-under-piqa",
+        f"Of its {len(summary)} numbers, {same['PIQA']} stand in the paper's PIQA column and "
+        f"{same['BoolQ']} in its BoolQ column. Against PIQA they are off by "
+        f"{', '.join(f'{gap:+.1f}' for gap in gaps)} points.",
+        "fails here" if same["BoolQ"] == len(summary) != same["PIQA"] else "holds",
+        "The numbers are right and stand under the wrong heading. Compared with the paper's tables, "
+        "not measured.",
+    )
+
+
+def ablation(settings: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Train every variant with every seed; record each one's difference from the original."""
+    trained = small_lm.train_all(
+        small_lm.CHANGES, settings.training_steps, settings.seeds, results.stage
+    )
+    for name, difference in differences(trained).items():
+        mean, low, high = mean_interval(difference)
+        results.record(f"ablation.{name}", mean, "bits", low=low, high=high, n=len(difference))
+    original = torch.tensor(held_out(trained)["original"]).mean().item()
+    results.record("ablation.original.loss", original, "bits", n=settings.seeds)
+    return trained
+
+
+def held_out(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Held-out loss in bits per byte of each seed, by variant."""
+    return {name: [run["held_out"] for run in runs] for name, runs in trained.items()}
+
+
+def differences(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, Tensor]:
+    """Each variant's held-out loss minus the original's with the same seed, (seeds,)."""
+    bits = {name: torch.tensor(v, dtype=torch.float64) for name, v in held_out(trained).items()}
+    return {name: v - bits["original"] for name, v in bits.items() if name != "original"}
+
+
+def decided(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """Names of the changes whose interval over seeds leaves zero: "lower", "higher", "undecided".
+
+    Bonferroni: the 5 % are shared out over all comparisons, so the whole table errs in one of 20.
+    """
+    groups: dict[str, list[str]] = {"lower": [], "higher": [], "undecided": []}
+    changes = differences(trained)
+    for name, difference in changes.items():
+        _, low, high = mean_interval(difference, 1 - 0.05 / len(changes))
+        groups["lower" if high < 0 else "higher" if low > 0 else "undecided"].append(name)
+    return groups
+
+
+def beyond(
+    trained: Mapping[str, list[dict[str, Any]]], settings: Any, results: Results
+) -> dict[str, Tensor]:
+    """Loss beyond the trained length, (seeds, windows, bins), for each kind of positions.
+
+    `trained`: what `ablation` gave; its LLaMA is the model with rotary positions. Records what the
+    same bytes cost far out, over what they cost where the text is cut; intervals are over seeds.
+    """
+    others = {name: p for name, p in small_lm.POSITIONS.items() if name != "rotary"}
+    kinds = small_lm.train_all(others, settings.training_steps, settings.seeds, results.stage)
+    kinds["rotary"] = trained["all: LLaMA"]
+    curves = {}
+    for kind, runs in kinds.items():
+        for scaling in runs[0]["beyond"]:
+            name = kind if scaling == "as trained" else f"{kind}, {scaling} scaling"
+            curves[name] = torch.tensor([run["beyond"][scaling] for run in runs])
+    for name, gap in gaps_beyond(curves).items():
+        mean, low, high = mean_interval(gap)
+        results.record(f"beyond.{name}", mean, "bits", low=low, high=high, n=len(gap))
+    return curves
+
+
+def gaps_beyond(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each seed: the same bytes at positions 448 to 511 minus at 64 to 127, in bits, (seeds,).
+
+    Near, and without scaling: what a user gets who cuts the text to the trained length.
+    """
+    gaps = {}
+    for name, losses in curves.items():
+        unscaled = curves[name.split(",")[0]]
+        far = losses[:, :-APART, FAR].mean((1, 2))
+        gaps[name] = far - unscaled[:, APART:, NEAR].mean((1, 2))
+    return gaps
+
+
+def near_and_far(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Mean loss of the same bytes at 64 to 127, unscaled, and at 448 to 511, in bits."""
+    return {
+        name: (
+            curves[name.split(",")[0]][:, APART:, NEAR].mean().item(),
+            losses[:, :-APART, FAR].mean().item(),
+        )
+        for name, losses in curves.items()
+    }
+
+
+def rope_on_trial(results: Results, curves: Mapping[str, Tensor]) -> None:
+    """The claim that rotary positions generalize to longer texts."""
+    gaps = gaps_beyond(curves)
+    plain, scaled = (mean_interval(gaps[n]) for n in ("rotary", "rotary, llama3 scaling"))
+    seeds = len(gaps["rotary"])
+    put_on_trial(
+        results,
+        "rope-extrapolates",
+        f"The same bytes at positions 448 to 511 cost {plain[0]:+.2f} bits more than at 64 to 127 "
+        f"[{plain[1]:+.2f}, {plain[2]:+.2f}], {seeds} seeds; far out with llama3 scaling, and no "
+        f"further training, {scaled[0]:+.2f} [{scaled[1]:+.2f}, {scaled[2]:+.2f}] against the same.",
+        "holds" if plain[2] <= 0 else "fails here",
+        "Small byte-level models trained on 128 bytes. Rotation can be computed for any position; that "
+        "does not mean that the model has learned what to do with it.",
+    )
+
+
+def beyond_intervals(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float, float]]:
+    """Mean and 95 % interval over seeds of what `gaps_beyond` gives."""
+    return {name: mean_interval(gap) for name, gap in gaps_beyond(curves).items()}
+
+
+def small_training(steps: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
+    """An untrained small LLaMA, and the batches (8, 65) of bytes that it is to see."""
+    text, _ = small_lm.corpus()
+    torch.manual_seed(seed)
+    model = small_lm.SmallLM(small_lm.LLAMA, layers=2)
+    draw = torch.Generator().manual_seed(seed)
+    starts = [torch.randint(len(text) - 65, (8, 1), generator=draw) for _ in range(steps)]
+    return model, [text[start + torch.arange(65)] for start in starts]
+
+
+def small_losses(steps: int, warmup: int, seed: int) -> list[float]:
+    """The same model and batches through the package's training, in bits per byte."""
+    small = {"layers": 2, "batch": 8, "context": 64, "warmup": warmup}
+    return small_lm.train(small_lm.LLAMA, steps, seed, **small)[1]
+
+
+def least_flops(loss: float, served: float) -> float:
+    """Least FLOPs of training and serving at a loss, found by SciPy."""
+    return _best(loss, served)[1]
+
+
+def best_size(loss: float, served: float) -> float:
+    """Parameters of the model with the least FLOPs of training and serving at a loss."""
+    return _best(loss, served)[0]
+
+
+def _best(loss: float, served: float) -> tuple[float, float]:
+    """Best number of parameters, and its FLOPs."""
+
+    def cost(log_size: float) -> float:
+        size = torch.tensor(10.0**log_size, dtype=torch.float64)
+        return (6 * size * tokens_needed(size, loss) + 2 * size * served).item()
+
+    law = load("llama_papers")["law"]
+    smallest = math.log10((law["A"] / (loss - law["E"])) ** (1 / law["alpha"]))
+    bounds = smallest + 1e-6, smallest + 4
+    found = optimize.minimize_scalar(cost, bounds=bounds, method="bounded")
+    return 10.0**found.x, float(found.fun)
