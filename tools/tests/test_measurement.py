@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache,
 
 from llama_int8.data import calibration_text, evaluation_text, load, probes
 from llama_int8.evaluation.perplexity import perplexity, token_nll, windows
+from llama_int8.lessons.n00.figures import triangle
+from llama_int8.lessons.n00.measurements import fastest, int8_against_others
 from llama_int8.measure import latency, memory
 from llama_int8.measure.latency import (
     interleaved,
@@ -27,6 +29,7 @@ from llama_int8.measure.latency import (
     repeated,
 )
 from llama_int8.measure.memory import count_new_bytes, weight_memory
+from llama_int8.measure.statistics import Spread
 from llama_int8.models import MODELS, config_of, cost, load_model, load_tokenizer
 from llama_int8.models.cost import (
     GIB,
@@ -772,3 +775,39 @@ def test_our_own_model_is_timed_like_hugging_faces(tiny):
     ours = Llama(course_config(tiny.config)).eval()
     phases = prefill_and_decode(ours, torch.ones(1, 5, dtype=torch.long), 3)
     assert set(phases) == {"prefill", "decode"} and min(phases.values()) > 0
+
+
+def test_an_order_of_speeds_is_claimed_only_where_the_brackets_lie_apart():
+    apart = {
+        "fp32": Spread(4.6, 4.5, 5.0, 5),
+        "bf16": Spread(10.0, 9.0, 10.2, 5),
+        "int8": Spread(3.0, 2.9, 3.8, 5),
+    }
+    assert fastest(apart) == "bf16"
+    said = int8_against_others(apart)
+    assert said == "int8 is slower than fp32 here; int8 is slower than bf16 here"
+    # The second best lies apart from the best, and still a wide third one reaches it.
+    wide = apart | {"int8": Spread(4.0, 2.0, 9.5, 5)}
+    assert fastest(wide) == "cannot tell"
+    assert int8_against_others(wide).count("cannot be told") == 2
+    swift = apart | {"int8": Spread(20.0, 19.0, 21.0, 5)}
+    assert fastest(swift) == "int8" and int8_against_others(swift).count("faster") == 2
+
+
+@pytest.mark.parametrize(
+    ("int8", "change", "said"),
+    [
+        (Spread(3.0, 2.9, 3.8, 5), (2.4, 1.7, 3.3), ("perplexity +2.4 %", "30% of its speed")),
+        (
+            Spread(4.0, 2.0, 9.5, 5),
+            (0.1, -0.2, 0.3),
+            ("no clear change", "no clear difference in speed"),
+        ),
+    ],
+)
+def test_the_title_of_the_triangle_claims_no_difference_that_may_be_chance(int8, change, said):
+    memory_of = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0}
+    quality = dict.fromkeys(("fp32", "bf16"), (0.0, 0.0, 0.0)) | {"int8": change}
+    decode = dict.fromkeys(("fp32", "bf16"), Spread(10.0, 9.0, 10.2, 5)) | {"int8": int8}
+    title = triangle(memory_of, quality, decode).get_suptitle()
+    assert all(part in title for part in ("50% of bf16's memory", *said)), title

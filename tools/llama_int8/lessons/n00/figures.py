@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llama_int8.course.explore import explore
 from llama_int8.course.plots import COLOURS, HATCHES, bars, figure
+from llama_int8.lessons.n00.measurements import overlap
 from llama_int8.measure.statistics import Spread
 
 
@@ -23,27 +24,41 @@ def triangle(
     `quality`: change of perplexity in %, with the ends of its interval.
     """
     names = list(megabytes)
-    drawn, axes = figure(3, figsize=(9, 2.7))
+    drawn, axes = figure(3, figsize=(9, 2.9))
     bars(axes[0], names, [megabytes[n] for n in names], names, "MB of weights")
     change, *ends = zip(*(quality[n] for n in names), strict=True)
     spreads = list(zip(*ends, strict=True))
-    bars(axes[1], names, list(change), names, "perplexity, change in %", spreads, decimals=1)
+    bars(axes[1], names, list(change), names, "perplexity, change in %", spreads, decimals=2)
     spreads = [(decode[n].low, decode[n].high) for n in names]
     speeds = [decode[n].median for n in names]
     bars(axes[2], names, speeds, names, "decode, tokens per second", spreads, decimals=1)
-    for panel, better in zip(axes, ("less", "less", "more"), strict=True):
-        panel.set_title(f"{better} is better", fontsize=9, fontweight="normal")
-    _, half, int8 = names
-    memory = megabytes[int8] / megabytes[half]
-    speed = decode[int8].median / decode[half].median
+    titles = (
+        "less is better",
+        "less is better\nwhiskers: 95 % interval",
+        "more is better\nwhiskers: middle half of the rounds",
+    )
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set_title(title, fontsize=9, fontweight="normal")
     drawn.suptitle(
-        f"{int8} takes {memory:.0%} of {half}'s memory and decodes at {speed:.0%} of its speed",
-        x=0.01,
-        ha="left",
-        fontweight="bold",
-        fontsize=11,
+        _finding(megabytes, quality, decode), x=0.01, ha="left", fontweight="bold", fontsize=11
     )
     return drawn
+
+
+def _finding(
+    megabytes: Mapping[str, float],
+    quality: Mapping[str, tuple[float, float, float]],
+    decode: Mapping[str, Spread],
+) -> str:
+    """What the triangle shows of int8; no ratio of speeds, and no change, that may be chance."""
+    _, half, int8 = megabytes
+    change, low, high = quality[int8]
+    cost = f"perplexity {change:+.1f} %" if low > 0 or high < 0 else "no clear change of perplexity"
+    if overlap(decode[int8], decode[half]):
+        speed = f"no clear difference in speed from {half}"
+    else:
+        speed = f"{decode[int8].median / decode[half].median:.0%} of its speed"
+    return f"int8: {megabytes[int8] / megabytes[half]:.0%} of {half}'s memory, {cost}, {speed}"
 
 
 def explore_answer(
