@@ -18,6 +18,7 @@ from llama_int8.lessons.n06.measurements import (
     Scheme,
     input_of,
     losses,
+    on_shifted_grid,
     other_grids,
     rounded_weights,
     zeros_at_entrances,
@@ -572,20 +573,28 @@ def test_w8a8_rounds_what_enters_every_layer_too_and_only_within_the_measurement
     assert torch.equal(model(windows).logits, before)
 
 
-def test_the_other_grids_have_steps_a_little_wider_and_start_from_the_first():
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_shifted_grid_gives_other_errors_of_the_same_size(size):
+    x = normal(64, 512)
+    first, *others = (on_shifted_grid(x, 4, shift, size) - x for shift in (0, 1 / 3, 2 / 3))
+    whole = dequantize(absmax_quantize(x, 4, "group", size or 512))
+    torch.testing.assert_close(first, whole - x)
+    for error in others:
+        assert error.square().mean() == pytest.approx(first.square().mean(), rel=0.1)
+        assert torch.corrcoef(torch.stack([first.flatten(), error.flatten()]))[0, 1] < 0.5
+
+
+def test_the_other_grids_start_from_the_first():
     model, windows = tiny_llama(), torch.arange(24).reshape(3, 8)
     linears, seen = linear_layers(model), []
 
-    def watched(blocks):
-        seen.append(blocks)
-        return per_row(blocks)
+    def watched(weight, shift):
+        seen.append(shift)
+        return on_shifted_grid(weight, 4, shift)
 
-    costs = losses(model, linears, windows, {"rows": Scheme(per_row, 8.0)})
-    spreads = other_grids(model, linears, windows, costs, {"rows": (watched, None)}, wider=[1.5])
-    low, high = spreads["rows"]
-    assert low < high and costs["rows"].loss.mean in (low, high)
-    largest = seen[0][:, :-1].abs().amax(1)
-    torch.testing.assert_close(seen[0][:, -1], 1.5 * largest)
+    costs = losses(model, linears, windows, {"rows": Scheme(partial(per_row, bits=4), 4.0)})
+    low, high = other_grids(model, linears, windows, costs, {"rows": watched}, shifts=[0.4])["rows"]
+    assert low < high and costs["rows"].loss.mean in (low, high) and set(seen) == {0.4}
 
 
 def test_the_input_of_a_layer_is_what_the_layer_before_it_gives():

@@ -318,6 +318,13 @@ largest_inner.mistake(
 )
 
 
+def clipped(x, bits, share):
+    """absmax as if the largest magnitude were `share` of what it is: the lesson gives it."""
+    top = 2 ** (bits - 1) - 1
+    scale = (share * x.abs().max()).clamp(min=1e-12) / top
+    return (x / scale).round().clamp(-top, top) * scale
+
+
 @exercise(
     "06.best_clip",
     points=2,
@@ -328,18 +335,13 @@ largest_inner.mistake(
         (torch.cat([_normal(100), torch.tensor([-30.0])]), 3, torch.linspace(0.05, 1, 20)),
     ],
     hints=[
-        "For each share: largest = share * x.abs().max(), scale = largest / top. Codes beyond top "
-        "do not exist: .clamp(-top, top).",
+        "For each share, clipped(x, bits, share) is what comes back.",
         "Keep the share with the smallest (restored - x).square().mean().",
     ],
 )
 def best_clip(x, bits, shares):
     """The share of absmax at which to clip, so that the mean squared error is the smallest."""
-    top, errors = 2 ** (bits - 1) - 1, []
-    for share in shares:
-        scale = share * x.abs().max() / top
-        restored = (x / scale).round().clamp(-top, top) * scale
-        errors.append((restored - x).square().mean())
+    errors = [(clipped(x, bits, share) - x).square().mean() for share in shares]
     return shares[torch.stack(errors).argmin()]
 
 

@@ -29,7 +29,7 @@ from llama_int8.course.drawings import (
     signed,
     write,
 )
-from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, SHAPES, figure
+from llama_int8.course.plots import COLOURS, CURVES, INKS, SHAPES, figure
 from llama_int8.lessons.n06.formats import bit_fields
 from llama_int8.quantization.quantize import absmax_quantize, dequantize, zeropoint_quantize
 
@@ -139,13 +139,14 @@ OUTLIER_ALT = (
     "share three of them."
 )
 SCALES_ALT = (
-    "The same four weights of one row on three number lines. With the scale of the whole matrix the "
+    "The same four weights of one row, two groups of two, on three number lines of 3-bit codes. "
+    "With the scale of the whole matrix the "
     "codes are far apart and three weights share two of them; with the row's own scale they are "
     "closer; with a scale for each half, the two small weights get codes of their own."
 )
 ZERO_POINT_ALT = (
-    "Seven values from -0.9 to 2.6 on two number lines. Symmetric: codes from -3 to 3, of which -3 and "
-    "-2 meet no value. Asymmetric: eight codes from 0 to 7, closer together; 0 has the code 2."
+    "Eight values from -0.9 to 2.6 on two number lines. Symmetric: codes from -3 to 3, of which -3 and "
+    "-2 meet no value. Asymmetric: codes from 0 to 7, closer together, one for each value; 0 has code 2."
 )
 CLIPPING_ALT = (
     "Thirteen values, one of them far out, on two number lines with three codes. Without a clip all but "
@@ -206,8 +207,10 @@ def drawing_outlier() -> Figure:
 
 def drawing_scales() -> Figure:
     """Four weights of one row, with the scale of their matrix, of their row, of their group."""
-    drawn, axes = canvas(WIDTH, 4.1, "Whose scale? The smaller the block, the finer the steps")
+    drawn, axes = canvas(WIDTH, 4.5, "Whose scale? The smaller the block, the finer the steps")
     row, matrix_max, limits = [-0.28, 0.16, 0.92, -0.66], 2.4, (-1.3, 1.3)
+    first, second = (", ".join(signed(x, ".2f") for x in pair) for pair in (row[:2], row[2:]))
+    write(axes, (0.12, 3.85), f"one row: [{first} | {second}]; 3 bits, codes −3 to 3", ha="left")
     ticks = {0: "0", -1: "−1", 1: "1"}
     for y, name, grid, note in (
         (2.95, "per-tensor", _grid(matrix_max, 3), "another row holds a 2.4: steps of 0.80"),
@@ -217,7 +220,7 @@ def drawing_scales() -> Figure:
     inner, outer = _grid(0.28, 3), _grid(0.92, 3)
     _round_trip(axes, 0.55, "per-group", row[:2], inner, limits, ticks, "")
     _two_more(axes, 0.55, row[2:], outer, limits)
-    note = "two groups: steps of 0.09 for the small pair, of 0.31 for the other"
+    note = "two groups: steps of 0.09 for the first pair, of 0.31 (blue) for the second"
     write(axes, ((1.75 + WIDTH - 0.4) / 2, 0.18), note, SMALL)
     return drawn
 
@@ -225,21 +228,21 @@ def drawing_scales() -> Figure:
 def _two_more(
     axes: Axes, y: float, values: Sequence[float], grid: Sequence[float], limits: tuple
 ) -> None:
-    """The second group of a row, on the same line with its own codes."""
+    """The second group of a row, on the same line with its own codes, in another colour."""
     on = NumberLine(y, 1.75, WIDTH - 0.4, *limits)
     x = [on.at(code)[0] for code in grid]
-    axes.vlines(x, y - 0.08, y + 0.08, INKS["int8"], linewidth=1.2, zorder=2)
+    axes.vlines(x, y - 0.12, y + 0.12, INKS["bf16"], linewidth=1.6, zorder=2)
     for value in values:
         code = min(grid, key=lambda place: abs(place - value))
         points(axes, NumberLine(y + 0.46, on.x0, on.x1, *limits), [value], ["weights"], "second")
-        points(axes, on, [code], ["int8"], "second, after")
+        points(axes, on, [code], ["16 bit"], "second, after")
         arrow(axes, (on.at(value)[0], y + 0.46 - DOT), (on.at(code)[0], y + DOT))
 
 
 def drawing_zero_point() -> Figure:
     """Lopsided values on a symmetric and on an asymmetric grid of 3 bits."""
     drawn, axes = canvas(WIDTH, 2.9, "A symmetric grid has codes where no value is")
-    values, limits = [-0.9, -0.4, 0.0, 0.7, 1.2, 1.9, 2.6], (-3.0, 3.0)
+    values, limits = [-0.9, -0.4, 0.0, 0.6, 1.1, 1.4, 2.1, 2.6], (-3.0, 3.0)
     top = max(map(abs, values))
     affine = zeropoint_quantize(torch.tensor(values), bits=3)
     step, zero = affine.scale.item(), affine.zero_point.item() + 4  # codes counted from 0
@@ -329,7 +332,11 @@ def zeros(entrances: Sequence[Any]) -> Figure:
     for kind, colour, shape in zip(kinds, CURVES, SHAPES, strict=False):
         own = [e for e in entrances if e.kind == kind]
         x, y = [e.stands_out for e in own], [100 * e.zeros for e in own]
-        axes.plot(x, y, shape, color=colour, label=f"input of {kind}", markersize=6, alpha=0.8)
+        order = 2 if kind == "down" else 3  # down's many marks hide none of the others
+        axes.plot(
+            x, y, shape, color=colour, label=f"input of {kind}", markersize=6, alpha=0.8,
+            zorder=order,
+        )  # fmt: skip
     axes.axvline(254, color="black", linestyle=":", linewidth=1)
     axes.axhline(50, color="black", linestyle=":", linewidth=1)
     axes.annotate("254", (254, 0), (4, 3), textcoords="offset points", fontsize=9)
@@ -472,7 +479,7 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_ylim(min(2 * lowest, -0.01), 3 * max(0.1, highest))
     axes.margins(x=0.08)
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
-    axes.set_ylabel("change of the loss\n(nats per token)")
+    axes.set_ylabel("change of the loss\n(nats per token; linear below 0.02)")
     axes.legend(fontsize=9)
     axes.set_title("More rounding noise, more loss; a clip costs more than its noise")
     _label_bits(axes, costs, schemes)
@@ -562,12 +569,12 @@ def stored_number(exponent: float, absmax: float) -> Figure:
     for place, bit in enumerate(f"{code:08b}"):
         _bit(axes, place, -3, bit, INKS["int8"])
     stored = code * absmax / 127
-    _line(axes, -3, f"int8 ({code})", f"{stored:.8g}", f"error {abs(stored / value - 1):.1e}")
+    _line(axes, -3, f"int8, code {code}", f"{stored:.8g}", f"error {abs(stored / value - 1):.1e}")
     for x, text, colour in zip((0.2, 1, 9), ("s", "exponent", "mantissa"), colours, strict=True):
         axes.text(x, 0.85, text, color=colour, fontsize=9)
     axes.text(33, 0.85, "stored", fontsize=9)
     axes.text(41, 0.85, "relative", fontsize=9)
-    axes.set_xlim(-5, 49)
+    axes.set_xlim(-7.5, 49)
     axes.set_ylim(-3.4, 1.3)
     axes.set_axis_off()
     axes.set_title(f"{value:.6g} in four formats (int8 with absmax {absmax:g})")
@@ -585,21 +592,3 @@ def _line(axes: Any, y: float, name: str, stored: str, error: str) -> None:
     axes.text(-0.4, y + 0.33, name, ha="right", va="center")
     axes.text(33, y + 0.33, stored, va="center", fontsize=9)
     axes.text(41, y + 0.33, error, va="center", fontsize=9)
-
-
-def two_histograms(weight: Tensor, codes: Tensor) -> Figure:
-    """Weights, and beside them what an article showed as the restored weights."""
-    drawn, (left, right) = figure(2, figsize=(8.6, 3.0))
-    left.hist(weight.flatten().cpu().numpy(), bins=80, color=COLOURS["bf16"])
-    left.set_xlabel("weights")
-    right.hist(
-        codes.flatten().cpu().numpy(),
-        bins=np.arange(-127.5, 129, 3),
-        color=COLOURS["int8"],
-        hatch=HATCHES["int8"],
-    )
-    right.set_xlabel('"dequantized" weights')
-    left.set_ylabel("count")
-    left.set_title(f"Before: up to {weight.abs().max():.1f}")
-    right.set_title(f"After, it is said: up to {codes.abs().max():.0f}")
-    return drawn

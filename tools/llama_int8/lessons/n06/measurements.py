@@ -99,36 +99,35 @@ def losses(
     return costs
 
 
+def on_shifted_grid(weight: Tensor, bits: int, shift: float, size: int | None = None) -> Tensor:
+    """Absmax in rows, or groups of `size`, on a grid moved by a fraction of a step, as good as it."""
+    blocks = weight.reshape(-1, size or weight.shape[-1])
+    step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
+    return (((blocks / step - shift).round() + shift) * step).reshape(weight.shape)
+
+
 def other_grids(
     model: PreTrainedModel,
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
     costs: Mapping[Any, Cost],
-    rules: Mapping[Any, tuple[Rule, int | None]],
-    wider: Sequence[float] = (1.01, 1.02),
+    rules: Mapping[Any, Callable[[Tensor, float], Tensor]],
+    shifts: Sequence[float] = (1 / 3, 2 / 3),
 ) -> dict[Any, tuple[float, float]]:
     """The lowest and the highest change of the loss over grids that are as good as each other.
 
-    The first grid is that of `costs`; on the others every step is `wider` by a percent or two, so
-    that nearly every weight gets another error of the same size. `rules`: for some of the costs, how
-    the rows of a matrix are rounded, and how many weights share a scale (None: a row).
+    The first grid is that of `costs`. `rules`: for some of the costs, how weights are rounded on a
+    grid moved by each of the `shifts`, so that every weight gets another error of the same size.
     """
     spreads = {}
-    for name, (rule, size) in tqdm(rules.items(), desc="grids", leave=False):
+    for name, rule in tqdm(rules.items(), desc="grids", leave=False):
         changes = [costs[name].loss.mean]
-        for stretch in wider:
-            moved = partial(_on_wider_grid, rule=rule, size=size, stretch=stretch)
-            with rounded_weights(linears, moved):
+        for shift in shifts:
+            with rounded_weights(linears, partial(rule, shift=shift)):
                 nll = perplexity.token_nll(model, windows).mean(1)
             changes.append(changes[0] + (nll - costs[name].nll).mean())
         spreads[name] = (min(changes), max(changes))
     return spreads
-
-
-def _on_wider_grid(weight: Tensor, rule: Rule, size: int | None, stretch: float) -> Tensor:
-    blocks = weight.reshape(-1, size or weight.shape[-1])
-    largest = stretch * blocks.abs().amax(-1, keepdim=True)  # rounded with them, then dropped
-    return rule(torch.cat([blocks, largest], -1))[:, :-1].reshape(weight.shape)
 
 
 def record_losses(
@@ -168,8 +167,10 @@ def floor_against_round(
     windows: Tensor,
     results: Results,
     shifts: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
-) -> list[list[str]]:
-    """Loss of 8-bit weights with a scale per row, rounded and floored on shifted grids, as rows.
+) -> tuple[list[list[str]], str]:
+    """Loss of 8-bit weights with a scale per row, rounded and floored on shifted grids.
+
+    Gives the rows of a table, and what the bias costs as a sentence.
 
     Floor on a grid is round on the grid shifted by half a step, with half a step taken off every
     weight. So each floor is paired with *that* grid's round: what differs is only the bias.
@@ -178,7 +179,7 @@ def floor_against_round(
     def loss(shift: float, bias: float) -> float:
         def rule(weight: Tensor) -> Tensor:
             step = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-            return ((weight / step - shift).round() + shift + bias) * step
+            return on_shifted_grid(weight, 8, shift) + bias * step
 
         with rounded_weights(linears, rule):
             return perplexity.token_nll(model, windows).mean()
@@ -195,7 +196,11 @@ def floor_against_round(
         results.record(f"weights.{name}", mean, "nats", low=low, high=high, n=len(values))
         single = ", ".join(f"{value:+.4f}" for value in values)
         table.append([name, f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", single])
-    return table
+    rounded, floor, bias = (np.mean(values) for values in changes.values())
+    said = f"The bias of floor multiplies perplexity by {np.exp(bias):.4f}"
+    if rounded > 0:
+        said += f"; floor costs {floor / rounded:.1f} times what round does"
+    return table, f"{said}."
 
 
 def continued(
@@ -219,18 +224,21 @@ def input_of(model: PreTrainedModel, linear: nn.Linear, input_ids: Tensor) -> Te
 
 @dataclass(frozen=True)
 class Entrance:
-    """What enters one group of linear layers, with one 8-bit scale for all of it."""
+    """What enters one group of linear layers, and how much of it 8-bit codes send to zero."""
 
     kind: str
     layer: int
     stands_out: float  # the largest magnitude over the median one
-    zeros: float  # share of the values whose code is 0
+    zeros: float  # share of the values whose code is 0, with one scale for all of it
+    zeros_per_token: float  # the same, with a scale for each token
+    largest: float  # the largest magnitude
+    token: int  # where it stands
 
 
 def zeros_at_entrances(
     model: PreTrainedModel, linears: Mapping[str, nn.Linear], input_ids: Tensor
 ) -> list[Entrance]:
-    """Share of activations that one scale per tensor sends to zero, for each entrance of a block."""
+    """Share of activations that 8-bit codes send to zero, for each entrance of a block."""
     inputs: dict[str, Tensor] = {}
     kinds = {name: linear for name, linear in linears.items() if name.split(".")[-1] in ENTRANCES}
     with torch.inference_mode(), watching(kinds, lambda name, x: inputs.update({name: x.float()})):
@@ -238,11 +246,15 @@ def zeros_at_entrances(
     entrances = []
     for name, x in inputs.items():
         largest, median = x.abs().max(), x.abs().median().clamp(min=1e-30)
-        zeros = (x / largest * 127).round() == 0
+        per_token = x.abs().amax(-1, keepdim=True)
+        zeros, by_token = (
+            ((x / most.clamp(min=1e-30) * 127).round() == 0).float().mean().item()
+            for most in (largest, per_token)
+        )
         layer = next(int(part) for part in name.split(".") if part.isdigit())
-        share = zeros.float().mean().item()
-        kind = ENTRANCES[name.split(".")[-1]]
-        entrances.append(Entrance(kind, layer, (largest / median).item(), share))
+        kind, token = ENTRANCES[name.split(".")[-1]], per_token.flatten().argmax().item()
+        stands_out = (largest / median).item()
+        entrances.append(Entrance(kind, layer, stands_out, zeros, by_token, largest.item(), token))
     return entrances
 
 
@@ -266,7 +278,8 @@ def verdict_on_bits(curves: Mapping[str, Sequence[float]]) -> Verdict:
     fine, coarse = (all(abs(x - 6.02) < 0.25 for x in steps.values()) for steps in (late, early))
     texts = [", ".join(f"{x:.2f} dB ({name})" for name, x in s.items()) for s in (late, early)]
     return (
-        f"From 6 to 8 bits, each bit adds {texts[0]}. From 2 to 3 bits: {texts[1]}.",
+        f"From 6 to 8 bits, each bit adds {texts[0]}. From 2 to 3 bits: {texts[1]}; "
+        f"the formula says {20 * np.log10(3):.2f} dB.",
         "holds" if fine and coarse else "holds only if" if fine else "fails here",
         "the steps are fine against the bulk of the values. With few bits, or one value far out, "
         "most values fall to zero, and the rule says nothing.",
@@ -281,8 +294,9 @@ def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict
     down_most = sum(e.zeros > 0.5 for e in down)
     largest = max(e.zeros for e in entrances)
     rule = (
-        f"the largest value is more than {ZERO_AT} times the median magnitude. For normally "
-        "distributed values, that is 171 standard deviations."
+        f"the largest value is more than {ZERO_AT} times the median magnitude. That much is "
+        "arithmetic; what was counted is how many inputs are so. For normally distributed values "
+        "it takes 171 standard deviations."
     )
     results.record("zeros.down_proj", down_most, "layers", kind="exact", n=len(down))
     results.record("zeros.largest", 100 * largest, "%")
@@ -308,5 +322,5 @@ def verdict_on_memory(
         "from FP32.",
         "holds only if" if linear_layers_only > 3.95 > min(from_32) else "fails here",
         "one starts from FP32 and counts only the linear layers. From 16 bit it is under two, less "
-        "in small models. Activations are not stored in int8.",
+        "where embedding and output layer are a large share.",
     )
