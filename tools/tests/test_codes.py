@@ -580,7 +580,7 @@ def test_a_shifted_grid_gives_other_errors_of_the_same_size(size):
     whole = dequantize(absmax_quantize(x, 4, "group", size or 512))
     torch.testing.assert_close(first, whole - x)
     for error in others:
-        assert error.square().mean() == pytest.approx(first.square().mean(), rel=0.1)
+        assert error.square().mean().item() == pytest.approx(first.square().mean().item(), rel=0.15)
         assert torch.corrcoef(torch.stack([first.flatten(), error.flatten()]))[0, 1] < 0.5
 
 
