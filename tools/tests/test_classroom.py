@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import struct
+import sys
 from fractions import Fraction
 from functools import partial
 
@@ -538,7 +539,10 @@ def test_hints_are_numbered_from_one_and_name_the_next(exercise, capsys):
 @EACH
 def test_the_solution_is_shown_as_source_that_is_correct(exercise, capsys):
     solution(exercise.name)
-    scope = {"torch": torch, "nn": torch.nn, "math": math}  # a notebook has imported them
+    lesson = vars(sys.modules[exercise.reference.__module__])  # with what the notebook gives
+    helpers = {name: part for name, part in lesson.items() if inspect.isfunction(part)}
+    scope = helpers | {"torch": torch, "nn": torch.nn, "math": math}  # a notebook has imported them
+    scope.pop(exercise.reference.__name__, None)
     exec(capsys.readouterr().out, scope)
     assert judge(exercise.name, scope[exercise.reference.__name__]).status == "correct"
 

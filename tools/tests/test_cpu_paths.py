@@ -122,7 +122,7 @@ def test_a_quick_step_is_timed_over_many_steps(runners):
 
     few = {BASELINE: Counted(runners[ONE_CALL].model, True)}
     raced = backends.race(few, [Case("decode", 1, 4, 1)], steps=2, rounds=1, vocabulary=320)
-    assert set(timed) == {2} and len(timed) > 20 and raced["decode.1x4.one"][BASELINE][0] < 0.5
+    assert set(timed) == {2} and len(timed) > 4 and raced["decode.1x4.one"][BASELINE][0] < 0.5
 
 
 def test_paths_that_differ_in_decode_alone_are_not_raced_in_prefill(runners):
