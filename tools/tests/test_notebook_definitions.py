@@ -48,7 +48,7 @@ BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",
     "03_generation_and_decoding": """KVCache next_logits scale_temperature keep_top_k keep_top_p
-    penalize_repetition sampling_probabilities Sampler greedy generate beam_search""",
+    penalize_repetition sampling_probabilities Sampler greedy generate extend beam_search""",
     "04_llama_from_scratch": """RMSNorm SwiGLU rotate single_query_attention
     GroupedQueryAttention LlamaBlock Llama""",
 }

@@ -184,11 +184,25 @@ def generate(
     ValueError for an empty prompt, one that leaves no room in the model's context, or no new tokens.
     """
     _check_prompt(model, prompt, max_new_tokens)
+    cache = KVCache() if use_cache else None
+    return extend(
+        prompt, max_new_tokens, lambda tokens: next_logits(model, tokens, cache), choose, end
+    )
+
+
+def extend(
+    prompt: Tensor,
+    max_new_tokens: int,
+    next_logits: Callable[[Tensor], Tensor],
+    choose: Choice = greedy,
+    end: Collection[int] = (),
+) -> Tensor:
+    """`generate` for any way to the logits: `next_logits` makes (B, V) of all tokens so far."""
     ends = torch.tensor(sorted(end), dtype=prompt.dtype, device=prompt.device)
-    tokens, cache = prompt, KVCache() if use_cache else None
+    tokens = prompt
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     for _ in range(max_new_tokens):
-        chosen = choose(next_logits(model, tokens, cache), tokens)  # (B,)
+        chosen = choose(next_logits(tokens), tokens)  # (B,)
         chosen = torch.where(ended, tokens[:, -1], chosen)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         ended |= torch.isin(chosen, ends)

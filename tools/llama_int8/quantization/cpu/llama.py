@@ -18,7 +18,7 @@ from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
-from llama_int8.transformer.generation import Choice, greedy
+from llama_int8.transformer.generation import Choice, extend, greedy
 from llama_int8.transformer.llama import (
     rope_frequencies,
     rope_rotation,
@@ -156,16 +156,14 @@ class FastLlama(nn.Module):
         if new_tokens < 1:
             raise ValueError(f"new_tokens is {new_tokens}; at least 1 is needed")
         self.make_room(prompt.shape[1] + new_tokens, len(prompt), compiled)
-        tokens, ends = prompt, torch.tensor(sorted(end), dtype=prompt.dtype)
-        ended = torch.zeros(len(prompt), dtype=torch.bool)
-        logits = self.forward(prompt)[:, -1]
-        while True:
-            chosen = torch.where(ended, tokens[:, -1], choose(logits, tokens))  # (B,)
-            tokens = torch.cat([tokens, chosen[:, None]], 1)
-            ended |= torch.isin(chosen, ends)
-            if ended.all() or tokens.shape[1] == prompt.shape[1] + new_tokens:
-                return tokens[:, prompt.shape[1] :]
-            logits = self.step(chosen) if compiled else self.forward(chosen[:, None])[:, -1]
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            if self.position == 0:
+                return self.forward(tokens)[:, -1]
+            last = tokens[:, -1]
+            return self.step(last) if compiled else self.forward(last[:, None])[:, -1]
+
+        return extend(prompt, new_tokens, next_logits, choose, end)[:, prompt.shape[1] :]
 
     def _attend(
         self,
