@@ -47,6 +47,13 @@ def test_the_cell_has_the_signature_of_the_reference(place, source):
 
 
 @EACH
+def test_the_cell_defines_nothing_but_the_exercise(place, source):
+    _, _, _, function = place
+    defined = [node.name for node in ast.parse(source).body if hasattr(node, "name")]
+    assert defined == [function], "who pastes a solution into the cell loses what else it defines"
+
+
+@EACH
 def test_the_folded_solution_below_the_cell_is_the_reference_and_right(place, source):
     notebook, cell_id, exercise, function = place
     cells = NOTEBOOKS[notebook]["cells"]
