@@ -385,8 +385,15 @@ class Report:
         runs = {name: self._run(entry["notebook"]) for name, entry in claims().items()}
         tried = [run["claims"][name] for name, run in runs.items() if run and name in run["claims"]]
         found = Counter(verdict["verdict"] for verdict in tried)
-        ends = ("hold", "hold under a condition only", "fail here", "cannot be tested here")
-        parts = [f"{found[v]} {end}" for v, end in zip(VERDICTS, ends, strict=True)]
+        words = (
+            "hold",
+            "hold under a condition only",
+            "fail here",
+            "stay undecided here",
+            "cannot be tested here",
+        )
+        ends = dict(zip(VERDICTS, words, strict=True))
+        parts = [f"{found[verdict]} {end}" for verdict, end in ends.items() if found[verdict]]
         if len(tried) < len(runs):
             parts.append(f"{len(runs) - len(tried)} have not been tried")
         return f"of {len(runs)} claims {', '.join(parts)}"

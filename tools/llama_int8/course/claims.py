@@ -5,7 +5,8 @@ from typing import Any
 from llama_int8.data import load
 from llama_int8.measure.results import Results
 
-VERDICTS = ("holds", "holds only if", "fails here", "not testable here")
+# "undecided here": measured, but the interval allows both answers; the last: no measurement here can.
+VERDICTS = ("holds", "holds only if", "fails here", "undecided here", "not testable here")
 
 
 def claims() -> dict[str, dict[str, Any]]:

@@ -384,7 +384,7 @@ def repetition_on_trial(
         f"Share of new 3-grams over {gap.n} prompts, draws at temperature 1 minus greedy: "
         f"{100 * gap.mean:+.0f} percentage points, 95 % interval {100 * gap.low:+.0f} to "
         f"{100 * gap.high:+.0f}; original minus greedy: {to_original:+.0f}.",
-        "holds" if gap.low > 0 else "fails here" if gap.high < 0 else "not testable here",
+        "holds" if gap.low > 0 else "fails here" if gap.high < 0 else "undecided here",
         "Measured with a small instruction-tuned model that continues prose outside its template. "
         "Where one answer is right, the likeliest text is what one wants.",
     )

@@ -328,8 +328,8 @@ def swiglu_on_trial(
     elif min(same.low, less.low) > noise[1]:
         verdict, because = "fails here", f"{where} It is slower at both inner widths."
     else:
-        verdict = "not testable here"
-        because = f"{where} Undecided: at one width or both the quartiles reach ReLU's own."
+        verdict = "undecided here"
+        because = f"{where} At one width or both the quartiles reach ReLU's own."
     put_on_trial(
         results,
         "swiglu-reduces-cost",
