@@ -172,6 +172,7 @@ class Report:
             "measured_by": self.measured_by,
             "one_line": lambda text: " ".join(str(text).split()),
             "figure": self.figure,
+            "badge": _badge,
             "numbered_figure": self.numbered_figure,
             "ref": self.ref,
             "by_machine": self.by_machine,
@@ -422,25 +423,42 @@ class Report:
         return markdown_table(["", "FP16", LLM_INT8], table)
 
     def notebooks(self) -> str:
-        """The table of notebooks: title, topic, minutes by kind of machine, Colab badge."""
+        """The table of lessons: title, question, minutes of study and of a run, Colab badge.
+
+        A column for a T4 is there once a T4 has run a lesson.
+        """
         rows = []
         for path in sync_notebooks.notebook_paths():
-            badge = sync_notebooks.BADGE.format(
-                address=sync_notebooks.repository_address(), name=path.stem
-            )
-            on_t4 = [
-                run
-                for run in self.runs
-                if run["notebook"] == path.stem
-                and re.search(r"\bt4\b", run["environment"]["machine"])
-            ]
-            laptop, t4 = _minutes(self._run(path.stem)), _minutes(on_t4[0] if on_t4 else None)
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
-            rows.append([link, topic(path.stem), laptop, t4, badge])
-        header = ["notebook", "topic", "minutes on a CPU", "on a T4", "Colab"]
-        return markdown_table(header, rows).replace("---:", "---", 1)  # a topic is no number
+            run, on_t4 = self._run(path.stem), self._on_t4(path.stem)
+            times = _study_minutes(path), _minutes(run), _minutes(on_t4)
+            rows.append([link, question(path.stem), *times, _badge(path.stem)])
+        header = [
+            "lesson",
+            "its question",
+            "study, minutes",
+            "run, minutes",
+            "run on a T4",
+            "Colab",
+        ]
+        if not any(self._on_t4(path.stem) for path in sync_notebooks.notebook_paths()):
+            header.pop(4)
+            rows = [[*row[:4], row[5]] for row in rows]
+        return markdown_table(header, rows).replace("---:", "---", 1)  # a question is no number
 
     # --- helpers
+
+    def _on_t4(self, notebook: str) -> dict[str, Any] | None:
+        """The run of a notebook on a T4, if there is one."""
+        return next(
+            (
+                run
+                for run in self.runs
+                if run["notebook"] == notebook
+                and re.search(r"\bt4\b", run["environment"]["machine"])
+            ),
+            None,
+        )
 
     def _number(self, name: str) -> int:
         if name not in self.numbered:
@@ -530,10 +548,21 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown)
 
 
-def topic(notebook: str) -> str:
-    """What the lesson of a notebook is about, in a few words, as its folder in `lessons/` says."""
+def question(notebook: str) -> str:
+    """The question that a notebook's lesson answers, as its folder in `lessons/` says."""
     lesson = f"n{notebook.partition('_')[0]}"
-    return import_module(f"llama_int8.lessons.{lesson}").TOPIC if lesson in LESSONS else ""
+    return import_module(f"llama_int8.lessons.{lesson}").QUESTION if lesson in LESSONS else ""
+
+
+def _badge(notebook: str) -> str:
+    """A button that opens the notebook in Colab."""
+    return sync_notebooks.BADGE.format(address=sync_notebooks.repository_address(), name=notebook)
+
+
+def _study_minutes(path: Path) -> str:
+    """Minutes of study, as the notebook's first cell states them."""
+    stated = re.search(r"\*\*Study time:\*\* (?:about )?(\d+) minutes", _read(path))
+    return stated[1] if stated else ""
 
 
 def deciding_cell(claim: str, notebook: str) -> str:

@@ -123,7 +123,8 @@ def fetch(folder: Path, targets: list[Target]) -> int:
             print(f"  and for this platform {', '.join(sorted(lacks))}", flush=True)
             if any(name.startswith(("nvidia-", "cuda-", "triton")) for name in lacks):
                 print(
-                    "  (libraries of CUDA, gigabytes; README.md says how to do without)", flush=True
+                    "  (libraries of CUDA, gigabytes; tools/README.md says how to do without)",
+                    flush=True,
                 )
             download(folder, sorted(lacks), target)
     write_manifest(folder, targets)

@@ -20,7 +20,7 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 from tiny_llama import tiny_llama
 
-from common import ROOT, STATE, TOOLS
+from common import STATE, TOOLS
 from llama_int8 import load_model, load_tokenizer
 from llama_int8.evaluation import loglikelihood, wrong_rules
 from llama_int8.evaluation.tasks import SOURCES, Item, load_task
@@ -70,7 +70,7 @@ BORDER = Item("1 + 1 =", ("2", "11"), 0)
 
 def test_whoever_names_the_harness_names_the_tested_version():
     version = re.search("^lm_eval==(.+)$", PINS.read_text(encoding="utf-8"), re.MULTILINE)[1]
-    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), loglikelihood.__doc__):
+    for text in ((TOOLS / "README.md").read_text(encoding="utf-8"), loglikelihood.__doc__):
         assert re.findall(r"lm-evaluation-harness (\d[\d.]*\d)", text) == [version]
 
 
