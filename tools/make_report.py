@@ -182,6 +182,7 @@ class Report:
             "verdicts": self.verdicts,
             "claims_count": lambda: len(claims()),
             "published": self.published_table,
+            "study_hours": study_hours,
             "gpu_beside_published": self.gpu_beside_published,
             "notebooks": self.notebooks,
             "models_table": models_table,
@@ -537,7 +538,7 @@ def _minutes(run: dict[str, Any] | None) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """Numbers of notebooks in a row as a range: "00 to 03, `piqa`"."""
+    """Numbers of lessons in a row as a range: "lessons 00 to 03, `piqa`"."""
     shown: list[str] = []
     for name in names:
         first, _, last = (shown[-1] if shown else "").partition(" to ")
@@ -545,7 +546,9 @@ def _listed(names: list[str]) -> str:
             shown[-1] = f"{first} to {name}"
         else:
             shown.append(name)
-    return ", ".join(shown)
+    lessons = sum(name.isdigit() for name in names)
+    word = {0: "", 1: "lesson "}.get(lessons, "lessons ")
+    return word + ", ".join(shown)  # lessons come before other measurements
 
 
 def question(notebook: str) -> str:
@@ -557,6 +560,12 @@ def question(notebook: str) -> str:
 def _badge(notebook: str) -> str:
     """A button that opens the notebook in Colab."""
     return sync_notebooks.BADGE.format(address=sync_notebooks.repository_address(), name=notebook)
+
+
+def study_hours() -> str:
+    """Hours of study of all lessons together, as their first cells state them."""
+    minutes = [int(_study_minutes(path) or 0) for path in sync_notebooks.notebook_paths()]
+    return f"{sum(minutes) / 60:.0f}"
 
 
 def _study_minutes(path: Path) -> str:

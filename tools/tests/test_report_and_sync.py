@@ -83,7 +83,7 @@ def test_run_works_on_a_machine_that_is_not_the_reference(course):
     lines = (course.root / "results/reference.txt").read_text().splitlines()
     assert lines == [f"00_first {new}", f"06_second {old}"]
     text = (course.root / "REPORT.md").read_text()
-    assert f"Measured 00 by `{new}`; 06 by `{old}`." in text
+    assert f"Measured lesson 00 by `{new}`; lesson 06 by `{old}`." in text
     assert course("report", "--check").returncode == 0
     assert course("run").returncode == 0
     assert f"Measured by `{new}`." in (course.root / "REPORT.md").read_text()
@@ -152,14 +152,14 @@ class TestTheCommittedReport:
         (root / "results/reference.txt").write_text(reference or lines)
         text, missing = self.rendered(root)
         assert not missing
-        assert f"Measured 00 to {names[-1][:2]} by `elsewhere`; " in text
+        assert f"Measured: lessons 00 to {names[-1][:2]} by `elsewhere`; " in text
         assert re.search(rf"`piqa`[^;]* by `{self.machine(root, 'piqa*')}`", text)
 
     def test_after_one_notebook_on_another_machine(self, root):
         rename(root / "results", self.machine(root, "00*"), "elsewhere", keep="00*.json")
         set_machine(root / "results", "00_start_here", "elsewhere")
         text, missing = self.rendered(root)
-        assert not missing and "Measured 00 by `elsewhere`; 01 to " in text
+        assert not missing and "Measured: lesson 00 by `elsewhere`; lessons 01 to " in text
 
     def test_with_only_one_notebook_measured(self, root):
         for path in (root / "results").iterdir():
@@ -235,7 +235,7 @@ class TestTheCommittedReport:
             path.write_text(json.dumps(content))
         text, missing = self.rendered(root)
         assert not missing and "tesla-t4, smollm2-135m" in text
-        shown = re.search(r"Measured [^.]*", text)[0]
+        shown = re.search(r"Measured: [^.]*", text)[0]
         assert f"`{here}`" in shown and "tesla-t4" not in shown
 
 
