@@ -51,14 +51,16 @@ def _finding(
     decode: Mapping[str, Spread],
 ) -> str:
     """What the triangle shows of int8; no ratio of speeds, and no change, that may be chance."""
-    _, half, int8 = megabytes
+    first, half, int8 = megabytes
     change, low, high = quality[int8]
-    cost = f"perplexity {change:+.1f} %" if low > 0 or high < 0 else "no clear change of perplexity"
+    clear = low > 0 or high < 0
+    cost = f"perplexity {change:+.1f} % over {first}" if clear else "no clear change of perplexity"
     if overlap(decode[int8], decode[half]):
-        speed = f"no clear difference in speed from {half}"
+        speed = "no clear difference in speed"
     else:
-        speed = f"{decode[int8].median / decode[half].median:.0%} of its speed"
-    return f"int8: {megabytes[int8] / megabytes[half]:.0%} of {half}'s memory, {cost}, {speed}"
+        speed = f"{100 * decode[int8].median / decode[half].median:.0f} % of its speed"
+    memory = f"{100 * megabytes[int8] / megabytes[half]:.0f} % of {half}'s memory"
+    return f"int8: {memory}, {speed}; {cost}"
 
 
 def explore_answer(
