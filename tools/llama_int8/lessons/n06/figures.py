@@ -488,15 +488,15 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
 
 
 def _title_of_loss(costs: Mapping[tuple[str, str], Any]) -> str:
-    """What the clip adds, if there is one: its loss beside that of the scheme nearest in noise."""
-    clips = {name: cost for name, cost in costs.items() if "clip" in name[0]}
-    others = [cost for name, cost in costs.items() if name not in clips]
-    for (_, bits), clip in clips.items():
+    """The loss of a clip beside that of a scheme with the same noise, to a decibel."""
+    others = [cost for (scheme, _), cost in costs.items() if "clip" not in scheme]
+    for (scheme, _), clip in costs.items():
         like = min(others, key=lambda cost: abs(cost.decibels - clip.decibels))
-        if clip.loss.low > like.loss.high:
+        same_noise = abs(like.decibels - clip.decibels) < 1
+        if "clip" in scheme and same_noise and clip.loss.low > like.loss.high > 0:
             ratio = clip.loss.mean / like.loss.mean
-            return f"A clip to {bits} costs {ratio:.0f} times the loss of equal noise without clip"
-    return "More rounding noise, more loss"
+            return f"With about the same noise, the clip costs {ratio:.0f} times the loss"
+    return "Loss against the noise of the weights"
 
 
 def _label_bits(axes: Axes, costs: Mapping[tuple[str, str], Any], inks: Mapping[str, str]) -> None:
