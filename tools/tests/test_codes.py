@@ -3,6 +3,7 @@
 import math
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import helpers
@@ -13,14 +14,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 
+from llama_int8.evaluation.perplexity import token_nll
 from llama_int8.lessons.n06 import exercises as shown
+from llama_int8.lessons.n06 import measurements
 from llama_int8.lessons.n06.measurements import (
     Scheme,
+    blame_for_clip,
     input_of,
     losses,
     on_shifted_grid,
     other_grids,
     rounded_weights,
+    window_nll,
     zeros_at_entrances,
 )
 from llama_int8.models import MODELS
@@ -550,6 +555,32 @@ def test_weights_are_rounded_within_the_block_and_put_back_after_an_error():
     assert torch.equal(linear.weight.data, before)
 
 
+def test_each_layer_may_have_a_rule_of_its_own():
+    linears = {"one": torch.nn.Linear(6, 4), "two": torch.nn.Linear(6, 4)}
+    before = {name: linear.weight.data.clone() for name, linear in linears.items()}
+    with rounded_weights(linears, {"one": torch.round, "two": torch.floor}):
+        assert torch.equal(linears["one"].weight.data, before["one"].round())
+        assert torch.equal(linears["two"].weight.data, before["two"].floor())
+
+
+def test_the_loss_of_windows_does_not_depend_on_how_many_share_a_pass(monkeypatch):
+    model, windows = tiny_llama(), torch.arange(24).reshape(3, 8)
+    each = token_nll(model, windows).mean(1)
+    for tokens in (1, 16, 1024):
+        monkeypatch.setattr(measurements, "TOKENS_PER_PASS", tokens)
+        assert window_nll(model, windows) == pytest.approx(each, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("alone", "says"), [(8, "before any rounding"), (1, "with the rounding"), (4, "undecided")]
+)
+def test_a_clip_is_blamed_only_where_the_intervals_allow_one_answer(alone, says):
+    def loss(mean):
+        return SimpleNamespace(mean=mean, low=mean - 1, high=mean + 1)
+
+    assert says in blame_for_clip(loss(alone), loss(8))
+
+
 def test_half_of_the_values_are_lost_where_the_largest_is_beyond_254_medians():
     model = tiny_llama()
     for entrance in zeros_at_entrances(model, linear_layers(model), torch.arange(12)[None]):
@@ -567,7 +598,7 @@ def test_w8a8_rounds_what_enters_every_layer_too_and_only_within_the_measurement
     same_weights["activations"] = Scheme(
         lambda weight: weight, 32.0, activations=lambda x: per_row(x, bits=3)
     )
-    costs = losses(model, linears, windows, same_weights)
+    costs = losses(model, linears, windows, same_weights, window_nll(model, windows))
     assert costs["none"].loss.mean == 0
     assert (costs["activations"].nll != costs["none"].nll).all()
     assert torch.equal(model(windows).logits, before)
@@ -592,9 +623,11 @@ def test_the_other_grids_start_from_the_first():
         seen.append(shift)
         return on_shifted_grid(weight, 4, shift)
 
-    costs = losses(model, linears, windows, {"rows": Scheme(partial(per_row, bits=4), 4.0)})
-    low, high = other_grids(model, linears, windows, costs, {"rows": watched}, shifts=[0.4])["rows"]
-    assert low < high and costs["rows"].loss.mean in (low, high) and set(seen) == {0.4}
+    rows = {"rows": Scheme(partial(per_row, bits=4), 4.0)}
+    costs = losses(model, linears, windows, rows, window_nll(model, windows))
+    grids = other_grids(model, linears, windows, costs, {"rows": watched}, shifts=[0.4])
+    first, moved = grids["rows"]
+    assert first == costs["rows"].loss.mean != moved and set(seen) == {0.4}
 
 
 def test_the_input_of_a_layer_is_what_the_layer_before_it_gives():

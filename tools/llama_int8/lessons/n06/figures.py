@@ -443,8 +443,8 @@ def clipping(shares: Sequence[float], curves: Mapping[int, Sequence[float]]) -> 
     for (bits, curve), colour, shape in zip(curves.items(), CURVES, SHAPES, strict=False):
         best = int(np.argmax(curve))
         gains[bits] = curve[best] - curve[-1]
-        axes.plot(shares, curve, color=colour, label=f"{bits} bits")
-        axes.plot(shares[best], curve[best], shape, color=colour, markersize=8)
+        marks = {"marker": shape, "markevery": [best], "markersize": 8}
+        axes.plot(shares, curve, color=colour, label=f"{bits} bits", **marks)
     axes.set_xlabel("clip, as a share of the largest magnitude (right end: nothing is clipped)")
     axes.set_ylabel("SNR (dB)")
     axes.legend(ncols=2)
@@ -459,7 +459,8 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     """Change of the loss against the SNR of the weights, for each scheme and number of bits."""
     drawn, axes = figure(figsize=(7.8, 4.4))
     schemes = list(dict.fromkeys(scheme for scheme, _ in costs))
-    for scheme, colour, shape in zip(schemes, CURVES, SHAPES, strict=False):
+    inks = dict(zip(schemes, [*INKS.values(), "#7A5200"], strict=False))  # CURVES, darker
+    for (scheme, colour), shape in zip(inks.items(), SHAPES, strict=False):
         own = [cost for (name, _), cost in costs.items() if name == scheme]
         x, y = [cost.decibels for cost in own], [cost.loss.mean for cost in own]
         spread = [
@@ -481,16 +482,26 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token; linear below 0.02)")
     axes.legend(fontsize=9)
-    axes.set_title("More rounding noise, more loss; a clip costs more than its noise")
-    _label_bits(axes, costs, schemes)
+    axes.set_title(_title_of_loss(costs))
+    _label_bits(axes, costs, inks)
     return drawn
 
 
-def _label_bits(axes: Axes, costs: Mapping[tuple[str, str], Any], schemes: list[str]) -> None:
+def _title_of_loss(costs: Mapping[tuple[str, str], Any]) -> str:
+    """The loss of a clip beside that of a scheme with the same noise, to a decibel."""
+    others = [cost for (scheme, _), cost in costs.items() if "clip" not in scheme]
+    for (scheme, _), clip in costs.items():
+        like = min(others, key=lambda cost: abs(cost.decibels - clip.decibels))
+        same_noise = abs(like.decibels - clip.decibels) < 1
+        if "clip" in scheme and same_noise and clip.loss.low > like.loss.high > 0:
+            ratio = clip.loss.mean / like.loss.mean
+            return f"With about the same noise, the clip costs {ratio:.0f} times the loss"
+    return "Loss against the noise of the weights"
+
+
+def _label_bits(axes: Axes, costs: Mapping[tuple[str, str], Any], inks: Mapping[str, str]) -> None:
     """The number of bits beside each mark, where it hides no mark, no interval, no other number."""
     axes.figure.draw_without_rendering()  # fixes the axes, and so where everything lies
-    dark = [INKS[name] for name in ("bf16", "int8", "good", "highlight")] + ["#7A5200"]  # CURVES
-    inks = dict(zip(schemes, dark, strict=False))
     point = axes.figure.dpi / 72
     _, zero = axes.transData.transform((0, 0))
     taken = [Bbox.from_extents(axes.bbox.x0, zero - point, axes.bbox.x1, zero + point)]

@@ -19,15 +19,17 @@ from llama_int8.quantization.linear_layers import watching
 from llama_int8.quantization.quantize import signal_to_noise
 
 Rule = Callable[[Tensor], Tensor]  # weights in, rounded weights out
+Rules = Rule | Mapping[str, Rule]  # one for all layers, or each layer's own by its name
 Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
 # One layer for each entrance of a block: q, k and v get the same input, and so do gate and up.
 ENTRANCES = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
+TOKENS_PER_PASS = 1024
 ZERO_AT = 254  # half a step of an 8-bit absmax grid is the largest magnitude over 2 x 127
 
 
 @contextmanager
-def rounded_weights(linears: Mapping[str, nn.Linear], rule: Rule) -> Iterator[float]:
-    """Within the block every layer has `rule(weight)`; yields the SNR of all of them in dB.
+def rounded_weights(linears: Mapping[str, nn.Linear], rules: Rules) -> Iterator[float]:
+    """Within the block every layer has its rule's weights; yields the SNR of all of them in dB.
 
     It is that of the mean noise-to-signal ratio, so that a large layer counts no more than a small
     one. The weights are put back at the end of the block, after an error, too.
@@ -36,6 +38,7 @@ def rounded_weights(linears: Mapping[str, nn.Linear], rule: Rule) -> Iterator[fl
     noise = []
     try:
         for name, linear in linears.items():
+            rule = rules if callable(rules) else rules[name]
             linear.weight.data = rule(originals[name]).to(originals[name].dtype)
             error = (linear.weight.data - originals[name]).float().square().mean()
             noise.append(error / originals[name].float().square().mean())
@@ -49,7 +52,7 @@ def rounded_weights(linears: Mapping[str, nn.Linear], rule: Rule) -> Iterator[fl
 class Scheme:
     """How the weights, and perhaps the activations, of every linear layer are rounded."""
 
-    weights: Rule
+    weights: Rules
     bits_per_weight: float  # codes and scales
     activations: Rule | None = None  # takes what enters a layer as a matrix, one row per token
 
@@ -79,28 +82,53 @@ def _rounded_inputs(linears: Mapping[str, nn.Linear], rule: Rule | None) -> Iter
             hook.remove()
 
 
+def window_nll(model: PreTrainedModel, windows: Tensor) -> np.ndarray:
+    """Mean NLL of each window (N, T) in nats per token, (N,).
+
+    Several windows per pass, which is much faster than one: the weights are read once for all, and
+    no scheme of this lesson looks at more than one token at a time. Raises ValueError for windows
+    beyond the model's context, or NaN in the result.
+    """
+    perplexity.check_context(model, windows.shape[1])
+    windows = windows.to(next(model.parameters()).device)
+    means = []
+    with torch.inference_mode():
+        for batch in windows.split(max(1, TOKENS_PER_PASS // windows.shape[1])):
+            logits = model(batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+            targets = batch[:, 1:].flatten()
+            nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+            means.append(nll.view(len(batch), -1).double().mean(1))
+    nll = torch.cat(means).cpu().numpy()
+    if np.isnan(nll).any():
+        raise ValueError(f"the loss of a window is NaN: {perplexity.overflow(model)}")
+    return nll
+
+
 def losses(
     model: PreTrainedModel,
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
     schemes: Mapping[Any, Scheme],
+    base: np.ndarray,
 ) -> dict[Any, Cost]:
-    """What each scheme costs on the same `windows` (N, T)."""
-    base = perplexity.token_nll(model, windows).mean(1)
+    """What each scheme costs on the same `windows` (N, T); `base`: their NLL without rounding."""
     costs = {}
     for name, scheme in tqdm(schemes.items(), desc="schemes", leave=False):
         with (
             rounded_weights(linears, scheme.weights) as decibels,
             _rounded_inputs(linears, scheme.activations),
         ):
-            nll = perplexity.token_nll(model, windows).mean(1)
+            nll = window_nll(model, windows)
         change = paired_bootstrap(base, nll)
         costs[name] = Cost(decibels, scheme.bits_per_weight, nll, change)
     return costs
 
 
 def on_shifted_grid(weight: Tensor, bits: int, shift: float, size: int | None = None) -> Tensor:
-    """Absmax in rows, or groups of `size`, on a grid moved by a fraction of a step, as good as it."""
+    """Absmax in rows, or groups of `size`, on a grid moved by a fraction of a step.
+
+    Its noise is the same. But only where `shift` is a whole number does 0 have a code.
+    """
     blocks = weight.reshape(-1, size or weight.shape[-1])
     step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
     return (((blocks / step - shift).round() + shift) * step).reshape(weight.shape)
@@ -113,29 +141,29 @@ def other_grids(
     costs: Mapping[Any, Cost],
     rules: Mapping[Any, Callable[[Tensor, float], Tensor]],
     shifts: Sequence[float] = (1 / 3, 2 / 3),
-) -> dict[Any, tuple[float, float]]:
-    """The lowest and the highest change of the loss over grids that are as good as each other.
+) -> dict[Any, list[float]]:
+    """The change of the loss on each of several grids that are equally fine.
 
     The first grid is that of `costs`. `rules`: for some of the costs, how weights are rounded on a
     grid moved by each of the `shifts`, so that every weight gets another error of the same size.
     """
-    spreads = {}
+    by_grid = {}
     for name, rule in tqdm(rules.items(), desc="grids", leave=False):
         changes = [costs[name].loss.mean]
         for shift in shifts:
             with rounded_weights(linears, partial(rule, shift=shift)):
-                nll = perplexity.token_nll(model, windows).mean(1)
+                nll = window_nll(model, windows)
             changes.append(changes[0] + (nll - costs[name].nll).mean())
-        spreads[name] = (min(changes), max(changes))
-    return spreads
+        by_grid[name] = changes
+    return by_grid
 
 
 def record_losses(
     results: Results,
     costs: Mapping[tuple[str, str], Cost],
-    spreads: Mapping[tuple[str, str], tuple[float, float]],
+    by_grid: Mapping[tuple[str, str], Sequence[float]],
 ) -> list[list[str]]:
-    """Keep every cost and spread by its scheme and bits; the rows of a table of them."""
+    """Keep every cost and its spread over grids by scheme and bits; the rows of a table of them."""
     table = []
     for (scheme, bits), cost in costs.items():
         loss = cost.loss
@@ -143,8 +171,8 @@ def record_losses(
         results.record(f"loss.{scheme}.{bits}", loss.mean, "nats", **ends)
         results.record(f"snr.{scheme}.{bits}", cost.decibels, "dB", kind="quality")
         grids = ""
-        if (scheme, bits) in spreads:
-            low, high = spreads[scheme, bits]
+        if (scheme, bits) in by_grid:
+            low, high = min(by_grid[scheme, bits]), max(by_grid[scheme, bits])
             results.record(f"grids.{scheme}.{bits}", high - low, "nats")
             grids = f"{low:+.3f} to {high:+.3f}"
         change = f"{loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}]"
@@ -158,19 +186,33 @@ def compared(results: Results, name: str, first: Cost, second: Cost) -> str:
     change = paired_bootstrap(first.nll, second.nll)
     ends = {"low": change.low, "high": change.high, "n": change.n}
     results.record(f"difference.{name}", change.mean, "nats", **ends)
-    return f"{change.mean:+.3f} nats, 95 % interval [{change.low:+.3f}, {change.high:+.3f}]"
+    said = f"{change.mean:+.3f} nats, 95 % interval [{change.low:+.3f}, {change.high:+.3f}]"
+    less, more = change.high < 0, change.low > 0
+    return f"{said}: {'less loss' if less else 'more loss' if more else 'undecided here'}"
+
+
+def blame_for_clip(alone: PairedDifference, rounded: PairedDifference) -> str:
+    """Does the cut do the damage of a clip? From its loss `alone`, and `rounded` as well."""
+    said = f"Clip without rounding {alone.mean:+.3f} nats, clip and rounding {rounded.mean:+.3f}."
+    if alone.low > rounded.high / 2:
+        return f"{said} Most of the damage is there before any rounding."
+    if alone.high < rounded.low / 2:
+        return f"{said} Most of the damage comes only with the rounding."
+    return f"{said} Which of them does most of the damage is undecided here."
 
 
 def floor_against_round(
     model: PreTrainedModel,
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
+    base: np.ndarray,
     results: Results,
     shifts: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
 ) -> tuple[list[list[str]], str]:
     """Loss of 8-bit weights with a scale per row, rounded and floored on shifted grids.
 
-    Gives the rows of a table, and what the bias costs as a sentence.
+    Gives the rows of a table, and what the bias costs as a sentence. `base`: NLL of the windows
+    without rounding.
 
     Floor on a grid is round on the grid shifted by half a step, with half a step taken off every
     weight. So each floor is paired with *that* grid's round: what differs is only the bias.
@@ -182,12 +224,11 @@ def floor_against_round(
             return on_shifted_grid(weight, 8, shift) + bias * step
 
         with rounded_weights(linears, rule):
-            return perplexity.token_nll(model, windows).mean()
+            return window_nll(model, windows).mean() - base.mean()
 
-    base = perplexity.token_nll(model, windows).mean()
-    changes = {"round": [loss(shift, 0.0) - base for shift in shifts]}
+    changes = {"round": [loss(shift, 0.0) for shift in shifts]}
     # Round on the grid at m, half a step lower, is floor on the grid at m - 1/2.
-    changes["floor"] = [loss(shift, -0.5) - base for shift in shifts]
+    changes["floor"] = [loss(shift, -0.5) for shift in shifts]
     pairs = zip(changes["floor"], changes["round"], strict=True)
     changes["floor minus round"] = [floor - rounded for floor, rounded in pairs]
     table = []
