@@ -1105,6 +1105,11 @@ def test_each_head_cut_in_its_own_row_costs_what_it_costs_by_itself():
             logits = model(lists, use_cache=False).logits
         nll = torch.stack([shown.token_nll(*pair) for pair in zip(logits, lists, strict=True)])
         torch.testing.assert_close(losses[layer, head], nll[:, 6:].mean())
+        if layer == 1:
+            others = workflow.others_of_its_layer(model, lists, (1, head))
+            assert others.shape == (2, config.num_attention_heads - 1)
+            left_out = config.num_attention_heads * losses[1].mean() - losses[1, head]
+            torch.testing.assert_close(others.mean(dim=0).sum(), left_out)
 
 
 def test_a_head_is_cut_out_of_the_maps_of_later_layers_too():
@@ -1148,13 +1153,80 @@ def test_what_a_name_adds_is_measured_within_each_story():
 def test_the_rank_of_a_head_counts_those_that_cost_more():
     by_head = torch.tensor([[1.0, 3.0], [2.0, 1.5]])
     right, nll, results = torch.tensor([[True, False]] * 2), torch.rand(2, 2), Recorder()
-    second = {"whole": (nll, right), "cut": (nll + 1, right)}
-    rows = workflow.record_copying(results, nll, second, by_head, (1, 0))
+    second = {"whole": (nll, right), "cut": (nll + 1, right), "another": (nll + 0.25, right)}
+    others = nll.mean(dim=1, keepdim=True) + torch.tensor([0.25, 0.75])
+    rows = workflow.record_copying(results, nll, second, by_head, (1, 0), others)
     assert results.values["copying.rank"] == 2
     assert results.values["copying.other_heads"] == 1.5
     assert results.values["copying.cut.right"] == 50
     # On the same lists the cut costs one nat more each time, however the lists differ.
-    assert rows[2][2:] == ["+1.00 [+1.00, +1.00]", "50 %"]
+    assert rows[2][2:] == ["+1.00 [+1.00, +1.00]", "", "50 %"]
+    # So do the differences between heads, and to the other heads of the layer.
+    assert rows[3][2:] == ["+0.25 [+0.25, +0.25]", "+0.75 [+0.75, +0.75]", "50 %"]
+    assert rows[4][2:4] == ["+0.50 [+0.50, +0.50]", "+0.50 [+0.50, +0.50]"]
+    assert results.values["copying.cut_minus_its_layer"] == pytest.approx(0.5)
+    one_head = workflow.record_copying(results, nll, second, by_head, (1, 0), others[:, :0])
+    assert len(one_head) == 4  # a layer with one head has no others
+
+
+def test_random_heads_come_from_the_same_layers_and_are_others():
+    chosen, rng = [(2, 0), (2, 1), (5, 3)], random.Random(0)
+    for _ in range(20):
+        drawn = workflow.as_many_of_the_same_layers(chosen, [(5, 0)], 4, rng)
+        assert [layer for layer, _ in drawn] == [2, 2, 5]
+        assert len(set(drawn)) == 3 and not {*chosen, (5, 0)} & set(drawn)
+    assert workflow.as_many_of_the_same_layers([(0, 0)], [], 1, rng) == []
+
+
+def test_the_induction_heads_are_compared_with_others_of_their_layers(capsys):
+    results, scores = Recorder(), {"": torch.eye(3, 4), "without it": torch.zeros(3, 4)}
+    ranking, asked = [(0, 0), (1, 1)], []
+
+    def losses_without(heads):
+        asked.append(list(heads))
+        return torch.tensor([1.0, 2.0]) + sum(3.0 for head in heads if head in ranking)
+
+    rows = workflow.induction_on_trial(results, scores, ranking, (2, 2), losses_without)
+    assert rows[0] == ["layer 0, head 0", "100%", "0%", "4.50"] and rows[1][-1] == "7.50"
+    assert all([layer for layer, _ in heads] == [0, 1] for heads in asked[2:])
+    assert results.values["induction.more_than_random"] == 6
+    assert "+6.00 [+6.00, +6.00]" in capsys.readouterr().out
+
+
+def test_a_batch_is_compared_with_single_prompts_round_by_round():
+    results = Recorder()
+    seconds = {"single": {"call": [2.0, 4.0, 9.0]}, "batch": {"call": [1.0, 2.0, 3.0]}}
+    said = workflow.batch_against_single(results, seconds)
+    assert results.values["batch.speedup"] == 2
+    assert "2.00 times" in said and "highest 3.00" in said
+
+
+@pytest.mark.parametrize(
+    ("shift", "answer"), [(1.0, "its own draw"), (-1.0, "the original"), (0.0, "undecided")]
+)
+def test_which_text_is_likelier_is_said_only_where_the_interval_tells(shift, answer, capsys):
+    original, noise = [-3.0, -2.0, -4.0, -1.0], [0.1, -0.1, 0.2, -0.2]
+    drawn = [x + e + shift for x, e in zip(original, noise, strict=True)]
+    assert workflow.likelier(Recorder(), original, drawn) == answer
+    assert "95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("drawn", "verdict"),
+    [
+        ([0.9, 0.8, 0.9], "holds"),
+        ([0.1, 0.2, 0.1], "fails here"),
+        ([0.1, 0.9, 0.5], "undecided here"),
+    ],
+)
+def test_the_claim_on_repetition_is_decided_by_its_interval_and_says_greedy(
+    drawn, verdict, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(workflow, "put_on_trial", lambda *words: said.extend(words))
+    workflow.repetition_on_trial(Recorder(), [0.5, 0.5, 0.5], drawn, [0.9, 0.9, 0.8])
+    assert said[3] == verdict
+    assert "greedy decoding" in said[4] and "not find the likeliest text" in said[4]
 
 
 def test_padding_on_the_right_asks_a_short_prompt_at_the_wrong_place():

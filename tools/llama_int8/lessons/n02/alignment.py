@@ -23,9 +23,10 @@ def shares(
     One row for each part that is being written, averaged over `days`; the wordings take turns.
     """
     total = torch.zeros(len(PARTS), len(PARTS) + 1)
-    for number, day in enumerate(days):
-        phrase = dates.in_words(day, wordings[number % len(wordings)])
-        weights = of_one_date(cross_weights, model, day, phrase.text)
+    phrases = [dates.in_words(day, wordings[n % len(wordings)]) for n, day in enumerate(days)]
+    words = dates.encode([phrase.text for phrase in phrases])  # padding gets no weight
+    maps = cross_weights(model, words, dates.batch(days, random.Random(0))[1])  # (B, T, S)
+    for phrase, weights in zip(phrases, maps, strict=True):
         for row, part in enumerate(PARTS):
             looked_at = weights[PARTS[part]].mean(0)  # (S,)
             for column, other in enumerate(PARTS):

@@ -48,8 +48,8 @@ COPYING_ALT = (
     "NLL of each token of a random list said twice: high in the first half, low in the second."
 )
 ABLATION_ALT = (
-    "Loss in the second copy for each head that is cut out, by layer: nearly all dots lie on the "
-    "line of the whole model; the marked head lies far above it."
+    "Loss in the second copy for each head that is cut out, by layer, beside the lines of the whole "
+    "model and of the first copy; the previous-token head is marked, and those that cost most."
 )
 TEMPLATE_ALT = (
     "The questions, with the log-probability of each answer in three forms of the question."
@@ -58,7 +58,6 @@ RECALL_ALT = (
     "Probability of the right first digit against distance, with the right name and with a "
     "stranger's, among other codes and where the code is the only one."
 )
-HIDDEN_ALT = "Two bars: hidden words found from the left side and from the whole sentence."
 FORCED_ALT = (
     "Log-odds of the true sentence over its denial, after a forced Yes and after a forced No."
 )
@@ -417,26 +416,6 @@ def recall(
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     own, other = np.mean(alone[0]), np.mean(alone[1])
     axes.set_title(f"The only code: {own:.0%} with its name, {other:.0%} with a stranger's")
-    return drawn
-
-
-def hidden_words(results: Mapping[str, tuple[int, float, float, int]]) -> Figure:
-    """Words found by what the model may use: (right, low, high, n) each; chance is a quarter."""
-    drawn, axes = figure(figsize=(5.5, 3.2))
-    for x, (right, low, high, n) in enumerate(results.values()):
-        share = right / n
-        style = {"color": COLOURS[("int8", "bf16")[x]], "hatch": ("///", "")[x]}
-        axes.bar(x, share, 0.55, edgecolor="white", **style)
-        axes.errorbar(x, share, [[share - low], [high - share]], color="black", capsize=4)
-        axes.annotate(f"{right} of {n}", (x, high), (0, 5), ha="center", **_points())
-    axes.axhline(0.25, color="black", linestyle=":")
-    axes.annotate("chance", (1.48, 0.26), (0, 0), ha="right", **_points())
-    axes.set_xticks(range(len(results)), list(results))
-    axes.set_ylim(0, 1.12)
-    axes.set_ylabel("hidden word found (share)")
-    axes.grid(axis="x", visible=False)
-    (left, *_, n), (whole, *_) = results.values()
-    axes.set_title(f"Found from the left side: {left} of {n}; from all words: {whole}")
     return drawn
 
 

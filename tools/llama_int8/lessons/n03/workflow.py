@@ -15,7 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from llama_int8.course.claims import put_on_trial
 from llama_int8.measure.results import Results
-from llama_int8.measure.statistics import Spread, mean_interval, paired_bootstrap, spread
+from llama_int8.measure.statistics import (
+    Spread,
+    mean_interval,
+    paired_bootstrap,
+    proportion_interval,
+    spread,
+)
 
 PEOPLE = ("Mara", "Otto", "Lena", "Ivan", "Nora", "Paul", "Rosa", "Emil", "Ada")
 
@@ -119,28 +125,38 @@ def _heads_changed(
 def second_copy_by_head(model: PreTrainedModel, lists: Tensor) -> list[list[float]]:
     """Mean NLL of the second copies with each head cut out by itself, (layers, H).
 
+    `lists`: (n, 2 T), each a list of T tokens that is said twice.
+    """
+    layers = range(model.config.num_hidden_layers)
+    return each_head_of(model, lists, layers).mean(dim=0).tolist()
+
+
+@torch.inference_mode()
+def each_head_of(model: PreTrainedModel, lists: Tensor, layers: Sequence[int]) -> Tensor:
+    """Mean NLL of each second copy with each head of these layers cut out, (lists, layers, H).
+
     `lists`: (n, 2 T), each a list of T tokens that is said twice. All heads of a layer go through
     the model in one batch, a row for each, in which only that head is zero. The layers below are
     the same in every row, so they are computed once.
     """
     length, heads = lists.shape[1] // 2, model.config.num_attention_heads
-    every, layers = torch.arange(heads), model.model.layers
+    every = torch.arange(heads)
 
     def cut_own(mixed: Tensor, _: int) -> None:  # (H, T, H, D)
         mixed[every, :, every] = 0
 
-    losses = torch.zeros(len(layers), heads)
-    for tokens in lists.to(model.device):
+    losses = torch.zeros(len(lists), len(layers), heads)
+    for number, tokens in enumerate(lists.to(model.device)):
         out = model(tokens[None], output_hidden_states=True, use_cache=False, logits_to_keep=1)
         targets = tokens[length + 1 :].repeat(heads)  # a copy's first token cannot be known
-        for layer in range(len(layers)):
+        for place, layer in enumerate(layers):
             states = out.hidden_states[layer].expand(heads, -1, -1)  # what the layer reads
             with _heads_changed(model, [layer], cut_own), _from_layer(model, layer):
                 logits = model(inputs_embeds=states, use_cache=False, logits_to_keep=length).logits
             predicted = logits[:, :-1].flatten(0, 1).float()
             nll = F.cross_entropy(predicted, targets, reduction="none")
-            losses[layer] += nll.view(heads, -1).mean(dim=1).cpu() / len(lists)
-    return losses.tolist()
+            losses[number, place] = nll.view(heads, -1).mean(dim=1).cpu()
+    return losses
 
 
 @contextmanager
@@ -152,6 +168,35 @@ def _from_layer(model: PreTrainedModel, layer: int) -> Iterator[None]:
         yield
     finally:
         model.model.layers = layers
+
+
+def others_of_its_layer(model: PreTrainedModel, lists: Tensor, head: tuple[int, int]) -> Tensor:
+    """Mean NLL of each second copy with one other head of this head's layer cut out, (lists, H - 1).
+
+    A column for each of the other heads; none in a model with one head per layer.
+    """
+    layer, own = head
+    losses = each_head_of(model, lists, [layer])[:, 0]
+    return losses[:, [n for n in range(losses.shape[1]) if n != own]]
+
+
+def as_many_of_the_same_layers(
+    heads: Sequence[tuple[int, int]],
+    taboo: Collection[tuple[int, int]],
+    width: int,
+    draw: random.Random,
+) -> list[tuple[int, int]]:
+    """For each head another one of its layer at random, none of `heads` or `taboo`, none twice.
+
+    `width`: heads per layer. Where a layer has too few others, all of them are taken.
+    """
+    chosen = []
+    for layer in sorted({layer for layer, _ in heads}):
+        others = [(layer, n) for n in range(width)]
+        others = [pair for pair in others if pair not in heads and pair not in taboo]
+        asked = sum(pair[0] == layer for pair in heads)
+        chosen += draw.sample(others, min(asked, len(others)))
+    return chosen
 
 
 def every_head_cut(results: Results, model: PreTrainedModel, lists: Tensor) -> Tensor:
@@ -229,14 +274,16 @@ def record_copying(
     second: Mapping[str, tuple[Tensor, Tensor]],
     by_head: Tensor,
     head: tuple[int, int],
+    others: Tensor,
 ) -> list[list[str]]:
     """Keep how well lists that are said twice are copied, whole and with a head cut out.
 
     `first`: NLL of the first copies, (lists, T - 1). `second`: by what is cut, NLL of the second
     copies and whether each token was guessed right, (lists, T - 1) each: "whole", "cut", "mean" and
-    the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial.
-    Returns rows for a table: name, mean NLL per token, how much that is more than "whole" on the
-    same lists (with a 95 % interval over lists), percent right.
+    the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial;
+    `others`: what `others_of_its_layer` gave.
+    Returns rows for a table: name, mean NLL per token, how much that is more than "whole", how much
+    more the head on trial costs (both list by list, with a 95 % interval), percent right.
     """
     cut = "layer {}, head {}".format(*head)
     labels = {
@@ -244,25 +291,68 @@ def record_copying(
         "cut": f"without {cut}",
         "mean": "with the mean of its output in its place",
     }
-    rows = [["first copy, nothing cut", f"{first.mean():.2f}", "", ""]]
-    whole = second["whole"][0].mean(dim=1)
+    rows = [["first copy, nothing cut", f"{first.mean():.2f}", "", "", ""]]
+    whole, on_trial = (second[name][0].mean(dim=1) for name in ("whole", "cut"))
     results.record("copying.first", first.mean().item(), "nats", n=first.numel())
     for name, (nll, right) in second.items():
-        percent = 100 * right.float().mean().item()
-        more = "" if name == "whole" else _with_interval(nll.mean(dim=1) - whole)
+        percent, by_list = 100 * right.float().mean().item(), nll.mean(dim=1)
+        more = "" if name == "whole" else _with_interval(by_list - whole)
+        less = "" if name in labels else _with_interval(on_trial - by_list)
         label = labels.get(name, f"without {name}")
-        rows.append([label, f"{nll.mean():.2f}", more, f"{percent:.0f} %"])
+        rows.append([label, f"{nll.mean():.2f}", more, less, f"{percent:.0f} %"])
         if name in labels:
             results.record(f"copying.{name}", nll.mean().item(), "nats", n=nll.numel())
             results.record(f"copying.{name}.right", percent, "%", n=nll.numel())
-    others = by_head.flatten().tolist()
-    here = others.pop(head[0] * by_head.shape[1] + head[1])
-    results.record(
-        "copying.rank", 1 + sum(loss > here for loss in others), "count", n=len(others) + 1
+    if others.shape[1]:
+        by_list = others.mean(dim=1)
+        mean, low, high = mean_interval((on_trial - by_list).numpy())
+        ends = {"low": low, "high": high, "n": len(by_list)}
+        results.record("copying.cut_minus_its_layer", mean, "nats", **ends)
+        label = f"without one of the {others.shape[1]} others of its layer, on average"
+        intervals = [_with_interval(d) for d in (by_list - whole, on_trial - by_list)]
+        rows.append([label, f"{others.mean():.2f}", *intervals, ""])
+    elsewhere = by_head.flatten().tolist()
+    here = elsewhere.pop(head[0] * by_head.shape[1] + head[1])
+    rank = 1 + sum(loss > here for loss in elsewhere)
+    results.record("copying.rank", rank, "count", n=by_head.numel())
+    if elsewhere:
+        results.record("copying.other_heads", median(elsewhere), "nats", n=len(elsewhere))
+        results.record("copying.other_heads.largest", max(elsewhere), "nats", n=len(elsewhere))
+    return rows
+
+
+def induction_on_trial(
+    results: Results,
+    scores: Mapping[str, Tensor],
+    ranking: Sequence[tuple[int, int]],
+    taboo: tuple[int, int],
+    losses_without: Callable[[Sequence[tuple[int, int]]], Tensor],
+    draws: int = 4,
+) -> list[list[str]]:
+    """Cut out the heads of the ranking, one more in each row, and as many of their layers at random.
+
+    `scores`: induction scores, (layers, H), by how they were measured; `taboo`: a head that is never
+    among the random ones; `losses_without(heads)`: mean NLL of each second copy, (lists,).
+    Prints how much more all of them cost than the random ones, and returns a table's rows: the
+    head, its scores in percent, the loss with all heads up to this one cut out.
+    """
+    rows, rng = [], random.Random(2)
+    for count, head in enumerate(ranking, 1):
+        losses = losses_without(ranking[:count])
+        results.record(f"induction.{count}_cut", losses.mean().item(), "nats", n=len(losses))
+        percent = [f"{score[head]:.0%}" for score in scores.values()]
+        rows.append(["layer {}, head {}".format(*head), *percent, f"{losses.mean():.2f}"])
+    width = next(iter(scores.values())).shape[1]
+    drawn = [as_many_of_the_same_layers(ranking, [taboo], width, rng) for _ in range(draws)]
+    at_random = torch.stack([losses_without(heads) for heads in drawn]).mean(dim=0)
+    difference, low, high = mean_interval((losses - at_random).numpy())
+    ends = {"low": low, "high": high, "n": len(losses)}
+    results.record("induction.more_than_random", difference, "nats", **ends)
+    print(
+        f"All {len(ranking)} cut out: {losses.mean():.2f} nats. {len(drawn[0])} random other heads of "
+        f"the same layers: {at_random.mean():.2f} (mean of {draws} draws).\n"
+        f"Difference, list by list: {_with_interval(losses - at_random)}, 95 %"
     )
-    if others:
-        results.record("copying.other_heads", median(others), "nats", n=len(others))
-        results.record("copying.other_heads.largest", max(others), "nats", n=len(others))
     return rows
 
 
@@ -295,6 +385,20 @@ def median_step(steps: Mapping[int, Spread]) -> Spread:
     return in_order[(len(in_order) - 1) // 2]
 
 
+def batch_against_single(results: Results, seconds: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many times as long prompts take one after another as in a batch; kept, and as a sentence.
+
+    `seconds`: as `interleaved` gives them, with the runs "single" and "batch" and the phase "call".
+    """
+    ratios = np.asarray(seconds["single"]["call"]) / np.asarray(seconds["batch"]["call"])
+    ratio = spread(ratios)
+    results.record("batch.speedup", ratio.median, "x", low=ratio.low, high=ratio.high, n=ratio.n)
+    return (
+        f"one after another they take {ratio.median:.2f} times as long as in the batch "
+        f"(median of {ratio.n} rounds; lowest {ratios.min():.2f}, highest {ratios.max():.2f})"
+    )
+
+
 def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Tensor], Tensor]:
     """A `next_logits` for prompts that are padded on the right, with their mask and positions.
 
@@ -317,6 +421,29 @@ def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Te
 def record_mean(results: Results, name: str, values: Sequence[float], unit: str) -> None:
     """Keep the mean of values, and how many there are."""
     results.record(name, sum(values) / len(values), unit, n=len(values))
+
+
+def record_template(
+    results: Results, bare: Sequence[float], framed: Sequence[float], templated: Sequence[float]
+) -> None:
+    """Keep and print what the template adds to the bare question, and to a plain frame.
+
+    All: mean log-probability of the answer's tokens, by question.
+    """
+    for name, control in (("gain", bare), ("gain_over_frame", framed)):
+        gain = paired_bootstrap(np.asarray(control), np.asarray(templated))
+        ends = {"low": gain.low, "high": gain.high, "n": gain.n}
+        results.record(f"template.{name}", gain.mean, "nats", **ends)
+        interval = f"95 % interval {gain.low:+.2f} to {gain.high:+.2f}"
+        print(f"{name}: {gain.mean:+.2f} nats per token, {interval}")
+
+
+def record_hidden_words(results: Results, hits: Mapping[str, int], n: int) -> None:
+    """Keep and print how many of `n` hidden words were found, with Wilson's 95 % interval."""
+    for name, hit in hits.items():
+        low, high = (100 * end for end in proportion_interval(hit, n))
+        results.record(f"hidden_word.{name}", 100 * hit / n, "%", low=low, high=high, n=n)
+        print(f"{name}: {hit} of {n} found; 95 % interval {low:.0f} to {high:.0f} %")
 
 
 def record_recall(
@@ -372,21 +499,38 @@ def costs_more(named: Mapping[int, Sequence[float]], alone: Sequence[float]) -> 
     return "company" if float(np.mean(alone)) - farthest > nearest - farthest else "distance"
 
 
+def likelier(results: Results, original: Sequence[float], drawn: Sequence[float]) -> str:
+    """Which of two texts the model finds likelier, by an interval: one of three answers.
+
+    `original`, `drawn`: mean log-probability per token, by prompt. Prints and keeps the difference.
+    """
+    gap = paired_bootstrap(np.asarray(original), np.asarray(drawn))
+    ends = {"low": gap.low, "high": gap.high, "n": gap.n}
+    results.record("likelihood.drawn_minus_original", gap.mean, "nats", **ends)
+    print(
+        f"Log-probability of its own draw (τ = 1) minus the original: {gap.mean:+.2f} nats per "
+        f"token, 95 % interval {gap.low:+.2f} to {gap.high:+.2f} over {gap.n} prompts"
+    )
+    return "its own draw" if gap.low > 0 else "the original" if gap.high < 0 else "undecided"
+
+
 def repetition_on_trial(
     results: Results, greedy: Sequence[float], drawn: Sequence[float], original: Sequence[float]
 ) -> None:
     """Is less of a greedy text new than of a plain draw? All: shares of new 3-grams by text."""
     gap = paired_bootstrap(np.asarray(greedy), np.asarray(drawn))
-    to_original = 100 * (np.mean(original) - np.mean(greedy))
+    to_original = paired_bootstrap(np.asarray(greedy), np.asarray(original))
     put_on_trial(
         results,
         "likeliest-text-degenerates",
         f"Share of new 3-grams over {gap.n} prompts, draws at temperature 1 minus greedy: "
         f"{100 * gap.mean:+.0f} percentage points, 95 % interval {100 * gap.low:+.0f} to "
-        f"{100 * gap.high:+.0f}; original minus greedy: {to_original:+.0f}.",
+        f"{100 * gap.high:+.0f}; original minus greedy: {100 * to_original.mean:+.0f}, "
+        f"{100 * to_original.low:+.0f} to {100 * to_original.high:+.0f}.",
         "holds" if gap.low > 0 else "fails here" if gap.high < 0 else "undecided here",
-        "Measured with a small instruction-tuned model that continues prose outside its template. "
-        "Where one answer is right, the likeliest text is what one wants.",
+        "This was tested for greedy decoding, which takes the likeliest token at each step; it need "
+        "not find the likeliest text. A small instruction-tuned model continued prose outside its "
+        "template.",
     )
 
 
