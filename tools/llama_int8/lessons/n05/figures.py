@@ -310,7 +310,7 @@ def checkpointing(
     axes[1].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
     axes[1].set_xlabel("s forward and backward")
     mean, low, high = ratio
-    axes[1].set_title(f"A pass takes {mean:.2f} times as long [{low:.2f}, {high:.2f}]")
+    axes[1].set_title(f"{mean:.2f} times the time [{low:.2f}, {high:.2f}]")
     for panel in axes:
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
@@ -377,8 +377,11 @@ def beyond_training(
         panel.set_xlabel("position in the text (bytes)")
     axes[1].axhline(cut, color=COLOURS["bf16"], linestyle=(0, (1, 3)), label="rotary, text cut")
     axes[0].set_ylabel("held-out loss (bits per byte)")
-    axes[0].set_title("Four kinds of positions")
-    axes[1].set_title("Rotary positions with four scalings")
+    inside, last = trained // bin_width, slice(-2, None)
+    rises = {n: v[:, :, last].mean() - v[:, :, :inside].mean() for n, v in kinds.items()}
+    far = {name: losses[:, :, last].mean() for name, losses in rules.items()}
+    axes[0].set_title(f'Beyond, the loss rises most with "{max(rises, key=rises.get)}"')
+    axes[1].set_title(f'Of four scalings, "{min(far, key=far.get)}" loses least there')
     for panel in axes:
         panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=3)
     return drawn
