@@ -293,5 +293,5 @@ def test_checkpointing_keeps_less_and_its_time_has_an_interval():
     everything, inputs_only = measured.activation_bytes.values()
     assert everything > 2 * inputs_only
     mean, low, high = measured.ratio
-    assert low < mean < high
-    assert recorded["checkpointing.time"] == {"low": low, "high": high, "n": 4}
+    assert 0 < low < mean < high
+    assert recorded["checkpointing.time"] == {"low": low, "high": high, "n": 5}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ class Checkpointing:
     activation_bytes: dict[str, int]
     seconds: dict[str, Spread]
     ratio: tuple[float, float, float]
-    """How many times as long a pass takes with it: mean over the rounds, 95 % interval."""
+    """How many times as long a pass takes with it: geometric mean over rounds, 95 % interval."""
 
 
 def checkpointing(
@@ -191,19 +192,14 @@ def checkpointing(
         del last
         results.record(f"activations.{name}", kept[name], "bytes")
         calls[name] = repeated(partial(train_pass, model, tokens), 1, settings.device)
-    timed = interleaved(calls, 2 * settings.rounds)
+    timed = interleaved(calls, max(5, 2 * settings.rounds))
     seconds = {name: phases["call"] for name, phases in timed.items()}
     within_rounds = seconds["checkpoint each block"] / seconds["keep everything"]
-    ratio = mean_interval(within_rounds)
-    results.record(
-        "checkpointing.time",
-        ratio[0],
-        "x",
-        low=ratio[1],
-        high=ratio[2],
-        n=len(within_rounds),
-    )
-    return Checkpointing(kept, {name: spread(times) for name, times in seconds.items()}, ratio)
+    # In logarithms, since twice as long and half as long are equally far from no difference.
+    mean, low, high = map(math.exp, mean_interval(np.log(within_rounds)))
+    results.record("checkpointing.time", mean, "x", low=low, high=high, n=len(within_rounds))
+    spreads = {name: spread(times) for name, times in seconds.items()}
+    return Checkpointing(kept, spreads, (mean, low, high))
 
 
 def five_months_on_trial(results: Results, flops: float) -> None:
