@@ -1,6 +1,7 @@
 """What lesson 05 says about training: its numbers agree with each other and with the papers."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tiny_llama import tiny_config
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 
 from llama_int8 import models
@@ -16,6 +18,7 @@ from llama_int8.data import load
 from llama_int8.lessons.n05 import exercises, measurements
 from llama_int8.models.cost import count_parameters, training_bytes, training_flops
 from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.llama import Llama
 
 PAPERS = load("llama_papers")
 FAMILY = measurements.family()
@@ -251,3 +254,44 @@ def test_a_gap_compares_the_same_bytes_for_each_seed():
     gaps = measurements.gaps_beyond({"rotary": position, "rotary, x scaling": position + 1})
     torch.testing.assert_close(gaps["rotary"], torch.full([2], 14.5 - 2.5))
     torch.testing.assert_close(gaps["rotary, x scaling"], torch.full([2], 15.5 - 2.5))
+
+
+def test_a_rule_is_compared_with_the_same_model_at_the_same_positions():
+    unscaled = torch.rand(3, 6, 16, generator=torch.Generator().manual_seed(0))
+    scaled = unscaled.clone()
+    scaled[:, :, :4] += 0.25  # worse within the 128 bytes that the models are trained on
+    scaled[:, :, 4:] -= 0.5
+    curves = {"rotary": unscaled, "rotary, x scaling": scaled, "none": unscaled}
+    changes = measurements.changes_by_rule(curves)
+    assert list(changes) == ["x"]
+    torch.testing.assert_close(changes["x"]["inside"], torch.full([3], 0.25))
+    torch.testing.assert_close(changes["x"]["beyond"], torch.full([3], -0.5))
+    noise = torch.tensor([0.1, -0.1, 0.0])[:, None, None]
+    curves["rotary, y scaling"] = unscaled + noise
+    words = measurements.rules_in_words(curves)
+    assert [row[0] for row in words] == ["x", "y"]
+    assert words[0][1].endswith("costs") and words[0][2].endswith("gains")
+    assert words[1][1].endswith("undecided")
+
+
+def test_checkpointing_keeps_less_and_its_time_has_an_interval():
+    recorded = {}
+    results = SimpleNamespace(
+        record=lambda name, value, unit, **more: recorded.update({name: more})
+    )
+    settings = SimpleNamespace(rounds=2, device="cpu")
+    config = LlamaConfig(97, 24, 40, 3, 6, 2, head_dim=8, max_position_embeddings=64)
+    tokens = torch.randint(97, (1, 33))
+
+    def recompute(model):
+        for block in model.model.layers:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    measured = measurements.checkpointing(
+        lambda: Llama(config), recompute, tokens, settings, results
+    )
+    everything, inputs_only = measured.activation_bytes.values()
+    assert everything > 2 * inputs_only
+    mean, low, high = measured.ratio
+    assert 0 < low < mean < high
+    assert recorded["checkpointing.time"] == {"low": low, "high": high, "n": 5}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from tqdm.auto import tqdm
 
 from llama_int8.data import calibration_text, evaluation_text
@@ -105,12 +105,24 @@ def scaled_rope(config: LlamaConfig, scaling: dict | None) -> tuple[Tensor, floa
     return rope_frequencies(replace(config, rope_scaling=scaling)), 1.0
 
 
+class SmallAttention(GroupedQueryAttention):
+    """With a rotation or without: turning all pairs by nothing takes a fifth of a training's time."""
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        if rotation is not None:
+            return super().forward(x, rotation, None)
+        q, k, v = (self._split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+
+
 class SmallBlock(nn.Module):
     """Attention and feed-forward network with the norms and residuals of `parts`."""
 
     def __init__(self, parts: Parts, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.attention = GroupedQueryAttention(config, layer)
+        self.attention = SmallAttention(config, layer)
         # As many weights as the original's two matrices, and as what shared keys and values save.
         saved = 2 * WIDTH * (WIDTH - parts.key_value_heads * config.head_dim)
         weights = 2 * WIDTH * 4 * WIDTH + saved
@@ -124,9 +136,9 @@ class SmallBlock(nn.Module):
             for residual in self.residuals:
                 residual.norm = RMSNorm(WIDTH)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = self.residuals[0](x, lambda h: self.attention(h, rotation, None))
+        x = self.residuals[0](x, lambda h: self.attention(h, rotation))
         return self.residuals[1](x, self.feed_forward)
 
 
@@ -173,11 +185,11 @@ class SmallLM(nn.Module):
             x = x + sinusoidal_positions(len(places), WIDTH)
         elif self.parts.positions == "learned":
             x = x + self.positions(places)
-        frequencies, growth = scaled_rope(self.config, scaling)
-        if self.parts.positions != "rotary":
-            frequencies, growth = torch.zeros_like(frequencies), 1.0  # no turn
-        cos, sin = rope_rotation(places, frequencies, x.dtype)
-        rotation = cos * growth, sin * growth
+        rotation = None
+        if self.parts.positions == "rotary":
+            frequencies, growth = scaled_rope(self.config, scaling)
+            cos, sin = rope_rotation(places, frequencies, x.dtype)
+            rotation = cos * growth, sin * growth
         for block in self.blocks:
             x = block(x, rotation)
         return self.lm_head(self.norm(x))
@@ -225,7 +237,8 @@ def train(
     text, _ = corpus()
     torch.manual_seed(seed)
     model = SmallLM(parts, layers)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    decay = {"betas": (0.9, 0.95), "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **decay)  # one pass over a tensor
     draw, losses = torch.Generator().manual_seed(seed), []
     for step in range(steps):
         for group in optimizer.param_groups:

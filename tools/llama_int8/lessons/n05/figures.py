@@ -233,7 +233,7 @@ def life(
     axes.set_xlabel("tokens served in the model's life")
     axes.set_ylabel("FLOPs, training and serving")
     axes.legend()
-    axes.set_title("The more is served, the longer a smaller model pays")
+    axes.set_title("The more you serve, the more a smaller model pays off")
     return drawn
 
 
@@ -281,9 +281,16 @@ def schedule(learning_rate: Callable[[int, int, float, int], float]) -> Figure:
 
 
 def checkpointing(
-    kept: Mapping[str, float], floor: float, times: Mapping[str, Spread], tokens: int
+    kept: Mapping[str, float],
+    floor: float,
+    times: Mapping[str, Spread],
+    ratio: tuple[float, float, float],
+    tokens: int,
 ) -> Figure:
-    """Bytes kept for the backward pass, and seconds of a training pass, without and with it."""
+    """Bytes kept for the backward pass, and seconds of a training pass, without and with it.
+
+    `ratio`: of the times, with its interval.
+    """
     drawn, axes = figure(2, figsize=(10, 2.9))
     colours, hatches = [BEFORE["color"], AFTER["color"]], ["///", ""]
     names = list(kept)
@@ -294,14 +301,16 @@ def checkpointing(
     )
     axes[0].set_xlabel(f"MB kept by the blocks, {tokens} tokens")
     axes[0].legend(fontsize=8, loc="lower right")
-    axes[0].set_title("Less is kept ...")
+    less = kept[names[0]] / kept[names[1]]
+    axes[0].set_title(f"{less:.0f} times less is kept")
     middle = np.array([times[name].median for name in names])
     low = middle - [times[name].low for name in names]
     high = [times[name].high for name in names] - middle
     axes[1].barh(names, middle, color=colours, hatch=hatches, edgecolor="white")
     axes[1].errorbar(middle, names, xerr=[low, high], fmt="none", ecolor="black", capsize=3)
     axes[1].set_xlabel("s forward and backward")
-    axes[1].set_title("... and the forward pass runs twice")
+    mean, low, high = ratio
+    axes[1].set_title(f"{mean:.2f} times the time [{low:.2f}, {high:.2f}]")
     for panel in axes:
         panel.invert_yaxis()
         panel.grid(axis="y", visible=False)
@@ -336,36 +345,56 @@ def ablation(differences: Mapping[str, Tensor], guess: Guess | None = None) -> F
 def beyond_training(
     curves: Mapping[str, Tensor], trained: int, bin_width: int, cut: float
 ) -> Figure:
-    """Loss by position, (seeds, windows, bins of `bin_width` bytes) for each kind of position.
+    """Loss by position, (seeds, windows, bins of `bin_width` bytes): kinds of positions, and rules.
 
     `cut`: the loss of the rotary model where the text is cut to what it was trained on.
     """
-    drawn, axes = figure(figsize=(9.5, 4.2))
-    lines = ("--", "--", ":", "-", ":", "-", "-.", (0, (3, 1, 1, 1)))
-    styles = zip(_KINDS, SHAPES_BEYOND, lines, strict=True)
-    for (name, losses), (colour, marker, line) in zip(curves.items(), styles, strict=False):
-        middle = (np.arange(losses.shape[2]) + 0.5) * bin_width
-        by_seed = losses.mean(1)  # (seeds, bins)
-        style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
-        axes.plot(middle, by_seed.mean(0), label=name, **style)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(middle, by_seed.amin(0), by_seed.amax(0), **band)
-    axes.axhline(cut, color=COLOURS["bf16"], linestyle=(0, (1, 3)), label="rotary, text cut")
-    axes.axvline(trained, color="black", linestyle=":")
-    axes.annotate(
-        "trained up to here",
-        (trained, axes.get_ylim()[1]),
-        (4, -10),
-        fontsize=8,
-        textcoords="offset points",
-    )
-    axes.set_xlabel("position in the text (bytes)")
-    axes.set_ylabel("held-out loss (bits per byte)")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title("Beyond the trained length rotary positions fail; scaling mends it in part")
+    drawn, axes = figure(2, figsize=(10, 4.6), sharey=True)
+    kinds = {name: losses for name, losses in curves.items() if "," not in name}
+    rules = {
+        name.removeprefix("rotary, ").removesuffix(" scaling"): losses
+        for name, losses in curves.items()
+        if name not in kinds
+    }
+    for panel, shown in zip(axes, (kinds, {"rotary": curves["rotary"], **rules}), strict=True):
+        for name, losses in shown.items():
+            middle = (np.arange(losses.shape[2]) + 0.5) * bin_width
+            by_seed = losses.mean(1)  # (seeds, bins)
+            colour, marker, line = _POSITIONS[name]
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
+            panel.plot(middle, by_seed.mean(0), label=name, **style)
+            band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+            panel.fill_between(middle, by_seed.amin(0), by_seed.amax(0), **band)
+        panel.axvline(trained, color="black", linestyle=":")
+        panel.annotate(
+            "trained up to here",
+            (trained, 1),
+            (4, -12),
+            panel.get_xaxis_transform(),
+            "offset points",
+            fontsize=8,
+        )
+        panel.set_xlabel("position in the text (bytes)")
+    axes[1].axhline(cut, color=COLOURS["bf16"], linestyle=(0, (1, 3)), label="rotary, text cut")
+    axes[0].set_ylabel("held-out loss (bits per byte)")
+    inside, last = trained // bin_width, slice(-2, None)
+    rises = {n: v[:, :, last].mean() - v[:, :, :inside].mean() for n, v in kinds.items()}
+    far = {name: losses[:, :, last].mean() for name, losses in rules.items()}
+    axes[0].set_title(f'Beyond, the loss rises most with "{max(rises, key=rises.get)}"')
+    axes[1].set_title(f'Of four scalings, "{min(far, key=far.get)}" loses least there')
+    for panel in axes:
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=3)
     return drawn
 
 
-# One colour and one marker for each kind of positions and each scaling of the rotary ones.
-_KINDS = ("#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#767676", "#009E73", "#E69F00", "#000000")
-SHAPES_BEYOND = ("s", "v", "P", "o", "x", "D", "^", "*")
+# Colour, marker and line of each kind of positions and each scaling of the rotary ones.
+_POSITIONS = {
+    "sinusoidal": ("#D55E00", "s", "--"),
+    "learned": ("#CC79A7", "v", "--"),
+    "none": ("#56B4E9", "P", ":"),
+    "rotary": ("#0072B2", "o", "-"),
+    "linear": ("#767676", "x", ":"),
+    "llama3": ("#009E73", "D", "-"),
+    "NTK-aware": ("#E69F00", "^", "-."),
+    "YaRN": ("#000000", "*", (0, (3, 1, 1, 1))),
+}

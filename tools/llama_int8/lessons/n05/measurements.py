@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor, nn
@@ -158,16 +159,27 @@ def train_pass(model: nn.Module, tokens: Tensor) -> None:
     functional.cross_entropy(last, tokens[:, -1]).backward()
 
 
+@dataclass(frozen=True)
+class Checkpointing:
+    """Bytes kept for the backward pass and seconds of a training pass, by what is kept."""
+
+    activation_bytes: dict[str, int]
+    seconds: dict[str, Spread]
+    ratio: tuple[float, float, float]
+    """How many times as long a pass takes with it: geometric mean over rounds, 95 % interval."""
+
+
 def checkpointing(
     make: Callable[[], nn.Module],
     recompute: Callable[[nn.Module], None],
     tokens: Tensor,
     settings: Any,
     results: Results,
-) -> tuple[dict[str, int], dict[str, Spread]]:
-    """Bytes kept for the backward pass, and seconds of a training pass, without and with it.
+) -> Checkpointing:
+    """What activation checkpointing saves and costs, in turns after a warm-up.
 
-    `recompute`: the learner's change, which puts `checkpoint` in front of each block.
+    `recompute`: the learner's change, which puts `checkpoint` in front of each block. The ratio of
+    times is taken within each round.
     """
     kept, calls = {}, {}
     for name in ("keep everything", "checkpoint each block"):
@@ -180,8 +192,14 @@ def checkpointing(
         del last
         results.record(f"activations.{name}", kept[name], "bytes")
         calls[name] = repeated(partial(train_pass, model, tokens), 1, settings.device)
-    timed = interleaved(calls, settings.rounds)
-    return kept, {name: spread(phases["call"]) for name, phases in timed.items()}
+    timed = interleaved(calls, max(5, 2 * settings.rounds))
+    seconds = {name: phases["call"] for name, phases in timed.items()}
+    within_rounds = seconds["checkpoint each block"] / seconds["keep everything"]
+    # In logarithms, since twice as long and half as long are equally far from no difference.
+    mean, low, high = map(math.exp, mean_interval(np.log(within_rounds)))
+    results.record("checkpointing.time", mean, "x", low=low, high=high, n=len(within_rounds))
+    spreads = {name: spread(times) for name, times in seconds.items()}
+    return Checkpointing(kept, spreads, (mean, low, high))
 
 
 def five_months_on_trial(results: Results, flops: float) -> None:
@@ -278,6 +296,12 @@ def beyond(
     for name, gap in gaps_beyond(curves).items():
         mean, low, high = mean_interval(gap)
         results.record(f"beyond.{name}", mean, "bits", low=low, high=high, n=len(gap))
+    for name, places in changes_by_rule(curves).items():
+        for place, change in places.items():
+            mean, low, high = mean_interval(change)
+            results.record(
+                f"scaling.{name}.{place}", mean, "bits", low=low, high=high, n=len(change)
+            )
     return curves
 
 
@@ -292,6 +316,40 @@ def gaps_beyond(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         far = losses[:, :-APART, FAR].mean((1, 2))
         gaps[name] = far - unscaled[:, APART:, NEAR].mean((1, 2))
     return gaps
+
+
+INSIDE = small_lm.CONTEXT // small_lm.BIN  # bins within the trained length
+
+
+def changes_by_rule(curves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """For each rule and seed: loss minus that without scaling, inside and beyond, (seeds,).
+
+    Inside the trained length and beyond it; the same model, the same bytes at the same positions.
+    """
+    changes = {}
+    for name, losses in curves.items():
+        kind, _, rule = name.partition(", ")
+        if rule:
+            change = losses - curves[kind]
+            changes[rule.removesuffix(" scaling")] = {
+                "inside": change[:, :, :INSIDE].mean((1, 2)),
+                "beyond": change[:, :, INSIDE:].mean((1, 2)),
+            }
+    return changes
+
+
+def rules_in_words(curves: Mapping[str, Tensor]) -> list[list[str]]:
+    """Rows for each rule: what it changes inside the trained length and beyond, and a verdict."""
+    words = {"lower": "gains", "higher": "costs", "undecided": "undecided"}
+    rows = []
+    for rule, places in changes_by_rule(curves).items():
+        row = [rule]
+        for change in places.values():
+            mean, low, high = mean_interval(change)
+            verdict = "lower" if high < 0 else "higher" if low > 0 else "undecided"
+            row.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {words[verdict]}")
+        rows.append(row)
+    return rows
 
 
 def near_and_far(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
