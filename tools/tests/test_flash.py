@@ -561,6 +561,24 @@ def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
         same(one, other)
 
 
+@pytest.mark.parametrize(
+    ("reused", "said", "lead"),
+    [
+        ([3.0, 4.0], "your loop is faster than written out, memory reused", "yes"),
+        ([0.5, 0.7], "your loop is slower than written out, memory reused", "no"),
+        ([0.9, 1.2], "the rounds do not decide between your loop and written out, memory", "yes"),
+    ],
+)
+def test_the_loops_lead_without_a_mask_is_said_only_where_every_round_agrees(reused, said, lead):
+    one = {"written out": [2.0, 2.0], "written out, memory reused": reused, "your loop": [1.0, 1.0]}
+    no_mask = {name: torch.tensor(seconds).numpy() for name, seconds in one.items()}
+    found = {"no mask": no_mask, "causal": {**no_mask, "your loop": no_mask["your loop"] / 2}}
+    sentence = measurements.sentence_on_loop(found, 1.9)
+    assert said in sentence
+    assert "Skipping makes your loop 2.00 [2.00, 2.00] times as fast" in sentence
+    assert measurements.keeps_its_lead(found) == lead
+
+
 # --- the Triton kernel of lesson 09, where Triton is installed ---------------------------------
 
 needs_triton = pytest.mark.skipif(

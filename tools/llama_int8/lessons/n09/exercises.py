@@ -189,9 +189,10 @@ sees.mistake("a query sees its own key, too", lambda t, s, q, k: s < t + k - q)
         (_normal(4, 2), _normal(4, 2), _normal(4, 2), 16, torch.arange(4)),
     ],
     hints=[
-        "For one block of queries: keys = int(last_key[rows].max()) + 1 of them matter. Take "
+        "for q_i, last in zip(q.split(block, dim=-2), last_key.split(block)) walks over the blocks of "
+        "queries. For one of them keys = int(last.max()) + 1 keys matter. Take "
         "slices of `block` keys from 0 to `keys`, and merge their parts.",
-        "hidden = torch.arange(start, stop, device=q.device) > last_key[rows, None] is (queries, keys) "
+        "hidden = torch.arange(start, stop, device=q.device) > last[:, None] is (queries, keys) "
         "of the tile.",
         "After the last tile of a block of queries: o / l. At the end torch.cat(outputs, dim=-2).",
     ],
@@ -199,14 +200,14 @@ sees.mistake("a query sees its own key, too", lambda t, s, q, k: s < t + k - q)
 def tiled_attention(q, k, v, block, last_key):
     """Attention with at most block x block scores at a time; query t sees keys 0 to last_key[t]."""
     outputs = []
-    for rows in torch.arange(q.shape[-2], device=q.device).split(block):
-        keys = int(last_key[rows].max()) + 1  # what the mask empties is never computed
+    for q_i, last in zip(q.split(block, dim=-2), last_key.split(block), strict=True):
+        keys = int(last.max()) + 1  # what the mask empties is never computed
         state = None
         for start in range(0, keys, block):
             stop = min(start + block, keys)
-            hidden = torch.arange(start, stop, device=q.device) > last_key[rows, None]
+            hidden = torch.arange(start, stop, device=q.device) > last[:, None]
             k_j, v_j = k[..., start:stop, :], v[..., start:stop, :]
-            tile = part(q[..., rows, :], k_j, v_j, hidden if hidden.any() else None)
+            tile = part(q_i, k_j, v_j, hidden if hidden.any() else None)
             state = tile if state is None else merge(state, tile)
         _, total, o = state
         outputs.append(o / total)

@@ -28,6 +28,7 @@ from llama_int8.course.explore import explore
 from llama_int8.course.plots import CURVES, SHAPES, figure
 from llama_int8.lessons.n09.backends import BACKENDS
 from llama_int8.lessons.n09.measurements import WRITTEN_OUT, YOURS, spread_of
+from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.flash import Tile, flash_attention_1, flash_attention_2, flash_traffic
 
 LOOKS = dict(zip((*BACKENDS, YOURS, WRITTEN_OUT), zip(CURVES, SHAPES, strict=False), strict=False))
@@ -213,6 +214,7 @@ def tiles(
     final: Tensor,
     shape: tuple[int, int],
     visited: np.ndarray,
+    version: int,
 ) -> Figure:
     """The scores' tiles after so many steps, and of each query its maximum, sum and error so far.
 
@@ -234,7 +236,8 @@ def tiles(
     axes[0].set_ylabel("query")
     axes[0].grid(color="black", linewidth=0.8)
     axes[0].set_axisbelow(False)
-    axes[0].set_title(f"{len(done)} tile{'s' if len(done) > 1 else ''} done")
+    count = f"{len(done)} tile{'s' if len(done) > 1 else ''}"
+    axes[0].set_title(f"Version {version}: {count} done")
     rows = np.arange(shape[0])
     axes[1].barh(rows, total[:, 0], color=CURVES[2], label="sum")
     seen = np.isfinite(maximum[:, 0])
@@ -281,30 +284,37 @@ def explore_tiles(queries: int = 24, keys: int = 32, block: int = 8) -> None:
 
     def draw(version: int, step: int) -> Figure:
         done = walks[version][:step]
-        return tiles(done, state_after(done, queries), final, (queries, keys), visited)
+        return tiles(done, state_after(done, queries), final, (queries, keys), visited, version)
 
     explore(
         draw,
         "Tiles done so far, the running maximum and sum of each query, and the error of its output.",
         version=ipywidgets.Dropdown(options=[2, 1], value=2, description="version"),
-        step=ipywidgets.IntSlider(value=4, min=1, max=len(walks[2]), description="tiles"),
+        step=ipywidgets.IntSlider(value=2, min=1, max=len(walks[2]), description="tiles"),
     )
 
 
-def blocks(block: int, seconds: Mapping[int, Sequence[float]], length: int, width: int) -> Figure:
-    """Measured time of the learner's loop beside what the formula says it moves, by block size."""
+def blocks(
+    block: int, seconds: Mapping[int, Sequence[float]], length: int, config: LlamaConfig
+) -> Figure:
+    """Measured time of the learner's loop beside what the formula says it moves, by block size.
+
+    Both for all heads together, causal, in FP32.
+    """
+    width, heads = config.head_dim, config.num_attention_heads
     sizes = list(seconds)
     moved = [
-        4 * flash_traffic(length, length, width, n, n, causal=True).moved / 2**20 for n in sizes
+        4 * flash_traffic(length, length, width, n, n, causal=True, heads=heads).moved / 2**20
+        for n in sizes
     ]
     drawn, axes = figure(2, figsize=(9, 3.5))
     middle = 1e3 * np.array([np.median(seconds[n]) for n in sizes])
     low, high = (1e3 * np.array([end(seconds[n]) for n in sizes]) for end in (min, max))
     axes[0].plot(sizes, moved, color=CURVES[2], marker="^")
-    axes[0].set_ylabel("predicted traffic of a head, MiB")
-    axes[0].set_title(f"Blocks of {block}: {moved[sizes.index(block)]:,.1f} MiB moved")
+    axes[0].set_ylabel("predicted traffic in FP32, MiB")
+    axes[0].set_title(f"Blocks of {block}: {moved[sizes.index(block)]:,.0f} MiB moved")
     axes[1].errorbar(sizes, middle, [middle - low, high - middle], capsize=2, **_look(YOURS))
-    axes[1].set_ylabel("measured, ms (all heads)")
+    axes[1].set_ylabel("measured, ms")
     best = sizes[int(middle.argmin())]
     here = middle[sizes.index(block)]
     axes[1].set_title(f"{here:,.0f} ms; fastest here: blocks of {best}")
@@ -319,13 +329,14 @@ def blocks(block: int, seconds: Mapping[int, Sequence[float]], length: int, widt
 
 
 def explore_blocks(
-    seconds: Mapping[int, Sequence[float]], length: int, width: int, start: int
+    seconds: Mapping[int, Sequence[float]], length: int, config: LlamaConfig, start: int
 ) -> None:
     """A slider over the block sizes that were measured."""
     sizes = list(seconds)
     explore(
-        lambda block: blocks(block, seconds, length, width),
-        "Two curves by block size: the traffic that the formula predicts, and the measured time.",
+        lambda block: blocks(block, seconds, length, config),
+        f"Two curves by block size, for {length:,} tokens and all heads: the traffic that the formula "
+        "predicts, and the measured time.",
         block=ipywidgets.SelectionSlider(
             options=sizes, value=min(sizes, key=lambda n: abs(n - start)), description="block"
         ),
@@ -356,7 +367,7 @@ def explore_moved(draw_lines: Any, lengths: Sequence[int], memory: int) -> None:
         lambda memory: moved(lengths, draw_lines(memory), memory),
         "Bytes moved by both versions over what standard attention moves, by length.",
         memory=ipywidgets.SelectionSlider(
-            options=[2**n for n in range(10, 18)], value=memory, description="numbers"
+            options=[2**n for n in range(10, 18)], value=memory // 2, description="numbers"
         ),
     )
 
@@ -445,7 +456,7 @@ def shares(
         panel.set_ylim(0, 1)
         panel.set_xlabel(f"{words[phase]} (log)")
     axes[0].set_title(_half_of_a_prompt(measured["prefill"]))
-    axes[1].set_title("Decode follows the bytes" if close else "Decode leaves the bytes' line")
+    axes[1].set_title(f"Decode: measured {'near' if close else 'far from'} predicted")
     axes[0].set_ylabel("attention's share of the work")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, fontsize=8, ncols=3, loc="outside lower center")
@@ -457,4 +468,4 @@ def _half_of_a_prompt(measured: Mapping[str, Mapping[int, float]]) -> str:
     by_name = {name: list(found.values())[-1] for name, found in measured.items()}
     length = list(next(iter(measured.values())))[-1]
     name = max(by_name, key=by_name.get)
-    return f"{length:,} tokens: {by_name[name]:.0%} attention by {name}"
+    return f"{length:,} tokens, {name}: {by_name[name]:.0%} is attention"
