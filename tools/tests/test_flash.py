@@ -1,7 +1,9 @@
 """FlashAttention gives what attention gives: outputs, log-sums, gradients, and each step's state."""
 
+import importlib.util
 import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_int8.lessons.n09 import exercises as lesson
+from llama_int8.lessons.n09 import measurements
+from llama_int8.lessons.n09.figures import state_after
 from llama_int8.transformer import attention as taught
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.flash import (
@@ -23,7 +28,6 @@ from llama_int8.transformer.flash import (
     online_softmax,
     online_step,
     standard_attention,
-    state_after,
 )
 
 INF, NAN = float("inf"), float("nan")
@@ -515,3 +519,91 @@ def test_inputs_that_do_not_fit_are_refused_with_the_way_out(attend, case):
 def test_a_block_holds_a_whole_number_of_rows(attend, name, size):
     with pytest.raises(ValueError, match=rf"{name} is {size}; .* 1 or more"):
         attend(X, X, X, **{name: size})
+
+
+# --- what lesson 09 shows as solutions ---------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_the_learners_tiles_give_what_the_package_gives(problem):
+    q, k, v, causal, block, _ = problem
+    T, S, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    last = torch.arange(S - T, S) if causal else torch.full((T,), S - 1)
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    same(lesson.tiled_attention(q, keys, values, block, last), flash_attention(q, k, v, causal))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), workers=st.integers(1, 13))
+def test_the_learners_split_keys_give_what_the_package_gives(problem, workers):
+    q, k, v, *_ = problem
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    same(lesson.split_attention(q, k, v, workers), flash_attention(q, k, v))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 11), st.integers(0, 99))
+def test_the_learners_online_softmax_gives_what_the_package_gives(length, block, seed):
+    scores = 5 * normal(3, length, seed=seed)
+    same(lesson.online_softmax(scores, block), online_softmax(scores, block)[0])
+    exact = torch.distributions.Categorical(logits=scores).entropy()
+    same(lesson.entropy(scores, block), exact, 1e-4)
+
+
+def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
+    q, k, v = normal(4, 3), normal(9, 3, seed=1), normal(9, 3, seed=2)
+    parts = [lesson.part(q, k[rows], v[rows]) for rows in blocks(9, 4)]
+    nothing = (torch.full((4, 1), -INF), torch.zeros(4, 1), torch.zeros(4, 3))
+    first = lesson.merge(lesson.merge(parts[0], parts[1]), parts[2])
+    second = lesson.merge(parts[2], lesson.merge(parts[1], lesson.merge(nothing, parts[0])))
+    for one, other in zip(first, second, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("reused", "said", "lead"),
+    [
+        ([3.0, 4.0], "your loop is faster than written out, memory reused", "yes"),
+        ([0.5, 0.7], "your loop is slower than written out, memory reused", "no"),
+        ([0.9, 1.2], "the rounds do not decide between your loop and written out, memory", "yes"),
+    ],
+)
+def test_the_loops_lead_without_a_mask_is_said_only_where_every_round_agrees(reused, said, lead):
+    one = {"written out": [2.0, 2.0], "written out, memory reused": reused, "your loop": [1.0, 1.0]}
+    no_mask = {name: torch.tensor(seconds).numpy() for name, seconds in one.items()}
+    found = {"no mask": no_mask, "causal": {**no_mask, "your loop": no_mask["your loop"] / 2}}
+    sentence = measurements.sentence_on_loop(found, 1.9)
+    assert said in sentence
+    assert "Skipping makes your loop 2.00 [2.00, 2.00] times as fast" in sentence
+    assert measurements.keeps_its_lead(found) == lead
+
+
+# --- the Triton kernel of lesson 09, where Triton is installed ---------------------------------
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_triton_kernel_interpreted_is_pytorchs_attention():
+    assert "equal to PyTorch" in measurements.in_a_process("check", TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_triton_kernel_compiles_for_gpus_that_are_not_here_and_a_t4_gets_no_tensor_cores():
+    said = measurements.in_a_process("compile").splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        f"compute capability {n}" for n in (7.5, 8.0, 9.0)
+    ]
+    products = [int(re.search(r"(\d+) tensor-core", line)[1]) for line in said]
+    assert products[0] == 0 < min(products[1:])
+    assert all("cubin True" in line for line in said)
+
+
+def test_without_triton_the_lesson_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "Triton is not installed" in measurements.in_a_process("check")

@@ -91,7 +91,7 @@ def right(name: str) -> str:
     return f"{source}\n\n\n{function} = exercises.check({name!r}, {function})\n"
 
 
-# Notebook 09 has five exercises, none of which needs a model.
+# Notebook 09 has nine exercises, none of which needs a model; these five need no other one.
 MOVED, MERGE, SEES, TILES, CROSSING = (
     "09.standard_moved",
     "09.merge",
@@ -99,6 +99,12 @@ MOVED, MERGE, SEES, TILES, CROSSING = (
     "09.tiles_visited",
     "09.crossing_length",
 )
+# These four do; the cell that gives them `part` comes first.
+GIVEN = "import torch\nfrom llama_int8.lessons.n09.exercises import part"
+ONLINE, TILED, SPLIT, ENTROPY = (
+    f"09.{name}" for name in ("online_softmax", "tiled_attention", "split_attention", "entropy")
+)
+ALL = [MOVED, ONLINE, MERGE, SEES, TILED, TILES, SPLIT, CROSSING, ENTROPY]
 IMPORT = "from llama_int8.course import exercises"
 
 
@@ -118,7 +124,8 @@ def a_class(tmp_path_factory):
     files = {
         "anna/09_flash_attention.ipynb": [
             IMPORT,
-            *map(right, (MOVED, MERGE, SEES, TILES, CROSSING)),
+            GIVEN,
+            *map(right, ALL),
             "raise RuntimeError('after the last check: never run')",
         ],
         "ben/09 (1).ipynb": [
@@ -161,7 +168,7 @@ def status(row: dict) -> tuple[str, str]:
 def test_right_answers_earn_full_points(a_class):
     rows, _, _ = a_class
     own = [row for (learner, _), row in rows.items() if learner == "anna"]
-    assert [row["exercise"] for row in own] == [MOVED, MERGE, SEES, TILES, CROSSING]
+    assert [row["exercise"] for row in own] == ALL
     assert all(row["status"] == "correct" and row["points"] == row["of"] for row in own)
     assert {row["notebook"] for row in own} == {"09_flash_attention"}
 
@@ -195,13 +202,7 @@ def test_the_best_answer_to_an_exercise_counts(a_class):
 
 def test_an_exercise_of_another_notebook_earns_nothing(a_class):
     rows, _, _ = a_class
-    assert {name for learner, name in rows if learner == "carla"} == {
-        MOVED,
-        MERGE,
-        SEES,
-        TILES,
-        CROSSING,
-    }
+    assert {name for learner, name in rows if learner == "carla"} == set(ALL)
 
 
 def test_exit_and_an_interrupt_end_nothing_but_their_exercise(a_class):
@@ -484,8 +485,8 @@ def test_a_file_that_is_no_notebook_stops_no_other(tmp_path, capsys):
     assert "no exercise of the course" in rows["carla", ""]["message"]
     assert rows["dora", SEES]["status"] == "correct"
     printed = capsys.readouterr().out
-    assert "[4 of 4] dora, 09_flash_attention: 1 of 8 points" in printed
-    assert re.search(r"dora +1 +8\n", printed)
+    assert "[4 of 4] dora, 09_flash_attention: 1 of 18 points" in printed
+    assert re.search(r"dora +1 +18\n", printed)
 
 
 def test_every_file_that_is_not_graded_is_named_with_the_reason(tmp_path, capsys):

@@ -37,13 +37,13 @@ HOMES = {
     "10_fast_int8": ([vectorwise], ["VectorwiseLinear"]),
     "09_flash_attention": (
         [flash],
-        """Traffic Tile online_step online_softmax blocks for_each_head hide_future divide
+        """Traffic Tile finite online_step blocks for_each_head hide_future divide
         standard_attention flash_attention_1 flash_attention_2 flash_backward FlashAttention
-        flash_attention state_after block_sizes standard_traffic flash_traffic""".split(),
+        flash_attention block_sizes standard_traffic flash_traffic""".split(),
     ),
 }
-# Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py and
-# test_llama.py compare what both give.
+# Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py,
+# test_llama.py and test_flash.py compare what both give.
 BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",
@@ -51,6 +51,7 @@ BY_THE_LEARNER = {
     penalize_repetition sampling_probabilities Sampler greedy generate extend beam_search""",
     "04_llama_from_scratch": """RMSNorm SwiGLU rotate single_query_attention
     GroupedQueryAttention LlamaBlock Llama""",
+    "09_flash_attention": "online_softmax",
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 

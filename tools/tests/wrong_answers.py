@@ -1163,9 +1163,10 @@ def pairs_fit(largest_weight, largest_code):
         "09.merge",
         """
 import torch
-def merge(m1, l1, m2, l2):
-    m = torch.tensor([m1, m2])                                      # FP32
-    return m.max(), (torch.tensor([l1, l2]) * torch.exp(m - m.max())).sum()
+def merge(first, second):
+    m, l, o = (torch.stack(both) for both in zip(first, second))
+    f = torch.exp(m - m.amax(0))
+    return m.amax(0), (f * l).sum(0), (f * o).sum(0)
 """,
     ),
     (

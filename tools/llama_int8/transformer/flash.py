@@ -9,7 +9,7 @@ t + S - T. (PyTorch's `is_causal` starts at the first key; where S = T they are 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,11 @@ class Tile:
 Watch = Callable[[Tile], Any]
 
 
+def finite(maximum: Tensor) -> Tensor:
+    """The maximum, and 0 where no score was seen yet: exp(-inf - 0) is 0, exp(-inf + inf) is NaN."""
+    return maximum.masked_fill(maximum == -math.inf, 0.0)
+
+
 def online_step(
     scores: Tensor, maximum: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -93,9 +98,8 @@ def online_step(
     the new one, and exp(scores - new maximum). Milakov and Gimelshein, arXiv:1805.02867, algorithm 3.
     """
     new = torch.maximum(maximum, scores.amax(-1, keepdim=True))
-    shift = new.masked_fill(new == -math.inf, 0.0)  # nothing seen yet: exp(-inf - 0), not of NaN
-    factor = (maximum - shift).exp()
-    weights = (scores - shift).exp()
+    factor = (maximum - finite(new)).exp()
+    weights = (scores - finite(new)).exp()
     return new, factor * total + weights.sum(-1, keepdim=True), factor, weights
 
 
@@ -178,9 +182,9 @@ def flash_attention_1(
 ) -> tuple[Tensor, Tensor]:
     """Each block of keys and values stays while the queries pass: arXiv:2205.14135, algorithm 1.
 
-    Output, maximum and sum of every query are in slow memory and come and go with each tile; the
-    output is divided at every visit. (The paper takes a tile's own maximum and corrects afterwards;
-    the new maximum serves at once.) Shapes, results and errors as in `flash_attention_2`.
+    Output, maximum and sum of every query are in slow memory and come and go with each tile. A tile
+    is computed under its own maximum, then both the old output and the tile's are rescaled, and the
+    output is divided at every visit. Shapes, results and errors as in `flash_attention_2`.
     """
     _check_inputs(q, k, v, causal, block_q, block_k)
     traffic = Traffic() if traffic is None else traffic
@@ -196,15 +200,19 @@ def flash_attention_1(
                 continue
             q_i, o_i, m_i, l_i = (traffic.load(x[:, :, rows]) for x in (q, o, maxima, totals))
             scores = hide_future(traffic.matmul(q_i, k_j.mT), rows, columns, past)
-            m_i, l_new, factor, weights = online_step(scores, m_i, l_i)
-            o_i = divide(l_i * factor * o_i + traffic.matmul(weights, v_j), l_new)
-            traffic.exponentials += weights.numel() + factor.numel()
-            traffic.rescales += o_i.numel()
+            own = scores.amax(-1, keepdim=True)  # of this tile
+            weights = (scores - finite(own)).exp()
+            new = torch.maximum(m_i, own)
+            old, now = (m_i - finite(new)).exp(), (own - finite(new)).exp()
+            l_new = old * l_i + now * weights.sum(-1, keepdim=True)
+            o_i = divide(l_i * old * o_i + now * traffic.matmul(weights, v_j), l_new)
+            traffic.exponentials += weights.numel() + 2 * old.numel()
+            traffic.rescales += 2 * o_i.numel()
             traffic.divisions += o_i.numel()
             o[:, :, rows] = traffic.store(o_i)
-            maxima[:, :, rows], totals[:, :, rows] = traffic.store(m_i), traffic.store(l_new)
+            maxima[:, :, rows], totals[:, :, rows] = traffic.store(new), traffic.store(l_new)
             if watch is not None:
-                watch(Tile(rows, columns, scores, m_i, l_new, o_i))
+                watch(Tile(rows, columns, scores, new, l_new, o_i))
     return o.to(dtype), (maxima + totals.log()).squeeze(-1)
 
 
@@ -323,35 +331,18 @@ def flash_attention(
     return FlashAttention.apply(q, k, v, causal, block_q, block_k)
 
 
-def state_after(tiles: Sequence[Tile], queries: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum and sum (B, H, T, 1) and output (B, H, T, D) of all queries once `tiles` are done.
-
-    A query that no tile has reached holds minus infinity, 0 and 0. Raises ValueError for no tile.
-    """
-    _check_tiles(tiles)
-    *heads, _, width = tiles[0].output.shape
-    maximum = tiles[0].output.new_full((*heads, queries, 1), -math.inf)
-    total, output = torch.zeros_like(maximum), maximum.new_zeros((*heads, queries, width))
-    for tile in tiles:
-        maximum[:, :, tile.rows] = tile.maximum
-        total[:, :, tile.rows] = tile.total
-        output[:, :, tile.rows] = tile.output
-    return maximum, total, output
-
-
 def block_sizes(memory: int, head_dim: int, version: int = 1) -> tuple[int, int]:
     """Rows of a block of queries and of a block of keys, in a fast memory of `memory` elements.
 
-    ceil(M / 4 D) for the block that stays (keys in version 1, queries in version 2) and at most D
-    for the one that passes: arXiv:2205.14135, algorithm 1, line 1. The blocks of q, k, v and o
-    then fill M, up to rounding; the tile's scores, at most M / 4, come on top.
+    Version 1: ceil(M / 4 D) keys and at most D queries, arXiv:2205.14135, algorithm 1, line 1.
+    Version 2: as many of both, ceil(M / 4 D); its paper has no rule, and tries 64 and 128 for each.
+    The blocks of q, k, v and o then fill at most M, up to rounding; the scores come on top.
     Raises ValueError for less memory than one vector takes, and for another version.
     """
     _check_memory(memory, head_dim)
     _check_version(version)
-    stays = math.ceil(memory / (4 * head_dim))
-    passes = min(stays, head_dim)
-    return (passes, stays) if version == 1 else (stays, passes)
+    rows = math.ceil(memory / (4 * head_dim))
+    return (min(rows, head_dim), rows) if version == 1 else (rows, rows)
 
 
 def standard_traffic(T: int, S: int, D: int, heads: int = 1) -> Traffic:
@@ -407,8 +398,8 @@ def flash_traffic(
         visited=visited,
         skipped=all_tiles - visited,
         matmul_flops=heads * 4 * scores * D,
-        exponentials=heads * (scores + rows),
-        rescales=heads * rows * D,
+        exponentials=heads * (scores + (2 if version == 1 else 1) * rows),
+        rescales=heads * (2 if version == 1 else 1) * rows * D,
         divisions=heads * (rows if version == 1 else T) * D,
     )
 
@@ -452,11 +443,6 @@ def _check_inputs(
         raise ValueError(
             f"q is on {q.device}, k on {k.device}, v on {v.device}; move them to one device with .to"
         )
-
-
-def _check_tiles(tiles: Sequence[Tile]) -> None:
-    if not tiles:
-        raise ValueError("there is no tile; record some with watch=tiles.append")
 
 
 def _check_memory(memory: int, head_dim: int) -> None:

@@ -34,26 +34,31 @@ BACKENDS = {
 OURS = "ours, in PyTorch"
 
 
+def with_flash_2(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """`flash_attention_2` of the package, in blocks of 128."""
+    return flash_attention_2(q, k, v, causal, 128, 128)[0]
+
+
 @contextlib.contextmanager
-def using(name: str) -> Iterator[None]:
+def using(name: str, own: Callable[..., Tensor] = with_flash_2) -> Iterator[None]:
     """Within the block attention runs only by this backend, or raises RuntimeError.
 
-    `OURS` is `flash_attention_2` in the place of PyTorch's function in our own `Llama`.
-    Raises ValueError for an unknown name.
+    `OURS` is `own(q, k, v, causal)` in the place of PyTorch's function in our own `Llama`; q has H
+    heads, k and v H_kv. Raises ValueError for an unknown name.
     """
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, enable_gqa: bool) -> Any:
+        # The model's mask is the causal one, aligned to the last key: ours as well.
+        return own(q, k, v, is_causal or mask is not None)
+
     if name == OURS:
-        with mock.patch.object(llama, "scaled_dot_product_attention", _ours):
+        with mock.patch.object(llama, "scaled_dot_product_attention", ours):
             yield
     elif name in BACKENDS:
         with sdpa_kernel([getattr(SDPBackend, BACKENDS[name])]):
             yield
     else:
         raise ValueError(f"backend {name!r} is unknown; there are {', '.join((*BACKENDS, OURS))}")
-
-
-def _ours(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, enable_gqa: bool) -> Any:
-    # The model's mask is the causal one, aligned to the last key: ours as well.
-    return flash_attention_2(q, k, v, is_causal or mask is not None, 128, 128)[0]
 
 
 def refusals(q: Tensor, k: Tensor, v: Tensor, grouped: bool = False) -> dict[str, str]:
@@ -78,11 +83,16 @@ def refusals(q: Tensor, k: Tensor, v: Tensor, grouped: bool = False) -> dict[str
     return found
 
 
-def logits_by(model: torch.nn.Module, tokens: Tensor, backends: Sequence[str]) -> dict[str, Tensor]:
+def logits_by(
+    model: torch.nn.Module,
+    tokens: Tensor,
+    backends: Sequence[str],
+    own: Callable[..., Tensor] = with_flash_2,
+) -> dict[str, Tensor]:
     """Logits (B, T, V) of our `Llama` by each backend that takes its dtype and its heads."""
     found = {}
     for name in backends:
-        with contextlib.suppress(RuntimeError), using(name), torch.inference_mode():
+        with contextlib.suppress(RuntimeError), using(name, own), torch.inference_mode():
             found[name] = model(tokens)
     return found
 
@@ -116,12 +126,12 @@ def over_length(
     return found
 
 
-def by_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Any]:
-    """A run for `over_length`: PyTorch's causal attention by one backend."""
+def by_backend(name: str, causal: bool = True) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """A run for `over_length`: PyTorch's attention by one backend, causal or not."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         with using(name):
-            return scaled_dot_product_attention(q, k, v, is_causal=True)
+            return scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     return run
 

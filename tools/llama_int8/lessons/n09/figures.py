@@ -1,24 +1,183 @@
-"""The figures of notebook 09."""
+"""The figures of lesson 09."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ipywidgets
 import numpy as np
+import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from llama_int8.course.drawings import (
+    SMALL,
+    WIDTH,
+    Area,
+    arrow,
+    box,
+    brace,
+    canvas,
+    group,
+    matrix,
+    sign,
+    write,
+)
+from llama_int8.course.explore import explore
 from llama_int8.course.plots import CURVES, SHAPES, figure
-from llama_int8.lessons.n09.backends import BACKENDS, OURS
-from llama_int8.transformer.flash import Tile
+from llama_int8.lessons.n09.backends import BACKENDS
+from llama_int8.lessons.n09.measurements import WRITTEN_OUT, YOURS, spread_of
+from llama_int8.transformer.config import LlamaConfig
+from llama_int8.transformer.flash import Tile, flash_attention_1, flash_attention_2, flash_traffic
 
-LOOKS = dict(zip((*BACKENDS, OURS), zip(CURVES, SHAPES, strict=True), strict=False))
+LOOKS = dict(zip((*BACKENDS, YOURS, WRITTEN_OUT), zip(CURVES, SHAPES, strict=False), strict=False))
 PREDICTED = (("#949494", ":"), ("#666666", "-."), ("#000000", "--"))
 LOOKS |= {
     "standard": (CURVES[0], SHAPES[0]),
     "version 1": (CURVES[1], SHAPES[1]),
     "version 2": (CURVES[2], SHAPES[2]),
 }
+MEMORY_ALT = (
+    "Above: slow memory with Q, K, V, the T by T scores, the T by T weights and O. Below: a small fast "
+    "memory with the arithmetic. Three steps: Q and K go down and scores come up; scores go down and "
+    "weights come up; weights and V go down and O comes up."
+)
+TILES_ALT = (
+    "A score matrix of four by four tiles. Two queries wide blocks at the left, keys at the top. One "
+    "row of tiles is being computed from left to right; tiles above the diagonal are "
+    "skipped. At the right, the running m, l and o of that block of queries."
+)
+SPLIT_ALT = (
+    "One query and a long row of keys and values, cut into four shares. Four workers make a part "
+    "(m, l, o) each, at the same time. Two merges, and a third one, make one part of them; o / l is "
+    "the output."
+)
+
+
+def drawing_memory() -> Figure:
+    """The three steps of standard attention between slow and fast memory."""
+    drawn, axes = canvas(WIDTH, 3.3)
+    slow = group(axes, Area(0.1, 1.75, WIDTH - 0.1, 3.2), "slow memory: large, far away")
+    group(axes, Area(0.1, 0.1, WIDTH - 0.1, 0.95), "fast memory: small")
+    inputs = (("Q", "queries"), ("K", "keys"), ("V", "values"))
+    places = {}
+    for number, (name, role) in enumerate(inputs):
+        places[name] = box(axes, name, (0.75 + 0.75 * number, 2.3), (0.36, 0.6), role)
+    big = (0.95, 0.8)
+    places["scores"] = box(axes, "scores\nT x T", (3.45, 2.38), big, "weights")
+    places["weights"] = box(axes, "weights\nT x T", (5.1, 2.38), big, "weights")
+    places["O"] = box(axes, "O", (6.75, 2.3), (0.36, 0.6), "activations")
+    steps = {
+        "1": (2.6, "$QK^T / \\sqrt{D}$", ("Q", "K"), "scores"),
+        "2": (4.28, "softmax", ("scores",), "weights"),
+        "3": (5.95, "times V", ("weights",), "O"),
+    }
+    for number, (x, text, sources, result) in steps.items():
+        step = box(axes, text, (x, 0.38), (1.15, 0.34), "neutral")
+        sign(axes, number, (step.x0, step.y1), "highlight", 0.1)
+        for shift, source in enumerate(sources):
+            level = 1.5 - 0.14 * shift
+            start, end = places[source].centre[0], x - 0.25 - 0.12 * shift
+            below = (start, places[source].y0)
+            bends = [] if abs(start - end) < 0.01 else [(start, level), (end, level)]
+            arrow(axes, below, (end, step.y1), corners=bends)
+        up = places[result].centre[0] - 0.2 if result != "O" else places[result].centre[0]
+        level = 1.3
+        arrow(
+            axes,
+            (x + 0.35, step.y1),
+            (up, places[result].y0),
+            corners=[(x + 0.35, level), (up, level)],
+        )
+    v = places["V"].centre[0]
+    arrow(axes, (v, places["V"].y0), (5.58, 0.55), corners=[(v, 1.08), (5.58, 1.08)])
+    assert slow.y0 > 1
+    return drawn
+
+
+def drawing_tiles() -> Figure:
+    """Which tiles of a causal score matrix are done, which is computed now, and what is kept."""
+    drawn, axes = canvas(WIDTH, 3.2)
+    side, per, left, top = 0.55, 4, 1.75, 2.5
+    done = {(0, 0), (1, 0), (1, 1), (2, 0)}
+    now, later = {(2, 1)}, {(2, 2), (3, 0), (3, 1), (3, 2), (3, 3)}
+    empty = np.full((per, per), np.nan)
+    for row, column in done | now | later:
+        empty[row, column] = 0
+    names = [f"keys {n}" for n in range(1, 5)]
+    values = np.where(np.isnan(empty), np.nan, 0.0)
+    cells = {"weights": done, "highlight": now, "neutral": later}
+    grid = matrix(
+        axes,
+        (left, top),
+        values.shape,
+        cells=cells,
+        columns=names,
+        rows=[""] * per,
+        size=(0.72, side),
+    )
+    for row, column in np.ndindex(per, per):
+        x, y = left + (column + 0.5) * 0.72, top - (row + 0.5) * side
+        text = (
+            "done" if (row, column) in done
+            else "now" if (row, column) in now
+            else "later" if (row, column) in later
+            else "skipped"
+        )  # fmt: skip
+        write(axes, (x, y), text, SMALL)
+    for row in range(per):
+        y = top - (row + 0.5) * side
+        box(axes, f"queries {row + 1}", (1.1, y), (1.0, 0.36), "queries", SMALL)
+    y = top - 2.5 * side
+    kept = [
+        box(axes, text, (x, y), (wide, 0.42), role, SMALL)
+        for text, x, wide, role in (
+            ("m", 5.35, 0.36, "neutral"),
+            ("l", 5.8, 0.36, "neutral"),
+            ("o  (undivided)", 6.6, 1.05, "activations"),
+        )
+    ]
+    arrow(axes, (grid.x1, y), kept[0])
+    brace(
+        axes,
+        (kept[0].x0, kept[0].y0 - 0.05),
+        (kept[-1].x1, kept[0].y0 - 0.05),
+        "kept in fast memory\nuntil the row of tiles is done",
+    )
+    write(
+        axes,
+        (0.6, 0.12),
+        "Each tile: load a block of keys and values, merge its part, forget it.",
+        ha="left",
+    )
+    return drawn
+
+
+def drawing_split() -> Figure:
+    """One query's keys are cut among workers, whose parts are merged in pairs."""
+    drawn, axes = canvas(WIDTH, 3.3)
+    box(axes, "q: one query, sent to every worker", (WIDTH / 2, 3.05), (2.6, 0.32), "queries")
+    parts = []
+    for worker in range(4):
+        x = 1.05 + 1.8 * worker
+        box(axes, f"keys, values {worker + 1}", (x, 2.5), (1.6, 0.32), "keys")
+        made = box(axes, f"part {worker + 1}:  m, l, o", (x, 1.75), (1.45, 0.34), "neutral")
+        arrow(axes, (x, 2.34), made)
+        parts.append(made)
+    merges = []
+    for pair in range(2):
+        first, second = parts[2 * pair], parts[2 * pair + 1]
+        x = (first.centre[0] + second.centre[0]) / 2
+        merged = box(axes, "merge", (x, 1.05), (0.8, 0.32), "highlight")
+        for one in (first, second):
+            arrow(axes, one, merged, corners=[(one.centre[0], merged.centre[1])])
+        merges.append(merged)
+    last = box(axes, "merge", (WIDTH / 2, 0.4), (0.8, 0.32), "highlight")
+    for one in merges:
+        arrow(axes, one, last, corners=[(one.centre[0], last.centre[1])])
+    write(axes, (WIDTH / 2, 0.12), "then o / l", SMALL)
+    return drawn
 
 
 def _look(name: str) -> dict[str, Any]:
@@ -26,22 +185,25 @@ def _look(name: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": 5}
 
 
-def running(scores: Tensor, maxima: Tensor, totals: Tensor, block: int) -> Figure:
-    """One row of scores, and the maximum and the sum after each block of it."""
+def running(scores: Tensor, block: int) -> Figure:
+    """One row of scores with its running maximum, and the sum after each block of it."""
+    ends = np.arange(block, len(scores) + block, block).clip(max=len(scores))
+    maxima = np.array([scores[:end].max().item() for end in ends])
+    sums = [(scores[:end] - top).exp().sum().item() for end, top in zip(ends, maxima, strict=True)]
     drawn, axes = figure(2, figsize=(9, 3.2))
-    x = np.arange(len(scores))
-    axes[0].bar(x, scores.numpy(), color=CURVES[0], label="scores")
-    ends = np.arange(1, len(maxima) + 1) * block
-    axes[0].step([0, *ends], [maxima[0].item(), *maxima.tolist()], where="pre", color=CURVES[1],
-                 label="maximum after this block")  # fmt: skip
-    axes[0].set_xlabel("key")
-    axes[0].set_title(f"The maximum rises {int((maxima.diff() > 0).sum())} times")
+    axes[0].bar(np.arange(len(scores)), scores.numpy(), color=CURVES[0], label="scores")
+    axes[0].step(
+        ends - 0.5, maxima, where="post", color=CURVES[1], marker="o", label="maximum so far"
+    )
+    axes[0].set(xlabel="key", ylabel="score")
+    rises = int((np.diff(maxima) > 0).sum())
+    axes[0].set_title(f"The maximum rises {rises} times after the first block")
     axes[0].legend(fontsize=8)
-    log = (totals.log() + maxima).numpy()
-    axes[1].plot(ends, totals.numpy(), color=CURVES[2], marker="o", label="running sum")
-    axes[1].plot(ends, log, color=CURVES[3], marker="s", label="maximum + log(sum)")
-    axes[1].set_xlabel("keys read")
-    axes[1].set_title("The sum may fall, the pink line cannot")
+    log = np.log(sums) + maxima
+    axes[1].plot(ends, sums, color=CURVES[2], marker="o", label="sum $l$")
+    axes[1].plot(ends, log, color=CURVES[3], marker="s", linestyle="--", label=r"$m + \log\, l$")
+    axes[1].set(xlabel="keys read", ylabel="value")
+    axes[1].set_title("The sum may fall; $m + \\log\\, l$ never does")
     axes[1].legend(fontsize=8)
     return drawn
 
@@ -52,6 +214,7 @@ def tiles(
     final: Tensor,
     shape: tuple[int, int],
     visited: np.ndarray,
+    version: int,
 ) -> Figure:
     """The scores' tiles after so many steps, and of each query its maximum, sum and error so far.
 
@@ -73,7 +236,8 @@ def tiles(
     axes[0].set_ylabel("query")
     axes[0].grid(color="black", linewidth=0.8)
     axes[0].set_axisbelow(False)
-    axes[0].set_title(f"{len(done)} tile{'s' if len(done) > 1 else ''} done")
+    count = f"{len(done)} tile{'s' if len(done) > 1 else ''}"
+    axes[0].set_title(f"Version {version}: {count} done")
     rows = np.arange(shape[0])
     axes[1].barh(rows, total[:, 0], color=CURVES[2], label="sum")
     seen = np.isfinite(maximum[:, 0])
@@ -89,26 +253,123 @@ def tiles(
     return drawn
 
 
-def moved(
-    lengths: Sequence[int],
-    lines: Mapping[str, Sequence[float]],
-    counted: Mapping[str, Mapping[int, float]],
-    title: str,
+def state_after(tiles: Sequence[Tile], queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum and sum (B, H, T, 1) and output (B, H, T, D) of all queries once `tiles` are done.
+
+    A query that no tile has reached holds minus infinity, 0 and 0. Raises ValueError for no tile.
+    """
+    if not tiles:
+        raise ValueError("there is no tile; record some with watch=tiles.append")
+    *heads, _, width = tiles[0].output.shape
+    maximum = tiles[0].output.new_full((*heads, queries, 1), -math.inf)
+    total, output = torch.zeros_like(maximum), maximum.new_zeros((*heads, queries, width))
+    for tile in tiles:
+        maximum[:, :, tile.rows] = tile.maximum
+        total[:, :, tile.rows] = tile.total
+        output[:, :, tile.rows] = tile.output
+    return maximum, total, output
+
+
+def explore_tiles(queries: int = 24, keys: int = 32, block: int = 8) -> None:
+    """A slider over the tiles of a small causal attention, in the order of either version."""
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(1, 1, queries, 16, generator=generator)
+    k, v = torch.randn(2, 1, 1, keys, 16, generator=generator).unbind(0)
+    walks: dict[int, list[Tile]] = {1: [], 2: []}
+    flash_attention_1(q, k, v, True, block, block, watch=walks[1].append)
+    final, _ = flash_attention_2(q, k, v, True, block, block, watch=walks[2].append)
+    visited = np.zeros((queries, keys), dtype=bool)
+    for tile in walks[2]:
+        visited[tile.rows, tile.columns] = True
+
+    def draw(version: int, step: int) -> Figure:
+        done = walks[version][:step]
+        return tiles(done, state_after(done, queries), final, (queries, keys), visited, version)
+
+    explore(
+        draw,
+        "Tiles done so far, the running maximum and sum of each query, and the error of its output.",
+        version=ipywidgets.Dropdown(options=[2, 1], value=2, description="version"),
+        step=ipywidgets.IntSlider(value=2, min=1, max=len(walks[2]), description="tiles"),
+    )
+
+
+def blocks(
+    block: int, seconds: Mapping[int, Sequence[float]], length: int, config: LlamaConfig
 ) -> Figure:
-    """Bytes moved over the length by the formulas, and dots where the loops were counted."""
-    drawn, axes = figure(figsize=(8.5, 4))
-    for name, values in lines.items():
-        look = _look(name)
-        axes.plot(lengths, values, color=look["color"], label=name)
-        dots = counted.get(name, {})
-        axes.plot(list(dots), list(dots.values()), linestyle="", **look)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("length T, queries and keys (dots: counted in the loops)")
-    axes.set_ylabel("bytes moved for one head")
-    axes.legend(fontsize=8)
-    axes.set_title(title)
+    """Measured time of the learner's loop beside what the formula says it moves, by block size.
+
+    Both for all heads together, causal, in FP32.
+    """
+    width, heads = config.head_dim, config.num_attention_heads
+    sizes = list(seconds)
+    moved = [
+        4 * flash_traffic(length, length, width, n, n, causal=True, heads=heads).moved / 2**20
+        for n in sizes
+    ]
+    drawn, axes = figure(2, figsize=(9, 3.5))
+    middle = 1e3 * np.array([np.median(seconds[n]) for n in sizes])
+    low, high = (1e3 * np.array([end(seconds[n]) for n in sizes]) for end in (min, max))
+    axes[0].plot(sizes, moved, color=CURVES[2], marker="^")
+    axes[0].set_ylabel("predicted traffic in FP32, MiB")
+    axes[0].set_title(f"Blocks of {block}: {moved[sizes.index(block)]:,.0f} MiB moved")
+    axes[1].errorbar(sizes, middle, [middle - low, high - middle], capsize=2, **_look(YOURS))
+    axes[1].set_ylabel("measured, ms")
+    best = sizes[int(middle.argmin())]
+    here = middle[sizes.index(block)]
+    axes[1].set_title(f"{here:,.0f} ms; fastest here: blocks of {best}")
+    for panel in axes:
+        panel.axvline(block, color="#555555", linestyle=":")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sizes, sizes)
+        panel.minorticks_off()
+        panel.set_ylim(0)
+        panel.set_xlabel("block: queries and keys of a tile (log)")
     return drawn
+
+
+def explore_blocks(
+    seconds: Mapping[int, Sequence[float]], length: int, config: LlamaConfig, start: int
+) -> None:
+    """A slider over the block sizes that were measured."""
+    sizes = list(seconds)
+    explore(
+        lambda block: blocks(block, seconds, length, config),
+        f"Two curves by block size, for {length:,} tokens and all heads: the traffic that the formula "
+        "predicts, and the measured time.",
+        block=ipywidgets.SelectionSlider(
+            options=sizes, value=min(sizes, key=lambda n: abs(n - start)), description="block"
+        ),
+    )
+
+
+def moved(lengths: Sequence[int], lines: Mapping[str, Sequence[float]], memory: int) -> Figure:
+    """Bytes moved by each way over the length, as multiples of what standard attention moves."""
+    drawn, axes = figure(figsize=(8, 3.7))
+    for name, values in lines.items():
+        axes.plot(lengths, values, label=name, **_look(name))
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("length T, queries and keys (log)")
+    axes.set_ylabel("moved, over standard attention")
+    axes.set_ylim(0, min(4, 1.1 * max(map(max, lines.values()))))
+    axes.legend(fontsize=8)
+    least = lines["version 2"][-1]
+    how = f"{1 / least:.1f} times less" if least < 1 else f"{least:.1f} times as much"
+    axes.set_title(
+        f"Fast memory of {memory:,} numbers: at {lengths[-1]:,} tokens version 2 moves {how}"
+    )
+    return drawn
+
+
+def explore_moved(draw_lines: Any, lengths: Sequence[int], memory: int) -> None:
+    """A slider over the size of the fast memory."""
+    explore(
+        lambda memory: moved(lengths, draw_lines(memory), memory),
+        "Bytes moved by both versions over what standard attention moves, by length.",
+        memory=ipywidgets.SelectionSlider(
+            options=[2**n for n in range(10, 18)], value=memory // 2, description="numbers"
+        ),
+    )
 
 
 def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
@@ -131,12 +392,13 @@ def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
         panel.set_ylabel(word)
     axes[0].legend(fontsize=8)
     peaks = found[lengths[-1]]
-    names = sorted(peaks, key=lambda name: -peaks[name]["peak"])
-    most, least = peaks[names[0]]["peak"], peaks[names[-1]]["peak"]
-    axes[0].set_title("Time of attention")
-    axes[1].set_title(
-        f"At {lengths[-1]:,} {names[0]} takes {most / least:.0f}x {names[-1]}'s memory"
-    )
+    most = max(peaks, key=lambda name: peaks[name]["peak"])
+    least = min(peaks, key=lambda name: peaks[name]["peak"])
+    ratio = np.median(spread_of(found, lengths[-1], "math", YOURS))
+    how = f"{ratio:.1f} times as fast as" if ratio > 1 else f"{1 / ratio:.1f} times as slow as"
+    axes[0].set_title(f"{lengths[-1]:,} tokens: your loop is {how} math")
+    memory = peaks[most]["peak"] / max(peaks[least]["peak"], 1)
+    axes[1].set_title(f"{most} takes {memory:.0f} times {least}'s memory")
     return drawn
 
 
@@ -167,11 +429,19 @@ def shares(
     lengths: Sequence[int],
     predicted: Mapping[str, Mapping[str, Sequence[float]]],
     measured: Mapping[str, Mapping[str, Mapping[int, float]]],
+    own: str,
 ) -> Figure:
     """Attention's share of the work over the length, predicted for models, measured for backends.
 
-    Both: {"prefill" or "decode": {name: values}}.
+    Both: {"prefill" or "decode": {name: values}}; `own`: the model that was measured.
     """
+    line = predicted["decode"][own]
+    gaps = [
+        abs(share - np.interp(np.log2(size), np.log2(lengths), line))
+        for found in measured["decode"].values()
+        for size, share in found.items()
+    ]
+    close = max(gaps) < 0.1
     drawn, axes = figure(2, figsize=(9.5, 3.9), sharey=True)
     words = {"prefill": "tokens of the prompt", "decode": "tokens in the cache"}
     for panel, (phase, by_model) in zip(axes, predicted.items(), strict=True):
@@ -185,8 +455,17 @@ def shares(
         panel.set_xscale("log", base=2)
         panel.set_ylim(0, 1)
         panel.set_xlabel(f"{words[phase]} (log)")
-        panel.set_title(phase)
+    axes[0].set_title(_half_of_a_prompt(measured["prefill"]))
+    axes[1].set_title(f"Decode: measured {'near' if close else 'far from'} predicted")
     axes[0].set_ylabel("attention's share of the work")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, fontsize=8, ncols=3, loc="outside lower center")
     return drawn
+
+
+def _half_of_a_prompt(measured: Mapping[str, Mapping[int, float]]) -> str:
+    """Where attention takes half of the time by the best and by the worst backend."""
+    by_name = {name: list(found.values())[-1] for name, found in measured.items()}
+    length = list(next(iter(measured.values())))[-1]
+    name = max(by_name, key=by_name.get)
+    return f"{length:,} tokens, {name}: {by_name[name]:.0%} is attention"
