@@ -27,6 +27,7 @@ class Workload:
     text: perplexity.StridedText | None = None  # None: a model without a tokenizer
     compared_windows: int = 0
     items: Sequence[loglikelihood.Packed] = ()
+    alone: int = 0  # so many items are scored once more, each in a pass of its own
     slips: dict[str, Sequence[loglikelihood.Packed]] = field(
         default_factory=dict
     )  # wrong rules' items
@@ -79,6 +80,10 @@ def _scores_and_answers(
     if work.items:
         result["choices"] = loglikelihood.choice_scores(
             model, work.items, label=f"items, {precision}"
+        )
+    if work.alone:
+        result["choices alone"] = loglikelihood.choice_scores(
+            model, work.items[: work.alone], batch_tokens=1, label=f"items alone, {precision}"
         )
     for rule, rows in work.slips.items():
         scores = loglikelihood.choice_scores(model, rows, label=rule)

@@ -8,8 +8,19 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from llama_int8.course.drawings import (
+    NORMAL,
+    SMALL,
+    WIDTH,
+    canvas,
+    matrix,
+    number_line,
+    points,
+    write,
+)
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
-from llama_int8.evaluation.compare import Flips, Point
+from llama_int8.evaluation.compare import Flips, Point, Speeds, faster_or_slower
+from llama_int8.lessons.n08.measurements import BothModels
 from llama_int8.measure.profiler import KINDS
 from llama_int8.measure.statistics import PairedDifference, Spread
 from llama_int8.models.cost import (
@@ -17,16 +28,23 @@ from llama_int8.models.cost import (
     count_parameters,
     decode_bound,
     forward_bytes,
+    forward_flops,
     peak_bytes,
     roofline,
 )
 from llama_int8.quantization import precisions
 from llama_int8.transformer.config import LlamaConfig
 
-# A card of so many "GB" shows a little less: of the T4's 16, CUDA shows 14.75 GiB.
-CARDS = (8, 12, 16, 24, 40, 80)
+# What cards show of their memory, in GiB, as nvidia-smi and CUDA report it. A card of 8 GB shows
+# somewhat less than its name; no card shows more.
 T4_GIB = 14.75
-VISIBLE = T4_GIB / 16
+CARDS = {
+    "8 GB": 8.0,
+    "T4, 16 GB": T4_GIB,
+    "L4, 24 GB": 23_034 / 1024,
+    "A100, 40 GB": 40_960 / 1024,
+    "H100, 80 GB": 81_559 / 1024,
+}
 
 
 def _look(precision: str) -> dict[str, Any]:
@@ -69,11 +87,10 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
                 textcoords="offset points",
                 bbox={"color": "white", "pad": 0.5, "alpha": 0.8},
             )
-    for card in CARDS:
-        axes.axvline(card * VISIBLE, color="#777777", linestyle="--", linewidth=1, zorder=0)
-        axes.annotate(
-            card, (card * VISIBLE, -0.7), fontsize=9, ha="center", backgroundcolor="white"
-        )
+    for card, room in CARDS.items():
+        axes.axvline(room, color="#777777", linestyle="--", linewidth=1, zorder=0)
+        short = card.split(",")[0]
+        axes.annotate(short, (room, -0.7), fontsize=8, ha="center", backgroundcolor="white")
     axes.set_xscale("log")
     axes.set_xlim(0.12, 260)
     axes.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128], minor=False)
@@ -83,7 +100,7 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     axes.set_ylim(len(configs) - 0.5, -1)
     axes.set_xlabel(
         f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows; "
-        "dashed: cards of so many GB"
+        "dashed: what a card shows"
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")
@@ -192,42 +209,137 @@ def _near_zero(first: np.ndarray, second: np.ndarray) -> bool:
     return bool(flipped.any() and np.abs(first[flipped]).max() < np.median(np.abs(first)))
 
 
-def scoring_rules(shares: Mapping[str, tuple[float, float, float]], choices: int, n: int) -> Figure:
-    """Accuracy in percent with its interval, (value, low, high), by rule of scoring."""
-    drawn, axes = figure(figsize=(7.5, 2.9))
+def scoring_rules(shares: Mapping[str, tuple[float, float, float]], n: int) -> Figure:
+    """Accuracy in percent with its interval, (value, low, high), by rule of scoring of two answers."""
+    drawn, axes = figure(figsize=(8, 2.9))
     values, low, high = np.array(list(shares.values())).T
     rows = range(len(shares))
-    right = [name.startswith("acc") for name in shares]
+    sees = low > 50  # more than guessing
     axes.barh(
         rows,
         values,
         0.6,
         xerr=np.stack([values - low, high - values]),
-        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in right],
-        hatch=["" if good else "..." for good in right],
+        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in sees],
+        hatch=["" if good else "..." for good in sees],
         edgecolor="white",
         error_kw={"capsize": 3, "ecolor": "#333333"},
     )
-    for row, value in zip(rows, values, strict=True):
-        axes.annotate(f"{value:.1f}", (1, row), va="center", fontsize=9)
-    axes.axvline(100 / choices, color="black", linestyle="--", linewidth=1)
+    for row, (value, end) in enumerate(zip(values, high, strict=True)):
+        axes.annotate(f" {value:.1f}", (end + 1, row), va="center", fontsize=9)
+    axes.axvline(50, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(rows, list(shares))
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 112)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"accuracy over {n} items, %; dashed: guessing")
-    guess = sum(lo <= 100 / choices <= hi for (_, lo, hi), good in
-                zip(shares.values(), right, strict=True) if not good)  # fmt: skip
+    blind = int((~sees).sum())
     axes.set_title(
-        f"The same model: {guess} of {right.count(False)} slips cannot be told from guessing"
+        f"One model, the same items: {blind} of {len(shares)} rules do no better than guessing"
     )
     return drawn
 
 
-def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: str) -> Figure:
-    """Probability of each token that two precisions chose, up to the step at which they part."""
+def both_models(entries: Sequence[BothModels]) -> Figure:
+    """Weights of the FP16 and the int8 model on each other, beside two published memory figures."""
+    drawn, axes = figure(figsize=(8, 1.2 + 0.75 * len(entries)))
+    for row, entry in enumerate(entries):
+        looks = (
+            (entry.fp16, "bf16", "", "weights in FP16"),
+            (entry.int8, "int8", "///", "in int8"),
+        )
+        left = 0.0
+        for size, colour, hatch, label in looks:
+            axes.barh(
+                row, size / 1000, 0.5, left=left, color=COLOURS[colour], hatch=hatch,
+                edgecolor="white", label=label if row == 0 else None,
+            )  # fmt: skip
+            left += size / 1000
+        for value, run, marker in zip(entry.measured, ("full", "int8"), ("|", "x"), strict=True):
+            axes.plot(
+                value / 1000, row, marker, color="black", markersize=20 if marker == "|" else 7,
+                label=f"published, run \"{run}\"" if row == 0 else None,
+            )  # fmt: skip
+        note = f"  {entry.unexplained:.1%} left for all else"
+        axes.annotate(note, (max(entry.measured) / 1000 + 0.3, row), va="center", fontsize=9)
+    axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.35 * max(max(entry.measured) for entry in entries) / 1000)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("GB (10⁹ bytes)")
+    drawn.legend(fontsize=8, ncols=4, loc="outside lower center")
+    worst = max(entry.unexplained for entry in entries)
+    axes.set_title(f"Both published figures are both models together, to {worst:.1%} or better")
+    return drawn
+
+
+PAIRED_ALT = (
+    "Two number lines with the losses of four windows in 16 bit and in int8, which overlap; below, a "
+    "third with the four differences, all right of zero."
+)
+SCORING_ALT = (
+    "Two grids of logits, vocabulary by tokens of a question and its answer: on the left every cell is "
+    "marked, on the right one cell in each of three columns."
+)
+
+
+def drawing_paired() -> Figure:
+    """Four windows scored by two models: apart they overlap, as pairs they do not."""
+    drawn, axes = canvas(WIDTH, 3.1, "The same windows, seen apart and seen as pairs")
+    half = [2.6, 3.1, 3.7, 4.4]
+    int8 = [loss + change for loss, change in zip(half, (0.10, 0.16, 0.12, 0.14), strict=True)]
+    changes = [b - a for a, b in zip(half, int8, strict=True)]
+    for y, name, values, role in ((2.35, "16 bit", half, "16 bit"), (1.6, "int8", int8, "int8")):
+        line = number_line(axes, (1.0, y), 4.2, (2.3, 4.8), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
+        write(axes, (0.5, y), name)
+        points(axes, line, values, [role] * 4, name)
+        mean = sum(values) / 4
+        write(axes, (5.4, y), f"mean {mean:.2f}", ha="left")
+    write(
+        axes, (3.1, 1.08), "loss of four windows: how hard a passage is hides the difference", SMALL
+    )
+    line = number_line(axes, (1.0, 0.65), 4.2, (-0.3, 0.3), {-0.2: "−0.2", 0: "0", 0.2: "0.2"})
+    write(axes, (0.5, 0.65), "int8 −\n16 bit")
+    points(axes, line, changes, ["highlight"] * 4, "differences")
+    write(axes, (5.4, 0.65), f"mean {sum(changes) / 4:+.2f}", ha="left")
+    write(axes, (3.1, 0.13), "the four differences: all on one side of 0", SMALL)
+    return drawn
+
+
+def drawing_scoring() -> Figure:
+    """The logits of one question and answer: which numbers the two rules add up."""
+    drawn, axes = canvas(WIDTH, 3.6, "Which numbers make the score of an answer?")
+    words = ["Q", "A:", "use", "a", "spoon"]
+    size, low = 0.34, 0.95
+    for left, name, cells in (
+        (
+            0.75,
+            "published rule: the sum of all logits",
+            [(r, c) for r in range(6) for c in range(5)],
+        ),
+        (4.35, "log-likelihood of the answer", [(4, 1), (2, 2), (5, 3)]),
+    ):
+        top = low + 6 * size
+        matrix(axes, (left, top), (6, 5), "", "16 bit", {"highlight": cells}, size=size)
+        write(axes, (left + 2.5 * size, low + 6 * size + 0.2), name, NORMAL)
+        for column, word in enumerate(words):
+            write(axes, (left + (column + 0.5) * size, low - 0.15), word, SMALL)
+        write(axes, (left + 2.5 * size, low - 0.42), "read from left to right: T tokens", SMALL)
+        write(axes, (left - 0.2, low + 3 * size), "vocabulary, V rows", SMALL, rotation=90)
+    note = "Right: after log-softmax, one number of a column, that of the token that comes next"
+    write(axes, (WIDTH / 2, 0.18), note, SMALL)
+    return drawn
+
+
+def parting(texts: Mapping[str, Mapping[str, Any]], step: int | None, words: str) -> Figure:
+    """Probability of each token that two precisions chose, up to the step at which they diverge.
+
+    `texts`: `answers.answer_with_candidates` of both; `words`: the two tokens at that step.
+    """
     drawn, axes = figure(figsize=(8.5, 3.2))
-    for precision, values in probabilities.items():
+    last = None if step is None else step + 1
+    chosen = {p: [likeliest[0] for likeliest in answer["p"]][:last] for p, answer in texts.items()}
+    for precision, values in chosen.items():
         look = _look(precision) | {"linewidth": 1, "markersize": 3.5}
         axes.plot(np.arange(1, len(values) + 1), values, label=precision, **look)
     axes.set_ylim(0, 1.02)
@@ -240,13 +352,39 @@ def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: st
         axes.annotate(
             f" {words}", (step + 1, 0.03), color=INKS["highlight"], fontsize=9, ha="right"
         )
-        at = [f"{values[step]:.2f}" for values in probabilities.values()]
-        axes.set_title(f"They part at token {step + 1}, at probabilities of {' and '.join(at)}")
+        at = [f"{values[step]:.2f}" for values in chosen.values() if len(values) > step]
+        axes.set_title(f"They diverge at token {step + 1}, at probabilities of {' and '.join(at)}")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return drawn
 
 
-def speeds(
+def most_batches(points: Sequence[Sequence[int]]) -> int:
+    """The prompt length that was measured with the most batches; the shortest of equal ones."""
+    lengths = [length for _, length in points]
+    return max(sorted(set(lengths)), key=lengths.count)
+
+
+def speed_of_both_phases(
+    speeds: Speeds, config: LlamaConfig, half: str, bandwidth: float
+) -> Figure:
+    """Prefill over prompt length at the smallest batch; decode over batch at one prompt length."""
+    points = [point for by_point in speeds["prefill"].values() for point in by_point]
+    context, smallest = most_batches(sorted(set(points))), min(b for b, _ in points)
+    by_length = {
+        p: {t: s for (b, t), s in sorted(found.items()) if b == smallest}
+        for p, found in speeds["prefill"].items()
+    }
+    by_batch = {
+        p: {b: s for (b, t), s in sorted(found.items()) if t == context}
+        for p, found in speeds["decode"].items()
+    }
+    bounds = {
+        p: decode_bounds(config, p, list(by_batch[p]), context, bandwidth) for p in (half, "int8")
+    }
+    return _speeds(by_length, by_batch, bounds)
+
+
+def _speeds(
     prefill: Mapping[str, Mapping[int, Spread]],
     decode: Mapping[str, Mapping[int, Spread]],
     bounds: Mapping[str, Mapping[int, float]],
@@ -301,32 +439,38 @@ def _range(ratios: Sequence[float]) -> str:
 def when_it_pays(
     ours: Mapping[str, Mapping[str, Mapping[int, Spread]]],
     widths: Mapping[str, int],
-    paper: Mapping[int, float],
+    table: Mapping[str, Any],
 ) -> Figure:
     """Speed of int8 over 16 bit: by batch for each model and phase, and by width with the paper's.
 
-    `ours`: {model: {phase: {batch: ratio}}}; `paper`: {width: ratio of one matrix product}.
+    `ours`: {model: {phase: {batch: ratio}}}; `table`: the paper's, of one matrix product by width.
     """
+    columns = [int(width.replace(",", "")) for width in table["columns"]]
+    paper = dict(zip(columns, map(float, table["rows"]["LLM.int8()"]), strict=True))
     drawn, axes = figure(2, figsize=(9.5, 3.8), sharey=True)
     for colour, (model, phases) in zip(CURVES, ours.items(), strict=False):
         for phase, style in (("decode", "-"), ("prefill", "--")):
-            points = phases[phase]
-            middle = [s.median for s in points.values()]
-            low = [s.median - s.low for s in points.values()]
-            high = [s.high - s.median for s in points.values()]
+            by_batch = phases[phase]
+            middle = [s.median for s in by_batch.values()]
+            low = [s.median - s.low for s in by_batch.values()]
+            high = [s.high - s.median for s in by_batch.values()]
             axes[0].errorbar(
-                list(points), middle, [low, high], color=colour, linestyle=style, capsize=3,
+                list(by_batch), middle, [low, high], color=colour, linestyle=style, capsize=3,
                 marker="o" if phase == "decode" else "v", label=f"{model}, {phase}",
             )  # fmt: skip
-            at = points[min(points)]
-            axes[1].plot(
-                widths[model],
-                at.median,
-                "o" if phase == "decode" else "v",
-                color=colour,
-                markersize=9,
-            )
-    axes[1].plot(list(paper), list(paper.values()), "D-", color="#777777", label="paper, table 5")
+        prefill = phases["prefill"]
+        at = prefill[min(prefill)]
+        axes[1].errorbar(
+            widths[model], at.median, [[at.median - at.low], [at.high - at.median]], color=colour,
+            marker="v", markersize=9, capsize=3, label=f"{model}, prefill",
+        )  # fmt: skip
+    axes[1].plot(
+        list(paper),
+        list(paper.values()),
+        "D-",
+        color="#777777",
+        label="paper, one product on a GPU",
+    )
     batches = sorted({b for phases in ours.values() for p in phases.values() for b in p})
     axes[0].set_xscale("log", base=2)
     axes[0].set_xticks(batches, batches)
@@ -340,11 +484,31 @@ def when_it_pays(
     axes[0].set_ylabel("speed of int8 over 16 bit")
     axes[0].legend(fontsize=8)
     axes[1].legend(loc="upper left", fontsize=8)
-    faster = sum(s.low > 1 for m in ours.values() for p in m.values() for s in p.values())
+    faster = sum(
+        faster_or_slower(s) == "faster"
+        for m in ours.values()
+        for p in m.values()
+        for s in p.values()
+    )
     total = sum(len(p) for m in ours.values() for p in m.values())
     axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
-    axes[1].set_title("Smallest batch, with the paper's one product")
+    axes[1].set_title("Many rows: our prefill, and the paper's one product")
     return drawn
+
+
+def roofline_marks(
+    speeds: Speeds, config: LlamaConfig, half: str
+) -> list[tuple[str, str, float, float]]:
+    """Every run as (phase, precision, operations per byte, operations/s)."""
+    marks = []
+    for phase, by_precision in speeds.items():
+        for p in (half, "int8"):
+            for (batch, length), speed in by_precision[p].items():
+                new, past = (length, 0) if phase == "prefill" else (1, length)
+                flops = forward_flops(config, new, past, batch)
+                intensity = flops / forward_bytes(config, p, new, past, batch)
+                marks.append((phase, p, intensity, flops * speed.median / (batch * new)))
+    return marks
 
 
 def roofline_figure(
@@ -386,16 +550,23 @@ def roofline_figure(
     return drawn
 
 
+def share_of(profile: Mapping[str, Mapping[str, float]], kind: str) -> float:
+    """The part of a profiled step that one kind of operation takes."""
+    return profile[kind]["seconds"] / sum(entry["seconds"] for entry in profile.values())
+
+
 def where_time_goes(
     profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
 ) -> Figure:
     """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
     drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
-    hatches = ("", "///", "xx", "..", "", "--")
+    hatches = ("", "///", "xx", "||", "\\\\\\", "..", "", "--")
     colours = (
         COLOURS["bf16"],
         COLOURS["int8"],
         COLOURS["highlight"],
+        CURVES[2],
+        CURVES[4],
         COLOURS["good"],
         "#595959",
         "#949494",
@@ -419,11 +590,8 @@ def where_time_goes(
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"ms in operations, one {phase}, under the profiler")
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
-    share = (
-        1e3
-        * profiles["int8"]["quantizing, outliers, scaling"]["seconds"]
-        / left[rows.index("int8")]
-    )
+    around = ("finding outliers, quantizing", "scaling the product", "outlier columns")
+    share = sum(share_of(profiles["int8"], kind) for kind in around)
     axes.set_title(
         f"{phase.capitalize()}: {share:.0%} of int8's profiled time is around its products"
     )
@@ -431,7 +599,7 @@ def where_time_goes(
 
 
 def calculator(
-    config: LlamaConfig, precision: str, context: int, batch: int, card: int, name: str
+    config: LlamaConfig, precision: str, context: int, batch: int, card: str, name: str
 ) -> Figure:
     """The memory that one model needs, part by part, beside what a card has; for sliders."""
     drawn, axes = figure(figsize=(8.5, 2.1))
@@ -450,11 +618,11 @@ def calculator(
             label=f"{part} {size / GIB:.2f}",
         )
         left += size / GIB
-    room = card * VISIBLE
+    room = CARDS[card]
     axes.axvline(room, color="black", linestyle="--")
     axes.set_yticks([])
     axes.set_xlim(0, max(1.1 * room, 1.05 * left))
-    axes.set_xlabel(f"GiB; dashed: what a card of {card} GB shows, {room:.2f} GiB")
+    axes.set_xlabel(f"GiB; dashed: what the card shows ({card}), {room:.2f} GiB")
     drawn.legend(ncols=4, fontsize=8, loc="outside lower center")
     fits = "fits" if left <= room else "does not fit"
     axes.set_title(f"{name}, {precision}, {batch} x {context:,} tokens: {left:.2f} GiB, {fits}")

@@ -1,0 +1,646 @@
+"""What lesson 08 measures and decides: memory, paired quality, shares of time, and the audit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llama_int8 import models
+from llama_int8.data import published
+from llama_int8.evaluation import answers, compare, loglikelihood, perplexity
+from llama_int8.evaluation.compare import Flips, Point
+from llama_int8.evaluation.experiment import NO_DECOMPOSITION
+from llama_int8.evaluation.tasks import Item, Task
+from llama_int8.lessons.n08.places import places_named
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import (
+    PairedDifference,
+    Spread,
+    mean_interval,
+    proportion_interval,
+    spread,
+)
+from llama_int8.models.cost import GIB, count_parameters, weight_bytes
+from llama_int8.transformer.config import LlamaConfig
+
+Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
+QUALITY_MARGIN = 0.01  # of perplexity, set before the measurement
+PIQA_ITEMS = 1838
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def verdict_on_shapes(counted: Mapping[str, int], theirs: Mapping[str, float]) -> Verdict:
+    """Bytes counted from shapes beside what was measured on a T4, in GiB."""
+    exact = all(round(counted[p] / GIB, 2) == gib for p, gib in theirs.items())
+    measured = " and ".join(f"{size / GIB:.2f} GiB in {p}" for p, size in counted.items())
+    because = (
+        "Both agree to two decimals, if GB is read as GiB and the row scales are counted. It is the "
+        "weights only, without cache, activations or CUDA's own memory."
+    )
+    return f"Counted from shapes: {measured}.", "holds" if exact else "fails here", because
+
+
+def verdict_on_small_card(longest: int, card: float) -> Verdict:
+    """Whether LLaMA-2-7B in int8 fits a card that shows `card` GiB: what prompt it leaves room for."""
+    measured = f"Of {card:g} GiB the weights leave room for a prompt of {longest:,} tokens."
+    because = (
+        f"the prompt and its answer stay below {longest:,} tokens, less what CUDA takes for itself "
+        "(some hundred MB, about as many tokens as MB). The model can read 4,096."
+    )
+    return measured, "holds only if" if longest else "fails here", because
+
+
+def verdict_on_share_in_int8(config: LlamaConfig, other: LlamaConfig) -> Verdict:
+    """The share of the weights that LLM.int8() keeps in int8, for two models."""
+    shares = [100 * weight_bytes(c, "int8").linear / count_parameters(c) for c in (config, other)]
+    measured = f"{shares[0]:.1f} % of LLaMA-2-7B's weights, {shares[1]:.1f} % of Llama-3.2-1B's."
+    because = (
+        "Embedding, output layer and norms stay in 16 bit. (99.9 % comes from the paper, and speaks "
+        "of the *values in the product* that are not outliers.)"
+    )
+    return measured, "holds" if min(shares) >= 99.85 else "fails here", because
+
+
+def weights_table(runs: Mapping[str, Any], config: LlamaConfig) -> list[list[str]]:
+    """Predicted and measured bytes of the weights. Raises AssertionError beyond 1 %."""
+    rows = []
+    for p, run in runs.items():
+        predicted, measured = weight_bytes(config, p).total, run["weight bytes"]
+        assert abs(measured / predicted - 1) < 0.01, f"weights in {p}: not what config.json says"
+        rows.append([p, f"{predicted:,}", f"{measured:,}", f"{measured / predicted - 1:+.3%}"])
+    return rows
+
+
+Peaks = Mapping[str, Sequence[tuple[Point, int, int]]]  # point, predicted, measured, by precision
+
+
+def needed_beside_weights(beyond: Peaks, half: str) -> float:
+    """What int8 needs for the first point, over what 16 bit needs."""
+    return beyond["int8"][0][2] / beyond[half][0][2]
+
+
+def verdict_on_activations(beyond: Peaks, half: str) -> Verdict:
+    """Whether LLM.int8() needs less memory than 16 bit beside the weights."""
+    point = beyond["int8"][0][0]
+    megabytes = {p: beyond[p][0][2] / 1e6 for p in (half, "int8")}
+    of_half = {point: measured for point, _, measured in beyond[half]}
+    pairs = [(m, of_half[point]) for point, _, m in beyond["int8"] if point in of_half]
+    measured = (
+        f"Beside the weights, a prompt of {point.name} tokens needs {megabytes[half]:.1f} MB in {half} "
+        f"and {megabytes['int8']:.1f} MB in LLM.int8(), at its peak."
+    )
+    because = (
+        "The cache is the same. The int32 product and its scaling come on top of the 16-bit rows (on "
+        "a CPU with copies in FP32 that a GPU does without)."
+    )
+    return measured, "holds" if all(a < b for a, b in pairs) else "fails here", because
+
+
+def growth_by_meter(runs: Mapping[str, Any], half: str) -> tuple[list[str], list[list[str]]]:
+    """By how many MB each memory meter grew while a precision was loaded."""
+    meters = sorted(runs[half]["loaded"])
+    rows = []
+    for p, run in runs.items():
+        grown = [(run["loaded"][meter] - run["before"][meter]) / 1e6 for meter in meters]
+        rows.append([p, f"{run['weight bytes'] / 1e6:,.0f}", *(f"{mb:,.0f}" for mb in grown)])
+    return ["MB", "weights", *(f"growth by the meter '{meter}'" for meter in meters)], rows
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+def text_table(
+    nll: Mapping[str, np.ndarray],
+    differences: Mapping[str, PairedDifference],
+    text: perplexity.StridedText,
+) -> list[list[str]]:
+    """Perplexity, bits per byte and the paired difference of each precision."""
+    rows = []
+    for p, values in nll.items():
+        d = differences.get(p)
+        change = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" if d else "baseline"
+        bits = perplexity.bits_per_byte(values, text)
+        rows.append([p, f"{np.exp(values.mean()):.3f}", f"{bits:.4f}", change])
+    return rows
+
+
+def verdict_on_quality(model: str, difference: PairedDifference, half: str) -> Verdict:
+    """Whether int8 keeps 16 bit's perplexity to within the margin."""
+    margin = np.log1p(QUALITY_MARGIN)  # nats per token
+    d = difference
+    measured = (
+        f"{model}: perplexity {np.exp(d.mean) - 1:+.2%} against {half}, {d.mean:+.4f} nats per token "
+        f"[{d.low:+.4f}, {d.high:+.4f}] over {d.n} windows."
+    )
+    if d.high < margin:
+        return measured, "holds", "The whole interval is below our margin of 1 % of perplexity."
+    if d.low > margin:
+        because = (
+            "The whole interval is above our margin of 1 %. (The paper's table has +0.7 % at 125M "
+            "parameters on another text, none at 13B.)"
+        )
+        return measured, "fails here", because
+    missed = f"Losses below {d.smallest_detectable:.4f} nats are easily missed."
+    return measured, "undecided here", f"The interval holds our margin of 1 %. {missed}"
+
+
+def choices_table(
+    scores: Mapping[str, Any], items: Sequence[Item], flips: Mapping[str, Flips]
+) -> list[list[str]]:
+    """Accuracy by both rules, and the flips of each precision."""
+    rows = []
+    for p, found in scores.items():
+        right = [loglikelihood.correct(found, items, norm).mean() for norm in (False, True)]
+        f = flips.get(p)
+        change = f"{f.lost} lost, {f.won} won, p = {f.p_value:.2f}" if f else "baseline"
+        rows.append([p, *(f"{share:.1%}" for share in right), change])
+    return rows
+
+
+def beside_known_score(model: str, accuracy: float) -> str:
+    """What others measured for this model on PIQA by the same rule, and a warning beyond 2 points."""
+    table = published("piqa-elsewhere")
+    if model not in table["rows"]:
+        known = ", ".join(table["rows"])
+        return f"no PIQA score of {model} by a source that we can name (known: {known})"
+    (theirs,) = table["rows"][model]
+    apart = 100 * accuracy - theirs
+    warning = ": beyond 2 points, so look for a reason first" if abs(apart) > 2 else ""
+    return f"acc {100 * accuracy:.2f}, elsewhere {theirs} ({table['source']}){warning}"
+
+
+def block_rows(results: Results, differences: np.ndarray) -> list[list[Any]]:
+    """Intervals of the mean over blocks of windows in a row, by size of the block."""
+    rows = []
+    for size in (1, 2, 4, 8):
+        blocks = compare.in_blocks(differences, size)
+        if blocks.size > 3:
+            mean, low, high = mean_interval(blocks)
+            results.record(f"blocks.{size}", mean, "nats", low=low, high=high, n=blocks.size)
+            rows.append([size, blocks.size, f"[{low:+.4f}, {high:+.4f}]", f"{high - low:.4f}"])
+    return rows
+
+
+def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
+    """KL divergence and agreement of each precision with the baseline."""
+    rows = []
+    for p in scored:
+        compared = [w for w in scored[p] if "kl" in w] if p != half else []
+        if compared:
+            kl = np.array([w["kl"] for w in compared])
+            same = np.mean([w["agreement"] for w in compared])
+            ends = f"{kl.min():.4f} to {kl.max():.4f}"
+            rows.append([p, len(kl), f"{kl.mean():.4f}", ends, f"{same:.1%}"])
+    return rows
+
+
+def alone_rows(
+    results: Results, runs: Mapping[str, Any], items: Sequence[Item], half: str
+) -> list[list[str]]:
+    """The same items in batches and alone: how far the scores move, and whose answers change."""
+    rows = []
+    for p in (half, "int8"):
+        alone = runs[p]["choices alone"]
+        some = items[: len(alone)]
+        batched = runs[p]["choices"][: len(alone)]
+        moved = np.abs(np.array(alone) - np.array(batched)).mean()
+        flips = compare.flips(*(loglikelihood.correct(s, some, True) for s in (batched, alone)))
+        share = loglikelihood.correct(alone, some, True).mean()
+        results.record(f"alone.moved.{p}", moved, "nats", n=len(alone))
+        results.record(f"alone.acc_norm.{p}", 100 * share, "%", n=len(alone))
+        change = f"{flips.lost} lost, {flips.won} won"
+        rows.append([p, f"{len(alone)}", f"{moved:.3f}", f"{share:.1%}", change])
+    return rows
+
+
+def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item]) -> list[list[str]]:
+    """Accuracy of each wrong rule, how often it takes each answer, and how many items tie."""
+    rows = []
+    for rule, scores in slips.items():
+        right = loglikelihood.correct(scores, items, normalized=False)
+        low, high = (100 * end for end in proportion_interval(int(right.sum()), right.size))
+        results.record(
+            f"wrong_rule.{rule}", 100 * right.mean(), "%", low=low, high=high, n=len(items)
+        )
+        places = len(items[0].choices)
+        taken = np.bincount(loglikelihood.picks(scores), minlength=places)
+        ties = sum(len(set(row)) == 1 for row in scores)
+        share = f"{100 * right.mean():.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([rule, share, " / ".join(map(str, taken)), str(ties)])
+    return rows
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def side_by_side(
+    results: Results, tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, Sequence[int]]
+) -> tuple[int | None, str]:
+    """Where two greedy texts diverge, and both as Markdown with that place marked."""
+    first = answers.first_difference(*pair.values())
+    parts = []
+    for p, tokens in pair.items():
+        whole = tokenizer.decode(tokens, skip_special_tokens=True)
+        same = tokenizer.decode(tokens[:first], skip_special_tokens=True)
+        marked = f"{same} **⟦ here they diverge ⟧** {whole[len(same) :]}"
+        lines = (marked if first is not None else whole).splitlines()
+        parts.append(f"**{p}**\n\n" + "\n".join(f"> {line}" for line in lines))
+        results.record(f"text.{p}", whole, "text")
+    shared = len(next(iter(pair.values()))) if first is None else first
+    results.record("first_difference", shared, "count")
+    return first, "\n\n".join(parts)
+
+
+def words_at(
+    tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, Sequence[int]], step: int | None
+) -> str:
+    """The two tokens at which two texts diverge: "' a' or ' b'"."""
+    if step is None:
+        return ""
+    return " or ".join(repr(tokenizer.decode(tokens[step : step + 1])) for tokens in pair.values())
+
+
+def equal_token_rows(results: Results, runs: Mapping[str, Any], half: str) -> list[list[Any]]:
+    """By prompt and way of decoding: how many tokens both precisions have in common."""
+    rows = []
+    for title, ways in runs[half]["answers"].items():
+        for how in ways:
+            pair = [runs[p]["answers"][title][how]["tokens"] for p in (half, "int8")]
+            first = answers.first_difference(*pair)
+            equal = len(pair[0]) if first is None else first
+            results.record(f"equal_tokens.{title}.{how}", equal, "count")
+            rows.append([title, how, equal, len(pair[0])])
+    return rows
+
+
+def place_rows(
+    results: Results,
+    tokenizer: PreTrainedTokenizerBase,
+    runs: Mapping[str, Any],
+    half: str,
+    title: str,
+) -> list[list[str]]:
+    """The places that each plan names, in Paris and elsewhere; empty where no plan names any."""
+    rows, named = [], 0
+    for how in ("greedy", "sampled"):
+        for p in (half, "int8"):
+            text = tokenizer.decode(runs[p]["answers"][title][how]["tokens"])
+            inside, outside = places_named(text)
+            results.record(f"places.{how}.{p}", len(inside), "count", note="in Paris")
+            results.record(f"places_elsewhere.{how}.{p}", len(outside), "count")
+            rows.append([how, p, ", ".join(inside) or "none", ", ".join(outside) or "none"])
+            named += len(inside) + len(outside)
+    return rows if named else []
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def shares_of_decomposition(record: Mapping[str, Any], half: str) -> dict[str, Spread]:
+    """By phase: what part of int8's extra time goes with the decomposition, taken in each round.
+
+    Rounds in which int8 is not slower have no extra time to share out, and are left out.
+    """
+    found = {}
+    for phase in ("decode", "prefill"):
+        seconds = {p: np.array(taken[phase]) for p, taken in record["precisions"].items()}
+        extra = seconds["int8"] - seconds[half]
+        bare = seconds[NO_DECOMPOSITION] - seconds[half]
+        slower = extra > 0
+        if slower.any():
+            found[phase] = spread(1 - bare[slower] / extra[slower])
+    return found
+
+
+def verdict_on_dequantizing(
+    shares: Mapping[str, Spread], ratios: compare.Speeds, point: Point, fast_product: bool
+) -> Verdict:
+    """Whether restoring weights can be the reason for LLM.int8()'s extra time."""
+    if not fast_product:
+        because = "Without AVX-512, bitsandbytes on a CPU converts all its weights at every step."
+        return "This processor has no fast int8 product.", "holds", because
+    bare = {phase: ratios[phase][NO_DECOMPOSITION][point] for phase in ("decode", "prefill")}
+    measured = "Without decomposition int8 restores no weight, and runs at " + ", ".join(
+        f"{ratio.median:.2f} of 16 bit's speed in {phase} ({compare.faster_or_slower(ratio)})"
+        for phase, ratio in bare.items()
+    )
+    parts = [
+        f"{s.median:.0%} of {phase}'s extra time [{s.least:.0%} to {s.largest:.0%} over {s.n} rounds]"
+        for phase, s in shares.items()
+    ]
+    slower = any(compare.faster_or_slower(ratio) == "slower" for ratio in bare.values())
+    faster = all(ratio.median >= 1 for ratio in bare.values())
+    verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
+    because = (
+        "the decomposition as a whole (finding outliers, their columns, restored weights) is "
+        f"{' and '.join(parts) or 'no part of it: int8 is not slower'}. The scaling of the int32 "
+        "product, which profiles call dequantizing too, is in both."
+    )
+    return f"{measured}.", verdict, because[0].upper() + because[1:]
+
+
+def int8_ratios(ratios: compare.Speeds, length: int) -> dict[str, dict[int, Spread]]:
+    """Speed of int8 over 16 bit by phase and batch, for prompts of one length."""
+    return {
+        phase: {b: r for (b, t), r in sorted(ratios[phase]["int8"].items()) if t == length}
+        for phase in ("prefill", "decode")
+    }
+
+
+def verdict_on_latency(
+    measured_ratios: Mapping[str, Mapping[str, Mapping[int, Spread]]], half: str, where: str
+) -> Verdict:
+    """Whether int8 is faster, over all models, phases and batches that were measured."""
+    cases = {
+        f"{name}, {phase}, batch {batch}": ratio
+        for name, phases in measured_ratios.items()
+        for phase, by_batch in phases.items()
+        for batch, ratio in by_batch.items()
+    }
+    said = {name: compare.faster_or_slower(ratio) for name, ratio in cases.items()}
+    faster = [name for name, verdict in said.items() if verdict == "faster"]
+    slower = sum(verdict == "slower" for verdict in said.values())
+    medians = [ratio.median for ratio in cases.values()]
+    measured = (
+        f"Of {len(cases)} cases {len(faster)} are faster than {half} by 5 % or more in each of five "
+        f"rounds, {slower} slower; ratios from {min(medians):.2f} to {max(medians):.2f}."
+    )
+    if len(faster) == len(cases):
+        return measured, "holds", f"bitsandbytes on {where}."
+    if faster:
+        return measured, "holds only if", f"the case is one of these: {'; '.join(faster)}."
+    verdict = "fails here" if slower else "undecided here"
+    return measured, verdict, f"bitsandbytes on {where}; no case is faster."
+
+
+def decode_use(
+    summaries: Mapping[str, tuple[compare.Speeds, compare.Speeds, LlamaConfig]],
+    half: str,
+    bandwidth: float,
+) -> list[list[str]]:
+    """For each model what bytes allow int8 at the smallest batch, and what it reached."""
+    rows = []
+    for name, parts in summaries.items():
+        use = compare.decode_against_bytes(*parts, half, bandwidth)
+        shares = [f"{use[p]:.0%}" for p in (half, "int8")]
+        rows.append([name, f"{use['allowed']:.2f}", f"{use['measured']:.2f}", *shares])
+    return rows
+
+
+# --- the audit ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerLogits:
+    """One answer as the published code gave it to the model, and the logits that came back."""
+
+    logits: Tensor  # (T, V) in FP16
+    input_ids: Tensor  # (T,)
+    prompt_len: int
+    characters: int
+
+
+def published_form(item: Item) -> str:
+    """The question on one line, as the published evaluation puts it."""
+    return item.context.replace("\nAnswer:", " Answer:")
+
+
+def logits_of_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item
+) -> list[AnswerLogits]:
+    """Both answers of one item, each in a pass of its own, as the published evaluation did."""
+    question = published_form(item)
+    prompt_len = len(tokenizer(question)["input_ids"])
+    found = []
+    for choice in item.choices[:2]:
+        ids = tokenizer(f"{question} {choice}", return_tensors="pt")["input_ids"].to(model.device)
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits[0].to(torch.float16).cpu()
+        start = min(prompt_len, ids.shape[1] - 1)  # an answer has one token at least
+        found.append(AnswerLogits(logits, ids[0].cpu(), start, len(choice)))
+    return found
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one model answers by the published rule and by its repairs."""
+
+    sums: list[list[float]]  # of both answers' logits in FP16, for each item
+    taken: dict[str, list[int]]  # 1 or 2 for each item, by rule
+    right: list[int]  # 1 or 2
+
+    @property
+    def infinite(self) -> int:
+        """How many of the sums are infinite."""
+        return int(np.isinf(np.array(self.sums)).sum())
+
+    def share(self, rule: str) -> tuple[float, float, float]:
+        """Accuracy in percent with its interval."""
+        hits = sum(a == b for a, b in zip(self.taken[rule], self.right, strict=True))
+        low, high = proportion_interval(hits, len(self.right))
+        return 100 * hits / len(self.right), 100 * low, 100 * high
+
+
+PUBLISHED_RULE = "sum of logits in FP16 (published)"
+
+
+def _repairs(
+    answer_log_likelihood: Callable[[Tensor, Tensor, int], Tensor],
+) -> dict[str, Callable[[AnswerLogits], Any]]:
+    """Rules that change one thing after the other; each gives an answer a score."""
+    return {
+        "1. the same sum in FP32": lambda a: a.logits.float().sum(),
+        "2. of log-probabilities": lambda a: a.logits.float().log_softmax(-1).sum(),
+        "3. only of the text's own tokens": lambda a: answer_log_likelihood(
+            a.logits, a.input_ids, 1
+        ),
+        "4. of the answer, per character": lambda a: (
+            answer_log_likelihood(a.logits, a.input_ids, a.prompt_len) / a.characters
+        ),
+    }
+
+
+def audit(
+    model_name: str,
+    precision: str,
+    device: str,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    published_answer: Callable[[Tensor, Tensor], int],
+    answer_log_likelihood: Callable[[Tensor, Tensor, int], Tensor],
+) -> Audit:
+    """Answer the items by the published rule, and by rules that repair it step by step."""
+    rules = _repairs(answer_log_likelihood)
+    sums: list[list[float]] = []
+    taken: dict[str, list[int]] = {PUBLISHED_RULE: [], **{rule: [] for rule in rules}}
+    model = models.load_model(model_name, precision, device)
+    for item in items:
+        first, second = logits_of_answers(model, tokenizer, item)
+        sums.append([answer.logits.sum().item() for answer in (first, second)])
+        taken[PUBLISHED_RULE].append(int(published_answer(first.logits, second.logits)))
+        for rule, score in rules.items():
+            taken[rule].append(1 if score(first) > score(second) else 2)
+    return Audit(sums, taken, [item.label + 1 for item in items])
+
+
+def record_audit(results: Results, found: Audit) -> list[list[str]]:
+    """Keep every rule's accuracy; rows of rule, accuracy, and how often it takes each answer."""
+    results.record("audit.infinite sums", found.infinite, "count", n=2 * len(found.sums))
+    rows = []
+    for rule, taken in found.taken.items():
+        share, low, high = found.share(rule)
+        results.record(f"audit.{rule}", share, "%", low=low, high=high, n=len(taken))
+        counts = f"{taken.count(1)} / {taken.count(2)}"
+        rows.append([rule, f"{share:.1f} [{low:.1f}, {high:.1f}]", counts])
+    return rows
+
+
+def page_against_files() -> list[list[str]]:
+    """The published page's accuracies, latencies and memory beside those of its own CSV files."""
+    page, csv = published("a40-piqa")["rows"], published("a40-piqa-csv")["rows"]
+    rows = []
+    for name, on_page in page.items():
+        in_file = csv[name]
+        for place, precision in ((1, "full"), (0, "int8")):
+            shares = (f"{on_page[place]:.2f} %", f"{100 * in_file[place]:.2f} %")
+            seconds = (f"{on_page[place + 2]:.4f}", f"{in_file[place + 2]:.4f}")
+            memory = (f"{on_page[place + 4]:,}", f"{in_file[place + 4]:,.0f}")
+            rows.append([f"{name}, {precision}", *shares, *seconds, *memory])
+    return rows
+
+
+def second_answers(results: Results, task: Task) -> tuple[int, int, str]:
+    """How often PIQA's second answer is right, of how many, and where that comes from."""
+    if task.name == "piqa" and len(task.items) == PIQA_ITEMS:
+        second, where = sum(item.label == 1 for item in task.items), "counted here"
+        compare.record_right_answers(results, task)
+    else:
+        table = published("piqa-answers")
+        (second,), where = table["rows"]["second"], table["source"]
+    results.record("audit.second answers of PIQA", second, "count", n=PIQA_ITEMS)
+    return second, PIQA_ITEMS, where
+
+
+def explained_accuracies(second: int, items: int) -> list[list[str]]:
+    """Every accuracy of the CSV files beside the share of second answers, to the last digit."""
+    rows = []
+    for name, row in published("a40-piqa-csv")["rows"].items():
+        for place, precision in ((1, "full"), (0, "int8")):
+            right = round(row[place] * items)
+            said = "yes" if row[place] == second / items else f"no: {right - second:+d} items"
+            rows.append([f"{name}, {precision}", repr(row[place]), f"{right} / {items}", said])
+    return rows
+
+
+@dataclass(frozen=True)
+class BothModels:
+    """Memory in MB: weights in both precisions from shapes, and what the CSV file says of a run."""
+
+    name: str
+    fp16: float
+    int8: float
+    measured: tuple[float, float]  # of the run "full", and of the run "int8"
+
+    @property
+    def unexplained(self) -> float:
+        """The part of the larger measurement that the weights of both models leave over."""
+        return 1 - (self.fp16 + self.int8) / max(self.measured)
+
+
+def memory_of_both() -> list[BothModels]:
+    """For each model of the published table its weights from shapes, and the measured peaks."""
+    found = []
+    for name, row in published("a40-piqa-csv")["rows"].items():
+        config = models.config_of(name.lower())
+        fp16, int8 = (weight_bytes(config, p).total / 1e6 for p in ("fp16", "int8"))
+        found.append(BothModels(name, fp16, int8, (row[5], row[4])))
+    return found
+
+
+def verdict_on_a40_memory(both: Sequence[BothModels]) -> Verdict:
+    """Whether the page's memory of Llama-3.1-8B is possible."""
+    eight = next(entry for entry in both if entry.name == "Llama-3.1-8B")
+    row = published("a40-piqa")["rows"][eight.name]
+    possible = eight.fp16 <= row[5] and eight.int8 <= row[4]
+    measured = f"The weights take {eight.fp16:,.0f} MB in FP16 and {eight.int8:,.0f} MB in int8."
+    because = (
+        "With all weights on the card, memory can be larger than the weights, never smaller. The "
+        f"repository's own file says {eight.measured[1]:,.0f} MB: both models at once."
+    )
+    return measured, "holds only if" if possible else "fails here", because
+
+
+def verdict_on_saving(both: Sequence[BothModels]) -> Verdict:
+    """The memory that int8 saves: by the page, by its files, and by shapes."""
+    page = published("a40-piqa")["rows"]
+    by_page = [100 * (1 - row[4] / row[5]) for row in page.values()]
+    by_shape = [100 * (1 - entry.int8 / entry.fp16) for entry in both]
+    in_file = [100 * (1 - entry.measured[1] / entry.measured[0]) for entry in both]
+    measured = "; ".join(
+        f"{what} {min(values):.1f} to {max(values):.1f} %"
+        for what, values in (
+            ("by the page", by_page),
+            ("by its files", in_file),
+            ("weights by shape", by_shape),
+        )
+    )
+    because = (
+        "Both runs of the files held both models, so they cannot show a saving. The weights alone "
+        "shrink by more than the page says."
+    )
+    return f"Saved: {measured}.", "fails here", because
+
+
+def verdict_on_cost(second: int, items: int) -> Verdict:
+    """Whether the published accuracies can show what int8 costs."""
+    rows = published("a40-piqa-csv")["rows"].values()
+    shares = [share for row in rows for share in row[:2]]
+    exact = sum(share == second / items for share in shares)
+    ends = [proportion_interval(round(share * items), items) for share in shares]
+    guesses = sum(low < 0.5 < high for low, high in ends)
+    measured = (
+        f"{exact} of {len(shares)} accuracies in the files are {second} / {items}, the share of second "
+        f"answers; the intervals of {guesses} of {len(shares)} hold 50 %."
+    )
+    because = "They measure which answer stands second, not what a model knows."
+    return measured, "not testable here" if guesses == len(shares) else "holds only if", because
+
+
+def verdict_on_size() -> Verdict:
+    """Whether the published accuracies grow with the model."""
+    full = {name: row[1] for name, row in published("a40-piqa-csv")["rows"].items()}
+    measured = "In the files: " + ", ".join(f"{n} {100 * v:.2f} %" for n, v in full.items()) + "."
+    because = (
+        "The smallest and the largest have the same accuracy, to the last digit, since neither was "
+        "asked. (By other measurements larger models are better: LLaMA's own table says so.)"
+    )
+    return measured, "not testable here", because
+
+
+def verdict_on_gpu_only(results: Results, device: str, version: str) -> Verdict:
+    """Whether bitsandbytes needs a GPU: this lesson has just run it."""
+    if device != "cpu":
+        return "This run used a GPU.", "not testable here", "Run it on a CPU to see."
+    machine = results.environment["machine"]
+    measured = f"Everything above ran in bitsandbytes {version} on {machine}, without a GPU."
+    because = "The sentence is of January 2025. This release has a path for CPUs."
+    return measured, "fails here", because
+
+
+def without_a_model(
+    rule: Callable[[str, Sequence[str]], int], items: Sequence[Item]
+) -> Iterator[tuple[str, int, int, float, float]]:
+    """Score a rule that sees only the words: on the half to look at, and on the other half.
+
+    Gives name, right answers, items, and the ends of the interval in percent.
+    """
+    half = len(items) // 2
+    for name, part in (("to look at", items[:half]), ("to be tested on", items[half:])):
+        right = sum(rule(item.context, item.choices) == item.label for item in part)
+        low, high = proportion_interval(right, len(part))
+        yield name, right, len(part), 100 * low, 100 * high
