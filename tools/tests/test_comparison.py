@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 
 from llama_int8.evaluation.compare import (
     Point,
+    faster_or_slower,
     flips,
     in_blocks,
     record_choices,
     record_memory,
-    faster_or_slower,
     record_speed,
     record_text,
 )

@@ -269,7 +269,7 @@ def both_models(entries: Sequence[BothModels]) -> Figure:
     axes.set_xlabel("GB (10⁹ bytes)")
     drawn.legend(fontsize=8, ncols=4, loc="outside lower center")
     worst = max(entry.unexplained for entry in entries)
-    axes.set_title(f"Both published figures are both models together, to {worst:.1%} or better")
+    axes.set_title(f"Each published figure is both models together, to {worst:.1%} or better")
     return drawn
 
 
@@ -278,8 +278,8 @@ PAIRED_ALT = (
     "third with the four differences, all right of zero."
 )
 SCORING_ALT = (
-    "Two grids of logits, vocabulary by tokens of a question and its answer: on the left every cell is "
-    "marked, on the right one cell in each of three columns."
+    "Two grids of logits, tokens of a question and its answer by vocabulary: on the left every cell is "
+    "marked, on the right one cell in each of three rows."
 )
 
 
@@ -290,44 +290,41 @@ def drawing_paired() -> Figure:
     int8 = [loss + change for loss, change in zip(half, (0.10, 0.16, 0.12, 0.14), strict=True)]
     changes = [b - a for a, b in zip(half, int8, strict=True)]
     for y, name, values, role in ((2.35, "16 bit", half, "16 bit"), (1.6, "int8", int8, "int8")):
-        line = number_line(axes, (1.0, y), 4.2, (2.3, 4.8), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
+        line = number_line(axes, y, (1.0, 5.2), (2.3, 4.8), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
         write(axes, (0.5, y), name)
         points(axes, line, values, [role] * 4, name)
         mean = sum(values) / 4
-        write(axes, (5.4, y), f"mean {mean:.2f}", ha="left")
+        write(axes, (5.6, y), f"mean {mean:.2f}", ha="left")
     write(
         axes, (3.1, 1.08), "loss of four windows: how hard a passage is hides the difference", SMALL
     )
-    line = number_line(axes, (1.0, 0.65), 4.2, (-0.3, 0.3), {-0.2: "−0.2", 0: "0", 0.2: "0.2"})
+    line = number_line(axes, 0.65, (1.0, 5.2), (-0.3, 0.3), {-0.2: "−0.2", 0: "0", 0.2: "0.2"})
     write(axes, (0.5, 0.65), "int8 −\n16 bit")
     points(axes, line, changes, ["highlight"] * 4, "differences")
-    write(axes, (5.4, 0.65), f"mean {sum(changes) / 4:+.2f}", ha="left")
+    write(axes, (5.6, 0.65), f"mean {sum(changes) / 4:+.2f}", ha="left")
     write(axes, (3.1, 0.13), "the four differences: all on one side of 0", SMALL)
     return drawn
 
 
 def drawing_scoring() -> Figure:
     """The logits of one question and answer: which numbers the two rules add up."""
-    drawn, axes = canvas(WIDTH, 3.6, "Which numbers make the score of an answer?")
-    words = ["Q", "A:", "use", "a", "spoon"]
-    size, low = 0.34, 0.95
+    drawn, axes = canvas(WIDTH, 3.05, "Which numbers make the score of an answer?")
+    words, width, size, top = ("Question", "Answer:", "use", "a", "spoon"), 8, 0.3, 2.3
+    everything = [(row, column) for row in range(len(words)) for column in range(width)]
     for left, name, cells in (
-        (
-            0.75,
-            "published rule: the sum of all logits",
-            [(r, c) for r in range(6) for c in range(5)],
-        ),
-        (4.35, "log-likelihood of the answer", [(4, 1), (2, 2), (5, 3)]),
+        (0.85, "published rule: all logits", everything),
+        (4.15, "log-likelihood of the answer", [(1, 4), (2, 1), (3, 6)]),
     ):
-        top = low + 6 * size
-        matrix(axes, (left, top), (6, 5), "", "16 bit", {"highlight": cells}, size=size)
-        write(axes, (left + 2.5 * size, low + 6 * size + 0.2), name, NORMAL)
-        for column, word in enumerate(words):
-            write(axes, (left + (column + 0.5) * size, low - 0.15), word, SMALL)
-        write(axes, (left + 2.5 * size, low - 0.42), "read from left to right: T tokens", SMALL)
-        write(axes, (left - 0.2, low + 3 * size), "vocabulary, V rows", SMALL, rotation=90)
-    note = "Right: after log-softmax, one number of a column, that of the token that comes next"
-    write(axes, (WIDTH / 2, 0.18), note, SMALL)
+        grid = matrix(
+            axes, (left, top), (len(words), width), "logits (T, V)", "16 bit",
+            {"highlight": cells}, rows=words, size=size,
+        )  # fmt: skip
+        write(axes, (grid.centre[0], top + 0.18), name)
+    for row, word in ((1, "use"), (2, "a"), (3, "spoon")):
+        place = (4.15 + width * size + 0.08, top - (row + 0.5) * size)
+        write(axes, place, f"of {word}", SMALL, ha="left")
+    note = "Right: each row predicts the next token. After log-softmax, one number of a row counts."
+    write(axes, (WIDTH / 2, 0.25), note, SMALL)
     return drawn
 
 
@@ -392,10 +389,10 @@ def _speeds(
     """Tokens/s by precision: prefill over context at batch 1, decode over batch with its bound."""
     drawn, axes = figure(2, figsize=(9.5, 3.8))
     for panel, lines in zip(axes, (prefill, decode), strict=True):
-        for precision, points in lines.items():
-            x = list(points)
+        for precision, by_size in lines.items():
+            x = list(by_size)
             middle, low, high = (
-                np.array([getattr(points[k], end) for k in x]) for end in ("median", "low", "high")
+                np.array([getattr(by_size[k], end) for k in x]) for end in ("median", "low", "high")
             )
             panel.errorbar(
                 x, middle, np.stack([middle - low, high - middle]), capsize=3, label=precision,
@@ -406,9 +403,9 @@ def _speeds(
         panel.set_xticks(x, [f"{k:,}" for k in x])
         panel.minorticks_off()
         _plain_ticks(panel.yaxis)
-    for precision, points in bounds.items():
+    for precision, by_batch in bounds.items():
         axes[1].plot(
-            list(points), list(points.values()), MARKERS["predicted"], markersize=18,
+            list(by_batch), list(by_batch.values()), MARKERS["predicted"], markersize=18,
             color=_look(precision)["color"], markeredgewidth=2,
         )  # fmt: skip
     axes[0].set_xlabel("tokens in the prompt, batch 1")

@@ -301,7 +301,9 @@ def place_rows(
 # --- speed --------------------------------------------------------------------------------------
 
 
-def shares_of_decomposition(record: Mapping[str, Any], half: str) -> dict[str, Spread]:
+def shares_of_decomposition(
+    results: Results, record: Mapping[str, Any], half: str
+) -> dict[str, Spread]:
     """By phase: what part of int8's extra time goes with the decomposition, taken in each round.
 
     Rounds in which int8 is not slower have no extra time to share out, and are left out.
@@ -313,7 +315,11 @@ def shares_of_decomposition(record: Mapping[str, Any], half: str) -> dict[str, S
         bare = seconds[NO_DECOMPOSITION] - seconds[half]
         slower = extra > 0
         if slower.any():
-            found[phase] = spread(1 - bare[slower] / extra[slower])
+            share = found[phase] = spread(1 - bare[slower] / extra[slower])
+            ends = {"low": 100 * share.least, "high": 100 * share.largest, "n": share.n}
+            note = "of int8's extra time, over rounds; low and high are the least and the largest"
+            name = f"decomposition.{phase}"
+            results.record(name, 100 * share.median, "%", kind="timing", **ends, note=note)
     return found
 
 
@@ -582,7 +588,7 @@ def verdict_on_saving(both: Sequence[BothModels]) -> Verdict:
     by_shape = [100 * (1 - entry.int8 / entry.fp16) for entry in both]
     in_file = [100 * (1 - entry.measured[1] / entry.measured[0]) for entry in both]
     measured = "; ".join(
-        f"{what} {min(values):.1f} to {max(values):.1f} %"
+        f"{what} {min(values):.2f} to {max(values):.2f} %"
         for what, values in (
             ("by the page", by_page),
             ("by its files", in_file),
