@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from llama_int8.course.drawings import (
-    NORMAL,
     SMALL,
     WIDTH,
     canvas,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llama_int8 import models
+import llama_int8.models as models
 from llama_int8.data import published
 from llama_int8.evaluation import answers, compare, loglikelihood, perplexity
 from llama_int8.evaluation.compare import Flips, Point
