@@ -95,7 +95,10 @@ def test_the_courses_own_items_are_balanced_in_both_halves_and_in_length():
     for rule in rules.values():
         rows = list(measurements.without_a_model(rule, items))
         assert sum(right for _, right, *_ in rows) == len(items) / 2
-    assert [right for _, right, *_ in measurements.without_a_model(rules["first"], items)] == [10, 10]
+    assert [right for _, right, *_ in measurements.without_a_model(rules["first"], items)] == [
+        10,
+        10,
+    ]
 
 
 def test_a_sum_of_logits_leads_only_through_the_tokens_of_the_text():
@@ -111,10 +114,14 @@ def test_a_sum_of_logits_leads_only_through_the_tokens_of_the_text():
 
 def test_dequantizing_is_acquitted_only_by_five_clear_rounds():
     point, slow = (1, 8), Spread(0.7, 0.68, 0.72, 5, 0.65, 0.75)
-    ratios = {phase: {measurements.NO_DECOMPOSITION: {point: slow}} for phase in ("decode", "prefill")}
+    ratios = {
+        phase: {measurements.NO_DECOMPOSITION: {point: slow}} for phase in ("decode", "prefill")
+    }
     assert measurements.verdict_on_dequantizing({}, ratios, point, True)[1] == "fails here"
     few = Spread(0.7, 0.68, 0.72, 2, 0.65, 0.75)
-    ratios = {phase: {measurements.NO_DECOMPOSITION: {point: few}} for phase in ("decode", "prefill")}
+    ratios = {
+        phase: {measurements.NO_DECOMPOSITION: {point: few}} for phase in ("decode", "prefill")
+    }
     assert measurements.verdict_on_dequantizing({}, ratios, point, True)[1] == "undecided here"
     assert measurements.verdict_on_dequantizing({}, ratios, point, False)[1] == "holds"
 

@@ -343,11 +343,13 @@ def verdict_on_dequantizing(
     faster = all(ratio.median >= 1 for ratio in bare.values())
     verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
     because = (
-        "the decomposition as a whole (finding outliers, their columns, restored weights) is "
+        "The decomposition as a whole (finding outliers, their columns, restored weights) is "
         f"{' and '.join(parts) or 'no part of it: int8 is not slower'}. The scaling of the int32 "
         "product, which profiles call dequantizing too, is in both."
     )
-    return f"{measured}.", verdict, because[0].upper() + because[1:]
+    if verdict == "holds only if":
+        because = f"by dequantizing all of the decomposition is meant. {because}"
+    return f"{measured}.", verdict, because
 
 
 def int8_ratios(ratios: compare.Speeds, length: int) -> dict[str, dict[int, Spread]]:
