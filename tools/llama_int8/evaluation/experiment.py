@@ -34,6 +34,7 @@ class Workload:
     prompts: dict[str, torch.Tensor] = field(default_factory=dict)  # each (1, T)
     text_tokens: int = 0
     seed: int = 0
+    temperature: float = 1.0  # of the sampled answers
     points: Sequence[Point] = ()
     ids: Sequence[int] = ()  # a text's token ids, for memory and speed; none: seeded random ones
 
@@ -90,7 +91,9 @@ def _scores_and_answers(
         result.setdefault("slips", {})[rule] = scores
     for title, prompt in work.prompts.items():
         for how, seed in (("greedy", None), ("sampled", work.seed)):
-            answer = answers.answer_with_candidates(model, prompt, work.text_tokens, seed)
+            answer = answers.answer_with_candidates(
+                model, prompt, work.text_tokens, seed, work.temperature
+            )
             result.setdefault("answers", {}).setdefault(title, {})[how] = answer
     return result
 
@@ -300,9 +303,8 @@ def another_model(
     work = Workload(points=points)
     if not synthetic:
         tokenizer = models.load_tokenizer(name)
-        cut = perplexity.strided(
-            tokenizer, text, settings.window, settings.stride, settings.windows
-        )
+        cut = perplexity.strided(tokenizer, text, settings.window, settings.stride)
+        cut = perplexity.evenly(cut, settings.windows)
         items = items[: settings.more_items]
         packed = loglikelihood.pack_all(tokenizer, items)
         ids = tokenizer(text)["input_ids"]

@@ -169,18 +169,18 @@ def window_differences(
         ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"
     )
     axes.set_xlabel("windows, sorted")
-    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats a token)")
+    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats per token)")
     axes.legend(loc="upper left")
     worse = int(np.sum(ordered > 0))
     axes.set_title(
-        f"{second} changes NLL by {summary.mean:+.4f} nats a token; worse in {worse} of "
+        f"{second} changes NLL by {summary.mean:+.4f} nats per token; worse in {worse} of "
         f"{ordered.size} windows"
     )
     return drawn
 
 
 def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[str, str]) -> Figure:
-    """By how much each item's right choice leads in two precisions, nats a character, (N,) each."""
+    """By how much each item's right choice leads in two precisions, nats per character, (N,) each."""
     drawn, axes = figure(figsize=(6.2, 4.4))
     top = 1.08 * max(np.abs(first).max(), np.abs(second).max())
     axes.fill_between([-top, 0], 0, top, color=COLOURS["good"], alpha=0.15, linewidth=0)
@@ -193,7 +193,7 @@ def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[s
     axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color=INKS["int8"])
     axes.set_xlim(-top, top)
     axes.set_ylim(-top, top)
-    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats a character")
+    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats per character")
     axes.set_ylabel(f"the same in {names[1]}")
     flipped = change.lost + change.won
     near = ", with leads near zero" if _near_zero(first, second) else ""
@@ -232,10 +232,7 @@ def scoring_rules(shares: Mapping[str, tuple[float, float, float]], n: int) -> F
     axes.set_xlim(0, 112)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"accuracy over {n} items, %; dashed: guessing")
-    blind = int((~sees).sum())
-    axes.set_title(
-        f"One model, the same items: {blind} of {len(shares)} rules do no better than guessing"
-    )
+    axes.set_title(f"{int(sees.sum())} of {len(shares)} rules do better than guessing")
     return drawn
 
 
@@ -488,7 +485,7 @@ def when_it_pays(
     )
     total = sum(len(p) for m in ours.values() for p in m.values())
     axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
-    axes[1].set_title("Many rows: our prefill, and the paper's one product")
+    axes[1].set_title("Many rows: prefill, and one product")
     return drawn
 
 
@@ -512,7 +509,7 @@ def roofline_figure(
     bandwidth: float,
     throughputs: Mapping[str, float],
 ) -> Figure:
-    """Every run as (label, precision, operations a byte, operations/s) under the machine's roof."""
+    """Every run as (label, precision, operations per byte, operations/s) under the machine's roof."""
     drawn, axes = figure(figsize=(8.5, 4.4))
     x = np.geomspace(min(p[2] for p in points) / 2, max(p[2] for p in points) * 2, 200)
     for precision, throughput in throughputs.items():
@@ -561,8 +558,8 @@ def where_time_goes(
         COLOURS["bf16"],
         COLOURS["int8"],
         COLOURS["highlight"],
-        CURVES[2],
-        CURVES[4],
+        "#56B4E9",
+        "#E69F00",
         COLOURS["good"],
         "#595959",
         "#949494",

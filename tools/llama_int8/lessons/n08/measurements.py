@@ -278,23 +278,31 @@ def equal_token_rows(results: Results, runs: Mapping[str, Any], half: str) -> li
     return rows
 
 
+PUBLISHED_PROMPT = "Paris, as published"
+
+
+def published_prompt(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The T4 project's prompt as it gave it: without a chat form; token ids (1, T)."""
+    (prompt,) = published("t4-protocol")["rows"]["prompt"]
+    return tokenizer(prompt, return_tensors="pt")["input_ids"]
+
+
 def place_rows(
-    results: Results,
-    tokenizer: PreTrainedTokenizerBase,
-    runs: Mapping[str, Any],
-    half: str,
-    title: str,
+    results: Results, tokenizer: PreTrainedTokenizerBase, runs: Mapping[str, Any], half: str
 ) -> list[list[str]]:
     """The places that each plan names, in Paris and elsewhere; empty where no plan names any."""
     rows, named = [], 0
-    for how in ("greedy", "sampled"):
-        for p in (half, "int8"):
-            text = tokenizer.decode(runs[p]["answers"][title][how]["tokens"])
-            inside, outside = places_named(text)
-            results.record(f"places.{how}.{p}", len(inside), "count", note="in Paris")
-            results.record(f"places_elsewhere.{how}.{p}", len(outside), "count")
-            rows.append([how, p, ", ".join(inside) or "none", ", ".join(outside) or "none"])
-            named += len(inside) + len(outside)
+    for title in (title for title in runs[half]["answers"] if title.startswith("Paris")):
+        for how in ("greedy", "sampled"):
+            for p in (half, "int8"):
+                text = tokenizer.decode(runs[p]["answers"][title][how]["tokens"])
+                inside, outside = places_named(text)
+                mark = "" if title == "Paris" else "published."
+                results.record(f"places.{mark}{how}.{p}", len(inside), "count", note="in Paris")
+                results.record(f"places_elsewhere.{mark}{how}.{p}", len(outside), "count")
+                plan = f"{title}, {how}, {p}"
+                rows.append([plan, ", ".join(inside) or "none", ", ".join(outside) or "none"])
+                named += len(inside) + len(outside)
     return rows if named else []
 
 
