@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from llama_int8.data import load, published
+from llama_int8.evaluation.compare import flips
 from llama_int8.evaluation.tasks import Item, Task, load_task
 from llama_int8.lessons.n08 import exercises, figures, measurements
 from llama_int8.measure.statistics import Spread
@@ -108,7 +110,8 @@ def test_a_sum_of_logits_leads_only_through_the_tokens_of_the_text():
     whole = answer.logits.float()
     own = -torch.nn.functional.cross_entropy(whole[:-1], answer.input_ids[1:], reduction="sum")
     last = -torch.nn.functional.cross_entropy(whole[2:-1], answer.input_ids[3:], reduction="sum")
-    expected = [whole.sum(), whole.log_softmax(-1).sum(), own, last / 12]
+    raw = sum(whole[place - 1, answer.input_ids[place]] for place in range(1, 6))
+    expected = [whole.sum(), whole.log_softmax(-1).sum(), raw, own, last / 12]
     assert scores == pytest.approx([float(value) for value in expected], rel=1e-4)
 
 
@@ -124,6 +127,43 @@ def test_dequantizing_is_acquitted_only_by_five_clear_rounds():
     }
     assert measurements.verdict_on_dequantizing({}, ratios, point, True)[1] == "undecided here"
     assert measurements.verdict_on_dequantizing({}, ratios, point, False)[1] == "holds"
+
+
+@pytest.mark.parametrize(("least", "said"), [(0.28, "48% of prefill's"), (-0.2, "undecided")])
+def test_a_part_of_the_extra_time_is_given_only_where_all_rounds_agree(least, said):
+    point, slow = (1, 8), Spread(0.7, 0.68, 0.72, 5, 0.65, 0.75)
+    ratios = {
+        phase: {measurements.NO_DECOMPOSITION: {point: slow}} for phase in ("decode", "prefill")
+    }
+    shares = {"prefill": Spread(0.48, 0.4, 0.5, 5, least, 0.6)}
+    assert said in measurements.verdict_on_dequantizing(shares, ratios, point, True)[2]
+
+
+def test_the_audit_says_which_sign_infinity_has_and_how_often_the_longer_text_is_taken():
+    inf = float("inf")
+    taken = {"rule": [2, 1, 2]}
+    found = measurements.Audit(
+        [[inf, inf], [3.0, inf], [1.0, 2.0]], [[4, 9], [7, 7], [8, 5]], taken, [1] * 3
+    )
+    assert (found.infinite, found.signs) == (3, "+")
+    assert found.longer("rule") == (1, 2)  # texts of equal length say nothing
+    both = measurements.Audit([[inf, -inf]], [[1, 2]], {"rule": [1]}, [1])
+    assert both.signs == "+ and -"
+
+
+def test_the_positive_control_is_noticed_and_equal_answers_are_not():
+    said = {}
+    results = SimpleNamespace(record=lambda name, value, unit, **_: said.update({name: value}))
+    right, wrong = np.ones(40, bool), np.arange(40) >= 12
+    assert "notices it" in measurements.record_control(results, flips(right, wrong), wrong)
+    assert said["control.lost"] == 12 and said["control.acc_norm"] == 70
+    assert "too few" in measurements.record_control(results, flips(right, right), right)
+
+
+def test_the_page_as_well_as_its_files_are_at_chance():
+    measured, verdict, _ = measurements.verdict_on_cost(928, measurements.PIQA_ITEMS)
+    assert verdict == "not testable here"
+    assert "6 of 6 accuracies on the page" in measured and "In its files 6 of 6" in measured
 
 
 def test_every_published_table_names_its_source_and_the_two_projects_their_commits():

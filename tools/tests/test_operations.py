@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_llama import in_int8, tiny_llama
 
-from llama_int8.measure.profiler import KINDS, kind_of, profile
+from llama_int8.measure.profiler import KINDS, kind_of, medians, profile
 
 PRODUCTS, INT8, QUANTIZING, SCALING, OUTLIERS, ATTENTION, REST, BETWEEN = KINDS
 AROUND = (QUANTIZING, SCALING, OUTLIERS)
@@ -126,3 +126,9 @@ def test_nothing_takes_no_time():
     found = profile(lambda: None)
     assert found.pop(BETWEEN)["seconds"] < 0.01
     assert all(not any(entry.values()) for entry in found.values())
+
+
+def test_several_profiles_become_their_median_and_keep_each():
+    entries = [{"seconds": s, "operations": 4, "launches": 0} for s in (3.0, 1.0, 9.0)]
+    found = medians([{REST: entry} for entry in entries])
+    assert found == {REST: {**entries[0], "seconds": 3.0, "each": [3.0, 1.0, 9.0]}}

@@ -156,8 +156,8 @@ def speed(
 
     {"seconds": [{"batch": .., "tokens": .., "precisions": {precision: {phase: [..]}}}, ...],
     "items": {precision: [..]}, "interleaved": ..}; "profile" is like "seconds", for the `profiled`
-    points, with {kind of operation: ..} by phase; where it is `weighed`, "memory": {precision:
-    {"weight bytes": .., "peaks": ..}}.
+    points, with {kind of operation: ..} by phase, each with "each", its seconds by round; where it
+    is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}.
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
     is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
@@ -182,7 +182,7 @@ def speed(
         if weighed:
             result.setdefault("memory", {}).update(_memory(held, device, points, ids))
         for point, record in zip(profiled, result["profile"], strict=True):
-            record["precisions"] |= _profiles(held, device, point, ids)
+            record["precisions"] |= _profiles(held, device, point, ids, rounds)
         del loaded, held
         memory.release()
     return result
@@ -259,14 +259,18 @@ def _memory(
 
 
 def _profiles(
-    held: dict[str, torch.nn.Module], device: str, point: Point, ids: Sequence[int]
+    held: dict[str, torch.nn.Module], device: str, point: Point, ids: Sequence[int], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    found = {}
-    for p, model in held.items():
-        if fits(model.config, p, device, point):
+    found: dict[str, list[dict[str, Any]]] = {}
+    fitting = {p: model for p, model in held.items() if fits(model.config, p, device, point)}
+    for _ in range(rounds):  # in turns, as the times are: one profile can fall into a slow moment
+        for p, model in fitting.items():
             set_threshold(model, p)
-            found[p] = _phases(model, device, tokens_of(ids, model, point))
-    return found
+            found.setdefault(p, []).append(_phases(model, device, tokens_of(ids, model, point)))
+    return {
+        p: {phase: profiler.medians([one[phase] for one in each]) for phase in each[0]}
+        for p, each in found.items()
+    }
 
 
 def _phases(model: torch.nn.Module, device: str, tokens: torch.Tensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Where the time of one forward pass goes, by kind of operation, from PyTorch's profiler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from torch.autograd.profiler_util import FunctionEvent
@@ -91,6 +92,18 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     seen = sum(entry["seconds"] for entry in found.values())
     found["between operations"]["seconds"] = max(0.0, alone - seen)
     return found
+
+
+def medians(profiles: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Several profiles of the same call as one: median seconds by kind, and "each" of them.
+
+    Counts are those of the first; the same call has the same operations.
+    """
+    merged = {}
+    for kind, entry in profiles[0].items():
+        each = [one[kind]["seconds"] for one in profiles]
+        merged[kind] = {**entry, "seconds": median(each), "each": each}
+    return merged
 
 
 def _callers(event: FunctionEvent) -> list[str]:

@@ -1,6 +1,7 @@
 """The exercises of lesson 08: references, cases, hints and known mistakes."""
 
 import torch
+from scipy import stats
 
 from llama_int8.course.exercises import check, exercise, hint, solution
 
@@ -286,15 +287,18 @@ _DIFFERENCES = (([0.1, 0.3, 0.2, 0.4],), ([-1.0, 1.0],), ([0.02, 0.05, -0.01, 0.
     cases=_DIFFERENCES,
     hints=[
         "The standard error of a mean is the standard deviation over the square root of n.",
-        "Divide the squared deviations by n - 1, and the variance once more by n.",
+        "Divide the squared deviations by n - 1, and the variance once more by n. How many standard "
+        "errors lie to each side says t.ppf(0.975, n - 1).",
     ],
 )
 def mean_difference_interval(differences: list[float]) -> tuple[float, float]:
-    """Mean minus and plus 1.96 standard errors."""
+    """Mean minus and plus as many standard errors as Student's t asks for n values."""
+    from scipy.stats import t
+
     n = len(differences)
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    half = 1.96 * (variance / n) ** 0.5
+    half = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
     return mean - half, mean + half
 
 
@@ -303,21 +307,28 @@ def _deviation(values: list[float], ddof: int) -> float:
     return (sum((v - mean) ** 2 for v in values) / (len(values) - ddof)) ** 0.5
 
 
+def _around(values: list[float], half: float) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean - half, mean + half
+
+
+def _t(values: list[float]) -> float:
+    return float(stats.t.ppf(0.975, len(values) - 1))
+
+
 mean_difference_interval.mistake(
     "that is where single windows lie; the mean of n windows varies less, by the square root of n",
-    lambda d: (
-        sum(d) / len(d) - 1.96 * _deviation(d, 1),
-        sum(d) / len(d) + 1.96 * _deviation(d, 1),
-    ),
+    lambda d: _around(d, _t(d) * _deviation(d, 1)),
 )
 mean_difference_interval.mistake(
     "nearly: the variance of a sample divides by n - 1, not by n",
-    lambda d: (
-        sum(d) / len(d) - 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-        sum(d) / len(d) + 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-    ),
+    lambda d: _around(d, _t(d) * _deviation(d, 0) / len(d) ** 0.5),
+)
+mean_difference_interval.mistake(
+    "nearly: 1.96 is for very many values; so few need t.ppf(0.975, n - 1)",
+    lambda d: _around(d, 1.96 * _deviation(d, 1) / len(d) ** 0.5),
 )
 mean_difference_interval.mistake(
     "that is the mean and half of the width; the two ends were asked for",
-    lambda d: (sum(d) / len(d), 1.96 * _deviation(d, 1) / len(d) ** 0.5),
+    lambda d: (sum(d) / len(d), _t(d) * _deviation(d, 1) / len(d) ** 0.5),
 )

@@ -21,7 +21,7 @@ from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, fig
 from llama_int8.evaluation.compare import Flips, Point, Speeds, faster_or_slower
 from llama_int8.lessons.n08.measurements import BothModels
 from llama_int8.measure.profiler import KINDS
-from llama_int8.measure.statistics import PairedDifference, Spread
+from llama_int8.measure.statistics import PairedDifference, Spread, spread
 from llama_int8.models.cost import (
     GIB,
     count_parameters,
@@ -38,7 +38,7 @@ from llama_int8.transformer.config import LlamaConfig
 # somewhat less than its name; no card shows more.
 T4_GIB = 14.75
 CARDS = {
-    "8 GB": 8.0,
+    "8 GB": 8.0,  # nominal
     "T4, 16 GB": T4_GIB,
     "L4, 24 GB": 23_034 / 1024,
     "A100, 40 GB": 40_960 / 1024,
@@ -99,7 +99,7 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     axes.set_ylim(len(configs) - 0.5, -1)
     axes.set_xlabel(
         f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows; "
-        "dashed: what a card shows"
+        "dashed: what a card shows (8 GB: its name)"
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")
@@ -358,9 +358,12 @@ def most_batches(points: Sequence[Sequence[int]]) -> int:
 
 
 def speed_of_both_phases(
-    speeds: Speeds, config: LlamaConfig, half: str, bandwidth: float
+    speeds: Speeds, ratios: Speeds, config: LlamaConfig, half: str, bandwidth: float
 ) -> Figure:
-    """Prefill over prompt length at the smallest batch; decode over batch at one prompt length."""
+    """Prefill over prompt length at the smallest batch; decode over batch at one prompt length.
+
+    The titles give `ratios`, taken within rounds, of all points; the panels show a part of these.
+    """
     points = [point for by_point in speeds["prefill"].values() for point in by_point]
     context, smallest = most_batches(sorted(set(points))), min(b for b, _ in points)
     by_length = {
@@ -374,7 +377,12 @@ def speed_of_both_phases(
     bounds = {
         p: decode_bounds(config, p, list(by_batch[p]), context, bandwidth) for p in (half, "int8")
     }
-    return _speeds(by_length, by_batch, bounds)
+    drawn = _speeds(by_length, by_batch, bounds)
+    for panel, phase in zip(drawn.axes, ("prefill", "decode"), strict=True):
+        medians = [ratio.median for ratio in ratios[phase].get("int8", {}).values()]
+        said = f": int8 at {_range(medians)} of {half}'s speed" if medians else ""
+        panel.set_title(f"{phase.capitalize()}{said}", fontsize=10)
+    return drawn
 
 
 def _speeds(
@@ -409,11 +417,6 @@ def _speeds(
     axes[1].set_xlabel("batch; short lines: bound by bandwidth")
     axes[1].set_ylabel("decode, tokens/s of the whole batch (log)")
     axes[0].legend(loc="best", fontsize=8)
-    half = next(n for n in decode if n in ("bf16", "fp16"))
-    for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
-        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in only one of them
-        ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
-        panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
     return drawn
 
 
@@ -430,53 +433,32 @@ def _range(ratios: Sequence[float]) -> str:
 
 
 def when_it_pays(
-    ours: Mapping[str, Mapping[str, Mapping[int, Spread]]],
-    widths: Mapping[str, int],
-    table: Mapping[str, Any],
+    ours: Mapping[str, Mapping[str, Mapping[int, Spread]]], lengths: Mapping[str, int]
 ) -> Figure:
-    """Speed of int8 over 16 bit: by batch for each model and phase, and by width with the paper's.
+    """Speed of int8 over 16 bit by batch, for each model and phase.
 
-    `ours`: {model: {phase: {batch: ratio}}}; `table`: the paper's, of one matrix product by width.
+    `ours`: {model: {phase: {batch: ratio}}}; `lengths`: tokens in each model's prompts.
     """
-    columns = [int(width.replace(",", "")) for width in table["columns"]]
-    paper = dict(zip(columns, map(float, table["rows"]["LLM.int8()"]), strict=True))
-    drawn, axes = figure(2, figsize=(9.5, 3.8), sharey=True)
+    drawn, panel = figure(figsize=(8.5, 3.8))
     for colour, (model, phases) in zip(CURVES, ours.items(), strict=False):
         for phase, style in (("decode", "-"), ("prefill", "--")):
             by_batch = phases[phase]
             middle = [s.median for s in by_batch.values()]
             low = [s.median - s.low for s in by_batch.values()]
             high = [s.high - s.median for s in by_batch.values()]
-            axes[0].errorbar(
+            panel.errorbar(
                 list(by_batch), middle, [low, high], color=colour, linestyle=style, capsize=3,
-                marker="o" if phase == "decode" else "v", label=f"{model}, {phase}",
+                marker="o" if phase == "decode" else "v",
+                label=f"{model}, {phase}, prompts of {lengths[model]:,}",
             )  # fmt: skip
-        prefill = phases["prefill"]
-        at = prefill[min(prefill)]
-        axes[1].errorbar(
-            widths[model], at.median, [[at.median - at.low], [at.high - at.median]], color=colour,
-            marker="v", markersize=9, capsize=3, label=f"{model}, prefill",
-        )  # fmt: skip
-    axes[1].plot(
-        list(paper),
-        list(paper.values()),
-        "D-",
-        color="#777777",
-        label="paper, one product on a GPU",
-    )
     batches = sorted({b for phases in ours.values() for p in phases.values() for b in p})
-    axes[0].set_xscale("log", base=2)
-    axes[0].set_xticks(batches, batches)
-    axes[1].set_xscale("log", base=2)
-    axes[1].set_xticks([512, 1024, 2048, 4096, 8192], ["512", "1,024", "2,048", "4,096", "8,192"])
-    for panel in axes:
-        panel.minorticks_off()
-        panel.axhline(1, color="black", linewidth=1)
-    axes[0].set_xlabel("batch")
-    axes[1].set_xlabel("width of the model")
-    axes[0].set_ylabel("speed of int8 over 16 bit")
-    axes[0].legend(fontsize=8)
-    axes[1].legend(loc="upper left", fontsize=8)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(batches, batches)
+    panel.minorticks_off()
+    panel.axhline(1, color="black", linewidth=1)
+    panel.set_xlabel("batch")
+    panel.set_ylabel("speed of int8 over 16 bit")
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     faster = sum(
         faster_or_slower(s) == "faster"
         for m in ours.values()
@@ -484,8 +466,7 @@ def when_it_pays(
         for s in p.values()
     )
     total = sum(len(p) for m in ours.values() for p in m.values())
-    axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
-    axes[1].set_title("Many rows: prefill, and one product")
+    panel.set_title(f"int8 is faster in {faster} of {total} measured cases")
     return drawn
 
 
@@ -537,21 +518,42 @@ def roofline_figure(
     axes.set_xlabel("operations for each byte that must be read (log)")
     axes.set_ylabel("achieved, GOP/s (log)")
     axes.legend(loc="lower right", title="filled: decode, open: prefill", fontsize=8)
-    shares = [speed / roofline(i, bandwidth, throughputs.get(p, max(throughputs.values())))
-              for _, p, i, speed in points]  # fmt: skip
-    axes.set_title(f"The runs reach {min(shares):.0%} to {max(shares):.0%} of their roof")
+    reached: dict[str, list[float]] = {}
+    for phase, precision, intensity, speed in points:
+        if precision == "int8":
+            roof = roofline(intensity, bandwidth, throughputs[precision])
+            reached.setdefault(phase, []).append(speed / roof)
+    said = " and ".join(f"{_range(shares)} in {phase}" for phase, shares in reached.items())
+    axes.set_title(f"Of its roof, int8 reaches {said}")
     return drawn
 
 
-def share_of(profile: Mapping[str, Mapping[str, float]], kind: str) -> float:
-    """The part of a profiled step that one kind of operation takes."""
-    return profile[kind]["seconds"] / sum(entry["seconds"] for entry in profile.values())
+AROUND_PRODUCTS = ("finding outliers, quantizing", "scaling the product", "outlier columns")
+
+
+def share_of(profile: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> Spread:
+    """The part of a profiled step that some kinds of operation take, over the profiled rounds."""
+    total = np.sum([entry["each"] for entry in profile.values()], axis=0)
+    return spread(np.sum([profile[kind]["each"] for kind in kinds], axis=0) / total)
+
+
+def profile_rows(profiles: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Milliseconds by kind and precision: median, and least to largest of the profiled rounds."""
+    return [
+        [kind]
+        + [
+            f"{1e3 * p[kind]['seconds']:.0f} ({1e3 * min(p[kind]['each']):.0f} to "
+            f"{1e3 * max(p[kind]['each']):.0f})"
+            for p in profiles.values()
+        ]
+        for kind in KINDS
+    ]
 
 
 def where_time_goes(
     profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
 ) -> Figure:
-    """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
+    """Milliseconds by kind of operation, medians stacked; `profiles`: {precision: {kind: entry}}."""
     drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
     hatches = ("", "///", "xx", "||", "\\\\\\", "..", "", "--")
     colours = (
@@ -581,12 +583,13 @@ def where_time_goes(
     axes.set_xlim(0, 1.3 * left.max())
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"ms in operations, one {phase}, under the profiler")
+    rounds = len(profiles["int8"][KINDS[0]]["each"])
+    axes.set_xlabel(f"ms of one {phase} under the profiler, median of {rounds} by kind")
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
-    around = ("finding outliers, quantizing", "scaling the product", "outlier columns")
-    share = sum(share_of(profiles["int8"], kind) for kind in around)
+    share = share_of(profiles["int8"], AROUND_PRODUCTS)
     axes.set_title(
-        f"{phase.capitalize()}: {share:.0%} of int8's profiled time is around its products"
+        f"{phase.capitalize()}: {_range([share.least, share.largest])} of int8's profiled time is "
+        "around its products"
     )
     return drawn
 

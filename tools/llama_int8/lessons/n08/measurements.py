@@ -25,6 +25,7 @@ from llama_int8.measure.statistics import (
     spread,
 )
 from llama_int8.models.cost import GIB, count_parameters, weight_bytes
+from llama_int8.quantization.quantize import absmax_quantize, dequantize
 from llama_int8.transformer.config import LlamaConfig
 
 Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
@@ -39,8 +40,8 @@ def verdict_on_shapes(counted: Mapping[str, int], theirs: Mapping[str, float]) -
     exact = all(round(counted[p] / GIB, 2) == gib for p, gib in theirs.items())
     measured = " and ".join(f"{size / GIB:.2f} GiB in {p}" for p, size in counted.items())
     because = (
-        "Both agree to two decimals, if GB is read as GiB and the row scales are counted. It is the "
-        "weights only, without cache, activations or CUDA's own memory."
+        "Both agree to two decimals. The page writes GB, but its code divides by 1024³, so these are "
+        "GiB. It is the weights only, without cache, activations or CUDA's own memory."
     )
     return f"Counted from shapes: {measured}.", "holds" if exact else "fails here", because
 
@@ -50,7 +51,7 @@ def verdict_on_small_card(longest: int, card: float) -> Verdict:
     measured = f"Of {card:g} GiB the weights leave room for a prompt of {longest:,} tokens."
     because = (
         f"the prompt and its answer stay below {longest:,} tokens, less what CUDA takes for itself "
-        "(some hundred MB, about as many tokens as MB). The model can read 4,096."
+        "(some hundred MB; a token takes two thirds of one). The model can read 4,096."
     )
     return measured, "holds only if" if longest else "fails here", because
 
@@ -95,20 +96,10 @@ def verdict_on_activations(beyond: Peaks, half: str) -> Verdict:
         f"and {megabytes['int8']:.1f} MB in LLM.int8(), at its peak."
     )
     because = (
-        "The cache is the same. The int32 product and its scaling come on top of the 16-bit rows (on "
-        "a CPU with copies in FP32 that a GPU does without)."
+        "The cache is the same. The int32 product and its scaling come on top of the 16-bit rows. On "
+        "a CPU the peak also holds copies in FP32 that a GPU does without."
     )
     return measured, "holds" if all(a < b for a, b in pairs) else "fails here", because
-
-
-def growth_by_meter(runs: Mapping[str, Any], half: str) -> tuple[list[str], list[list[str]]]:
-    """By how many MB each memory meter grew while a precision was loaded."""
-    meters = sorted(runs[half]["loaded"])
-    rows = []
-    for p, run in runs.items():
-        grown = [(run["loaded"][meter] - run["before"][meter]) / 1e6 for meter in meters]
-        rows.append([p, f"{run['weight bytes'] / 1e6:,.0f}", *(f"{mb:,.0f}" for mb in grown)])
-    return ["MB", "weights", *(f"growth by the meter '{meter}'" for meter in meters)], rows
 
 
 # --- quality ------------------------------------------------------------------------------------
@@ -141,8 +132,9 @@ def verdict_on_quality(model: str, difference: PairedDifference, half: str) -> V
         return measured, "holds", "The whole interval is below our margin of 1 % of perplexity."
     if d.low > margin:
         because = (
-            "The whole interval is above our margin of 1 %. (The paper's table has +0.7 % at 125M "
-            "parameters on another text, none at 13B.)"
+            "The whole interval is above our margin of 1 %. That is one small model on one text, and "
+            "where its weights come from a 4-bit file, the verdict is about those. (The paper's own "
+            "table has +0.7 % at 125M parameters on another text, none at 13B.)"
         )
         return measured, "fails here", because
     missed = f"Losses below {d.smallest_detectable:.4f} nats are easily missed."
@@ -174,16 +166,26 @@ def beside_known_score(model: str, accuracy: float) -> str:
     return f"acc {100 * accuracy:.2f}, elsewhere {theirs} ({table['source']}){warning}"
 
 
-def block_rows(results: Results, differences: np.ndarray) -> list[list[Any]]:
-    """Intervals of the mean over blocks of windows in a row, by size of the block."""
-    rows = []
-    for size in (1, 2, 4, 8):
+def block_rows(results: Results, differences: np.ndarray) -> tuple[list[list[Any]], str]:
+    """Intervals of the mean over blocks of windows in a row, by size, and what they say of the margin.
+
+    All intervals are Student's, so that their widths can be compared.
+    """
+    rows, lows, highs = [], [], []
+    for size in (1, 4, 8):
         blocks = compare.in_blocks(differences, size)
         if blocks.size > 3:
             mean, low, high = mean_interval(blocks)
             results.record(f"blocks.{size}", mean, "nats", low=low, high=high, n=blocks.size)
-            rows.append([size, blocks.size, f"[{low:+.4f}, {high:+.4f}]", f"{high - low:.4f}"])
-    return rows
+            rows.append([size, blocks.size, f"[{low:+.4f}, {high:+.4f}]"])
+            lows.append(low)
+            highs.append(high)
+    margin = float(np.log1p(QUALITY_MARGIN))
+    if not lows:
+        return rows, "too few windows for blocks"
+    inside = min(lows) <= margin <= max(highs)
+    where = "lies in one of them" if inside else "lies in none of them"
+    return rows, f"Our margin of 1 % is {margin:.4f} nats per token; it {where}."
 
 
 def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
@@ -201,9 +203,9 @@ def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
 
 def alone_rows(
     results: Results, runs: Mapping[str, Any], items: Sequence[Item], half: str
-) -> list[list[str]]:
-    """The same items in batches and alone: how far the scores move, and whose answers change."""
-    rows = []
+) -> tuple[list[list[str]], str]:
+    """The same items in batches and alone: how far scores move on average, and the answer in words."""
+    rows, moves, changed = [], {}, {}
     for p in (half, "int8"):
         alone = runs[p]["choices alone"]
         some = items[: len(alone)]
@@ -215,7 +217,13 @@ def alone_rows(
         results.record(f"alone.acc_norm.{p}", 100 * share, "%", n=len(alone))
         change = f"{flips.lost} lost, {flips.won} won"
         rows.append([p, f"{len(alone)}", f"{moved:.3f}", f"{share:.1%}", change])
-    return rows
+        moves[p], changed[p] = moved, flips.lost + flips.won
+    times = f"{moves['int8'] / moves[half]:.1f} times as far as" if moves[half] else "and not"
+    said = (
+        f"Batches move a score in int8 {times} in {half}; of the answers {changed['int8']} change in "
+        f"int8, {changed[half]} in {half}."
+    )
+    return rows, said
 
 
 def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item]) -> list[list[str]]:
@@ -233,6 +241,38 @@ def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item])
         share = f"{100 * right.mean():.1f} [{low:.1f}, {high:.1f}]"
         rows.append([rule, share, " / ".join(map(str, taken)), str(ties)])
     return rows
+
+
+CONTROL_BITS = 4
+
+
+def control_scores(
+    model_name: str, precision: str, device: str, packed: Sequence[loglikelihood.Packed]
+) -> list[list[float]]:
+    """Scores of a model that is damaged on purpose: linear weights in 4 bits, one scale per matrix.
+
+    A test that does not notice this one cannot say anything by not noticing int8.
+    """
+    model = models.load_model(model_name, precision, device)
+    with torch.inference_mode():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                rounded = dequantize(absmax_quantize(module.weight, CONTROL_BITS, "tensor"))
+                module.weight.copy_(rounded)
+    return loglikelihood.choice_scores(model, packed, label="control")
+
+
+def record_control(results: Results, flips: Flips, right: np.ndarray) -> str:
+    """Keep the control's accuracy and flips; say in words whether the test noticed it."""
+    n, p = right.size, flips.p_value
+    results.record("control.acc_norm", 100 * right.mean(), "%", n=n)
+    results.record("control.lost", flips.lost, "count", n=n)
+    results.record("control.won", flips.won, "count", n=n)
+    noticed = "the test notices it" if p < 0.05 else "too few items to notice even this"
+    return (
+        f"{CONTROL_BITS} bits, one scale per matrix: acc_norm {right.mean():.1%}, {flips.lost} lost, "
+        f"{flips.won} won, p = {p:.2g}: {noticed}"
+    )
 
 
 # --- texts --------------------------------------------------------------------------------------
@@ -331,29 +371,38 @@ def shares_of_decomposition(
     return found
 
 
+def _part_of_decomposition(phase: str, share: Spread) -> str:
+    if share.n >= compare.LEAST_ROUNDS and share.least > 0:
+        ends = f"{share.least:.0%} to {share.largest:.0%}"
+        return f"It is {share.median:.0%} of {phase}'s extra time ({ends} in {share.n} rounds)."
+    return f"Its part of {phase}'s extra time is undecided here: the rounds do not agree."
+
+
 def verdict_on_dequantizing(
     shares: Mapping[str, Spread], ratios: compare.Speeds, point: Point, fast_product: bool
 ) -> Verdict:
-    """Whether restoring weights can be the reason for LLM.int8()'s extra time."""
+    """Whether restoring weights can be the reason for LLM.int8()'s extra time.
+
+    A phase whose rounds disagree about the decomposition's part, or which is not slower in all of
+    them, is said to be undecided.
+    """
     if not fast_product:
         because = "Without AVX-512, bitsandbytes on a CPU converts all its weights at every step."
         return "This processor has no fast int8 product.", "holds", because
     bare = {phase: ratios[phase][NO_DECOMPOSITION][point] for phase in ("decode", "prefill")}
-    measured = "Without decomposition int8 restores no weight, and runs at " + ", ".join(
-        f"{ratio.median:.2f} of 16 bit's speed in {phase} ({compare.faster_or_slower(ratio)})"
+    said = {phase: compare.faster_or_slower(ratio) for phase, ratio in bare.items()}
+    measured = "Without decomposition int8 restores no weight. Its speed is then " + ", ".join(
+        f"{ratio.median:.2f} times 16 bit's in {phase} ({said[phase]})"
         for phase, ratio in bare.items()
     )
-    parts = [
-        f"{s.median:.0%} of {phase}'s extra time [{s.least:.0%} to {s.largest:.0%} over {s.n} rounds]"
-        for phase, s in shares.items()
-    ]
-    slower = any(compare.faster_or_slower(ratio) == "slower" for ratio in bare.values())
+    parts = [_part_of_decomposition(phase, share) for phase, share in shares.items()]
+    slower = "slower" in said.values()
     faster = all(ratio.median >= 1 for ratio in bare.values())
     verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
     because = (
-        "The decomposition as a whole (finding outliers, their columns, restored weights) is "
-        f"{' and '.join(parts) or 'no part of it: int8 is not slower'}. The scaling of the int32 "
-        "product, which profiles call dequantizing too, is in both."
+        "The decomposition as a whole is the search for outliers, their columns, and restored weights. "
+        f"{' '.join(parts) or 'Int8 is not slower here.'} The scaling of the int32 product, which "
+        "profiles call dequantizing too, happens with and without it."
     )
     if verdict == "holds only if":
         because = f"by dequantizing all of the decomposition is meant. {because}"
@@ -383,8 +432,9 @@ def verdict_on_latency(
     slower = sum(verdict == "slower" for verdict in said.values())
     medians = [ratio.median for ratio in cases.values()]
     measured = (
-        f"Of {len(cases)} cases {len(faster)} are faster than {half} by 5 % or more in each of five "
-        f"rounds, {slower} slower; ratios from {min(medians):.2f} to {max(medians):.2f}."
+        f"Of {len(cases)} cases {len(faster)} are faster than {half} in all rounds by 5 % or more, "
+        f"{slower} slower in all rounds, {len(cases) - len(faster) - slower} undecided; medians from "
+        f"{min(medians):.2f} to {max(medians):.2f}."
     )
     if len(faster) == len(cases):
         return measured, "holds", f"bitsandbytes on {where}."
@@ -399,12 +449,15 @@ def decode_use(
     half: str,
     bandwidth: float,
 ) -> list[list[str]]:
-    """For each model what bytes allow int8 at the smallest batch, and what it reached."""
+    """For each model what bytes allow int8 at its headline point, and what it reached."""
     rows = []
     for name, parts in summaries.items():
         use = compare.decode_against_bytes(*parts, half, bandwidth)
         shares = [f"{use[p]:.0%}" for p in (half, "int8")]
-        rows.append([name, f"{use['allowed']:.2f}", f"{use['measured']:.2f}", *shares])
+        point = next(iter(parts[1]["decode"]["int8"])).name
+        rows.append(
+            [f"{name}, {point}", f"{use['allowed']:.2f}", f"{use['measured']:.2f}", *shares]
+        )
     return rows
 
 
@@ -447,6 +500,7 @@ class Audit:
     """What one model answers by the published rule and by its repairs."""
 
     sums: list[list[float]]  # of both answers' logits in FP16, for each item
+    tokens: list[list[int]]  # of both texts
     taken: dict[str, list[int]]  # 1 or 2 for each item, by rule
     right: list[int]  # 1 or 2
 
@@ -455,6 +509,25 @@ class Audit:
         """How many of the sums are infinite."""
         return int(np.isinf(np.array(self.sums)).sum())
 
+    @property
+    def signs(self) -> str:
+        """The signs of the infinite sums: "+", "-", both, or none."""
+        infinite = {value for row in self.sums for value in row if np.isinf(value)}
+        return " and ".join("+" if value > 0 else "-" for value in sorted(infinite, reverse=True))
+
+    def longer(self, rule: str) -> tuple[int, int]:
+        """How often a rule takes the text with more tokens, and of how many items that can be said."""
+        pairs = [
+            (answer, 1 if first > second else 2)
+            for answer, (first, second) in zip(self.taken[rule], self.tokens, strict=True)
+            if first != second
+        ]
+        return sum(answer == longer for answer, longer in pairs), len(pairs)
+
+    def likelier(self, rule: str) -> int:
+        """How often a rule takes the text that the model finds likelier."""
+        return sum(a == b for a, b in zip(self.taken[rule], self.taken[LIKELIER], strict=True))
+
     def share(self, rule: str) -> tuple[float, float, float]:
         """Accuracy in percent with its interval."""
         hits = sum(a == b for a, b in zip(self.taken[rule], self.right, strict=True))
@@ -462,7 +535,16 @@ class Audit:
         return 100 * hits / len(self.right), 100 * low, 100 * high
 
 
+LIKELIER = "3. only of the text's own tokens"
 PUBLISHED_RULE = "sum of logits in FP16 (published)"
+
+
+OWN_LOGITS = "3. without 2: raw logits of own tokens"
+
+
+def _own_logits(answer: AnswerLogits) -> Tensor:
+    """The logits of the tokens that stand in the text, each from the row before; (T - 1,)."""
+    return answer.logits.float()[:-1].gather(-1, answer.input_ids[1:, None])
 
 
 def _repairs(
@@ -472,9 +554,8 @@ def _repairs(
     return {
         "1. the same sum in FP32": lambda a: a.logits.float().sum(),
         "2. of log-probabilities": lambda a: a.logits.float().log_softmax(-1).sum(),
-        "3. only of the text's own tokens": lambda a: answer_log_likelihood(
-            a.logits, a.input_ids, 1
-        ),
+        OWN_LOGITS: lambda a: _own_logits(a).sum(),
+        LIKELIER: lambda a: answer_log_likelihood(a.logits, a.input_ids, 1),
         "4. of the answer, per character": lambda a: (
             answer_log_likelihood(a.logits, a.input_ids, a.prompt_len) / a.characters
         ),
@@ -493,26 +574,33 @@ def audit(
     """Answer the items by the published rule, and by rules that repair it step by step."""
     rules = _repairs(answer_log_likelihood)
     sums: list[list[float]] = []
+    tokens: list[list[int]] = []
     taken: dict[str, list[int]] = {PUBLISHED_RULE: [], **{rule: [] for rule in rules}}
     model = models.load_model(model_name, precision, device)
     for item in items:
         first, second = logits_of_answers(model, tokenizer, item)
         sums.append([answer.logits.sum().item() for answer in (first, second)])
+        tokens.append([len(answer.input_ids) for answer in (first, second)])
         taken[PUBLISHED_RULE].append(int(published_answer(first.logits, second.logits)))
         for rule, score in rules.items():
             taken[rule].append(1 if score(first) > score(second) else 2)
-    return Audit(sums, taken, [item.label + 1 for item in items])
+    return Audit(sums, tokens, taken, [item.label + 1 for item in items])
 
 
 def record_audit(results: Results, found: Audit) -> list[list[str]]:
-    """Keep every rule's accuracy; rows of rule, accuracy, and how often it takes each answer."""
+    """Keep every rule's accuracy; rows of rule, accuracy, answers taken, longer and likelier taken."""
     results.record("audit.infinite sums", found.infinite, "count", n=2 * len(found.sums))
     rows = []
     for rule, taken in found.taken.items():
         share, low, high = found.share(rule)
         results.record(f"audit.{rule}", share, "%", low=low, high=high, n=len(taken))
         counts = f"{taken.count(1)} / {taken.count(2)}"
-        rows.append([rule, f"{share:.1f} [{low:.1f}, {high:.1f}]", counts])
+        longer, unequal = found.longer(rule)
+        results.record(f"audit.longer.{rule}", longer, "count", n=unequal)
+        likelier = found.likelier(rule)
+        results.record(f"audit.likelier.{rule}", likelier, "count", n=len(taken))
+        texts = [f"{longer} of {unequal}", f"{likelier} of {len(taken)}"]
+        rows.append([rule, f"{share:.1f} [{low:.1f}, {high:.1f}]", counts, *texts])
     return rows
 
 
@@ -614,38 +702,46 @@ def verdict_on_saving(both: Sequence[BothModels]) -> Verdict:
 
 def verdict_on_cost(second: int, items: int) -> Verdict:
     """Whether the published accuracies can show what int8 costs."""
-    rows = published("a40-piqa-csv")["rows"].values()
-    shares = [share for row in rows for share in row[:2]]
-    exact = sum(share == second / items for share in shares)
-    ends = [proportion_interval(round(share * items), items) for share in shares]
-    guesses = sum(low < 0.5 < high for low, high in ends)
+    page = [share / 100 for row in published("a40-piqa")["rows"].values() for share in row[:2]]
+    files = [share for row in published("a40-piqa-csv")["rows"].values() for share in row[:2]]
+    guesses = [
+        sum(
+            low < 0.5 < high
+            for low, high in (proportion_interval(round(s * items), items) for s in of)
+        )
+        for of in (page, files)
+    ]
+    exact = sum(share == second / items for share in files)
     measured = (
-        f"{exact} of {len(shares)} accuracies in the files are {second} / {items}, the share of second "
-        f"answers; the intervals of {guesses} of {len(shares)} hold 50 %."
+        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page hold 50 %. In its files "
+        f"{guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
+        "answers."
     )
-    because = "They measure which answer stands second, not what a model knows."
-    return measured, "not testable here" if guesses == len(shares) else "holds only if", because
+    because = (
+        "A model at chance has nothing to lose. The files, whose code can be read, measure which answer "
+        "stands second. The page's own run cannot be repeated."
+    )
+    verdict = "not testable here" if guesses == [len(page), len(files)] else "holds only if"
+    return measured, verdict, because
 
 
 def verdict_on_size() -> Verdict:
     """Whether the published accuracies grow with the model."""
-    full = {name: row[1] for name, row in published("a40-piqa-csv")["rows"].items()}
-    measured = "In the files: " + ", ".join(f"{n} {100 * v:.2f} %" for n, v in full.items()) + "."
+    page = {name: f"{row[1]:.2f} %" for name, row in published("a40-piqa")["rows"].items()}
+    files = {
+        name: f"{100 * row[1]:.2f} %" for name, row in published("a40-piqa-csv")["rows"].items()
+    }
+    measured = "; ".join(
+        f"{where}: {', '.join(f'{name} {share}' for name, share in shares.items())}"
+        for where, shares in (("on the page", page), ("in its files", files))
+    )
+    measured = measured[0].upper() + measured[1:] + "."
     because = (
-        "The smallest and the largest have the same accuracy, to the last digit, since neither was "
-        "asked. (By other measurements larger models are better: LLaMA's own table says so.)"
+        "On the page all three are within the noise of guessing. In the files the smallest and the "
+        "largest agree to the last digit. (By other measurements larger models are better: LLaMA's own "
+        "table says so.)"
     )
     return measured, "not testable here", because
-
-
-def verdict_on_gpu_only(results: Results, device: str, version: str) -> Verdict:
-    """Whether bitsandbytes needs a GPU: this lesson has just run it."""
-    if device != "cpu":
-        return "This run used a GPU.", "not testable here", "Run it on a CPU to see."
-    machine = results.environment["machine"]
-    measured = f"Everything above ran in bitsandbytes {version} on {machine}, without a GPU."
-    because = "The sentence is of January 2025. This release has a path for CPUs."
-    return measured, "fails here", because
 
 
 def without_a_model(
