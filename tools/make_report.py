@@ -19,7 +19,7 @@ import jinja2
 
 import sync_notebooks
 from common import ROOT, TOOLS, CourseError
-from llama_int8.course.claims import VERDICTS, claims
+from llama_int8.course.claims import VERDICTS, claims, often_heard
 from llama_int8.course.tables import markdown_table
 from llama_int8.data import load
 from llama_int8.files import write_all
@@ -361,9 +361,23 @@ class Report:
         return markdown_table(["", *columns], rows)
 
     def claims_table(self) -> str:
-        """Every claim with source, deciding cell, measurement and verdict of each machine."""
+        """Every claim with source, deciding cell, measurement and verdict of each machine.
+
+        Two tables: claims whose source can be cited, and those that are only often heard.
+        """
+        heard = {name for name, entry in claims().items() if often_heard(entry)}
+        cited = [name for name in claims() if name not in heard]
+        parts = [self._tried(cited)]
+        if heard:
+            parts.append("Often heard, without a source that one could cite:")
+            parts.append(self._tried([name for name in claims() if name in heard]))
+        return "\n\n".join(parts)
+
+    def _tried(self, names: Sequence[str]) -> str:
+        """One table of claims."""
         rows = []
-        for name, entry in claims().items():
+        for name in names:
+            entry = claims()[name]
             notebook, where = entry["notebook"], "its notebook is not in this copy"
             if (sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb").exists():
                 cell = deciding_cell(name, notebook)

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from llama_int8.evaluation.compare import (
     Point,
+    faster_or_slower,
     flips,
     in_blocks,
     record_choices,
@@ -105,12 +106,18 @@ def test_without_a_compared_window_no_kl_is_recorded(results):
 
 
 @settings(max_examples=40, deadline=None)
-@given(arrays(np.float64, st.integers(0, 40), elements=st.floats(-9, 9)), st.integers(1, 9))
-def test_blocks_are_the_means_of_neighbours_and_a_rest_is_left_out(values, size):
+@given(arrays(np.float64, st.integers(1, 40), elements=st.floats(-9, 9)), st.integers(1, 9))
+def test_blocks_are_the_means_of_neighbours_and_no_window_is_left_out(values, size):
     found = in_blocks(values, size)
-    assert found.shape == (len(values) // size,)
-    expected = [np.mean(values[i * size : (i + 1) * size]) for i in range(len(values) // size)]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    count = max(1, len(values) // size)
+    assert found.shape == (count,)
+    if len(values) >= size:
+        lengths = np.array([len(part) for part in np.array_split(values, count)])
+        assert lengths.min() >= size
+        np.testing.assert_allclose(found @ lengths, values.sum(), atol=1e-9)
+    if len(values) % size == 0:
+        expected = values.reshape(count, size).mean(axis=1)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 # --- memory and speed ---------------------------------------------------------------------------
@@ -198,6 +205,34 @@ def test_a_ratio_is_taken_within_its_round_and_above_one_where_it_is_faster(resu
     # Where the baseline did not fit there is nothing to take a ratio to.
     assert "decode.int8.4 x 50" in recorded(results)
     assert "decode.int8.4 x 50.ratio" not in recorded(results)
+
+
+def test_runs_that_were_no_pairs_have_a_spread_too(results):
+    point = {"batch": 1, "tokens": 9}
+    slow = {"prefill": [4.0, 4.4, 3.6], "decode": [1.0, 1.0, 1.0]}
+    fast = {"prefill": [2.0, 2.2, 1.8], "decode": [1.0, 1.0, 1.0]}
+    seconds = [{**point, "precisions": {"bf16": slow, "int8": fast}}]
+    timed = {"seconds": seconds, "items": {}, "interleaved": False}
+    _, ratios = record_speed(results, timed, 10, "bf16")
+    ratio = ratios["prefill"]["int8"][1, 9]
+    assert (ratio.median, ratio.n) == (2.0, 3)
+    assert ratio.least < ratio.low < ratio.median < ratio.high < ratio.largest
+    # Rounds without any spread leave nothing to doubt but their number.
+    assert ratios["decode"]["int8"][1, 9].low == ratios["decode"]["int8"][1, 9].high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rounds", "verdict"),
+    [
+        ([1.06, 1.2, 1.3, 1.1, 1.4], "faster"),
+        ([0.9, 0.8, 0.7, 0.94, 0.6], "slower"),
+        ([1.06, 1.2, 1.3, 1.1], "undecided"),  # four rounds are too few
+        ([1.04, 1.2, 1.3, 1.1, 1.4], "undecided"),  # one of them within the margin
+        ([0.9, 0.8, 1.1, 0.9, 0.6], "undecided"),
+    ],
+)
+def test_a_verdict_on_speed_needs_five_rounds_beyond_the_margin(rounds, verdict):
+    assert faster_or_slower(spread(np.array(rounds))) == verdict
 
 
 def test_the_first_point_is_the_headline(results):

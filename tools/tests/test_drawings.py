@@ -17,6 +17,7 @@ from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n05 import figures as lesson_05
 from llama_int8.lessons.n06 import figures as lesson_06
+from llama_int8.lessons.n08 import figures as lesson_08
 from llama_int8.lessons.n09 import figures as lesson_09
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
@@ -44,6 +45,8 @@ DRAWINGS = {
     "06_drawing_zero_point": lesson_06.drawing_zero_point,
     "06_drawing_clipping": lesson_06.drawing_clipping,
     "06_drawing_product": lesson_06.drawing_product,
+    "08_drawing_paired": lesson_08.drawing_paired,
+    "08_drawing_scoring": lesson_08.drawing_scoring,
     "09_drawing_memory": lesson_09.drawing_memory,
     "09_drawing_tiles": lesson_09.drawing_tiles,
     "09_drawing_split": lesson_09.drawing_split,

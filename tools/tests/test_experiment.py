@@ -440,8 +440,12 @@ def test_the_profile_is_of_one_int8_model_with_and_without_decomposition(folder,
         for by_kind in by_phase.values():
             assert (by_kind["int8 products"]["operations"] > 0) is (precision != "bf16")
     # Without outliers to look for there is less to do around the products.
-    around = [phases[p]["decode"]["quantizing, outliers, scaling"]["operations"] for p in kinds]
-    assert around[0] == 0 < around[2] < around[1]
+    searching, columns = (
+        [phases[p]["decode"][kind]["operations"] for p in kinds]
+        for kind in ("finding outliers, quantizing", "outlier columns")
+    )
+    assert searching[0] == 0 < searching[2] < searching[1]
+    assert columns[0] == columns[2] == 0  # threshold 0 restores no weight
 
 
 def test_a_profiled_decode_is_one_token_after_the_whole_context(folder, monkeypatch, held):

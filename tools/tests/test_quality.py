@@ -17,6 +17,7 @@ from llama_int8.evaluation.perplexity import (
     StridedText,
     bits_per_byte,
     divergence,
+    evenly,
     strided,
     token_nll,
     window_scores,
@@ -289,6 +290,14 @@ def test_bits_per_byte_by_hand():
     text = StridedText(torch.zeros(3, 9), 4, np.array([10, 6, 100]))
     # 4 tokens of 1 bit and 4 of 2 bits, over 16 bytes; the third window was not scored.
     assert bits_per_byte(math.log(2) * np.array([1.0, 2.0]), text) == pytest.approx(12 / 16)
+
+
+def test_a_few_windows_are_spread_over_the_whole_text():
+    text = StridedText(torch.arange(22).view(11, 2), 1, np.arange(11))
+    found = evenly(text, 3)
+    assert found.windows[:, 0].tolist() == [0, 10, 20] and found.bytes.tolist() == [0, 5, 10]
+    assert found.stride == 1
+    assert evenly(text, 11) is text and evenly(text, 99) is text
 
 
 def test_windows_beyond_the_models_context_are_refused_with_both_numbers():

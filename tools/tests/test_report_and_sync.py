@@ -12,7 +12,7 @@ from conftest import ROOT, TEMPLATE, Course
 import make_report
 import sync_notebooks
 from common import CourseError
-from llama_int8.course.claims import VERDICTS, claims
+from llama_int8.course.claims import VERDICTS, claims, often_heard
 from llama_int8.measure.reference import machine_of, read_reference, set_machine
 from llama_int8.profiles import profile_names, read_profile, resolve
 
@@ -305,6 +305,15 @@ def test_every_claim_has_one_cell_that_decides_it():
         assert cell in [found["metadata"]["id"] for found in cells]
     with pytest.raises(CourseError, match="0 cells"):
         make_report.deciding_cell("no-such-claim", "00_start_here")
+
+
+def test_claims_with_a_source_come_first_and_what_is_often_heard_stands_apart():
+    table = make_report.Report(ROOT).claims_table()
+    cited, _, heard = table.partition("Often heard, without a source")
+    assert cited and heard
+    for entry in claims().values():
+        assert entry["claim"] in (heard if often_heard(entry) else cited)
+        assert entry["claim"] not in (cited if often_heard(entry) else heard)
 
 
 def test_every_claim_has_a_verdict_once_its_notebook_has_run():

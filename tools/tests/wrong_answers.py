@@ -1147,8 +1147,9 @@ def smoothing(x_absmax, w_absmax, alpha):
         """
 import numpy as np
 def interval(differences):
+    from scipy.stats import t
     d = np.array(differences)
-    return d.mean() + np.array([-1.96, 1.96]) * d.std(ddof=1) / np.sqrt(len(d))
+    return d.mean() + t.ppf([0.025, 0.975], len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
 """,
     ),
     (

@@ -14,6 +14,15 @@ def claims() -> dict[str, dict[str, Any]]:
     return load("claims")
 
 
+# How the source of a claim begins that nobody can be cited for.
+HEARD = ("often heard", "a common", "a circulating", "a published summary")
+
+
+def often_heard(entry: dict[str, Any]) -> bool:
+    """Whether a claim has no source that one could cite."""
+    return entry["source"].startswith(HEARD)
+
+
 def put_on_trial(results: Results, name: str, measured: str, verdict: str, because: str) -> None:
     """Show the claim, the measurement and the verdict, and keep them for the report.
 

@@ -4,14 +4,14 @@ Notebook 08 and `course.py evaluate` record the same names through these functio
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama_int8.evaluation.loglikelihood import correct
 from llama_int8.evaluation.perplexity import StridedText, bits_per_byte
-from llama_int8.evaluation.tasks import Item
+from llama_int8.evaluation.tasks import Item, Task
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import (
     PairedDifference,
@@ -116,7 +116,7 @@ def record_speed(
 
     `timed`: what `experiment.speed` returns. Returns speeds and ratios, {phase: {precision:
     {Point: Spread}}}; a ratio is taken within each round where the precisions took turns,
-    else it is one of medians, without a spread.
+    else it is one of medians, whose spread comes from drawing the rounds of both again.
     """
     paired = timed["interleaved"]
     results.record("interleaved", "yes" if paired else "no", "text")
@@ -135,10 +135,7 @@ def record_speed(
                 if baseline in by_precision:
                     other = np.array(by_precision[baseline][phase])
                     # Rounds are pairs only where the precisions took turns.
-                    quotient = (
-                        other / seconds if paired else [np.median(other) / np.median(seconds)]
-                    )
-                    ratio = spread(np.array(quotient))
+                    ratio = spread(other / seconds) if paired else _unpaired_ratio(other, seconds)
                     ratios[phase].setdefault(p, {})[point] = ratio
                     for name in names:
                         results.record(f"{name}.ratio", ratio.median, "x", **_ends(ratio))
@@ -147,6 +144,35 @@ def record_speed(
         note = "over items, which differ in length; each the faster of two passes"
         results.record(f"item_seconds.{p}", one.median, "s", **_ends(one), note=note)
     return found, ratios
+
+
+def _unpaired_ratio(other: np.ndarray, seconds: np.ndarray, resamples: int = 2000) -> Spread:
+    """Quotient of two medians whose rounds are no pairs, spread by drawing the rounds again."""
+    generator = np.random.default_rng(0)
+    medians = [
+        np.median(generator.choice(values, (resamples, values.size)), axis=1)
+        for values in (other, seconds)
+    ]
+    drawn = spread(medians[0] / medians[1])
+    median = float(np.median(other) / np.median(seconds))
+    n = min(other.size, seconds.size)
+    return replace(drawn, median=median, n=n)
+
+
+MARGIN, LEAST_ROUNDS = 0.05, 5  # of a verdict on speed; both set before the measurement
+
+
+def faster_or_slower(ratio: Spread) -> str:
+    """Say "faster", "slower" or "undecided", of a speed over the baseline's.
+
+    It takes five rounds at least, and all of them on one side of 1, by 5 % or more: five values lie
+    all above their true median, or all below it, in 1 of 16 cases.
+    """
+    if ratio.n < LEAST_ROUNDS or ratio.least is None or ratio.largest is None:
+        return "undecided"
+    if ratio.least > 1 + MARGIN:
+        return "faster"
+    return "slower" if ratio.largest < 1 / (1 + MARGIN) else "undecided"
 
 
 @dataclass(frozen=True)
@@ -163,9 +189,9 @@ def _ends(one: Spread) -> dict[str, float]:
 
 
 def in_blocks(values: np.ndarray, size: int) -> np.ndarray:
-    """Means of `size` windows in a row, (N,) -> (N // size,); a rest that fills none is left out."""
-    count = len(values) // size
-    return values[: count * size].reshape(count, size).mean(axis=1)
+    """Means of `size` windows in a row, (N,) -> (N // size,); what is left over makes some longer."""
+    count = max(1, len(values) // size)
+    return np.array([block.mean() for block in np.array_split(values, count)])
 
 
 @dataclass(frozen=True)
@@ -226,14 +252,25 @@ def record_choices(
     return changed
 
 
+RIGHT_ANSWERS = "right answer."
+
+
+def record_right_answers(results: Results, task: Task) -> None:
+    """Record how often each place holds the right answer: what always taking one place would score."""
+    for place in range(max(len(item.choices) for item in task.items)):
+        count = sum(item.label == place for item in task.items)
+        note = f"of {len(task.items)} items with sha256 {task.sha256}"
+        results.record(f"{RIGHT_ANSWERS}{place + 1}", count, "count", note=note)
+
+
 def decode_against_bytes(
     speeds: Speeds, ratios: Speeds, config: LlamaConfig, baseline: str, bandwidth: float
 ) -> dict[str, float]:
-    """At the smallest batch: the speed-up that bytes allow int8, the measured one, bandwidth used.
+    """At the headline: the speed-up that bytes allow int8, the measured one, bandwidth used.
 
     The parts of `bandwidth`, in bytes/s, are {baseline: .., "int8": ..}.
     """
-    point = batch, context = min(ratios["decode"]["int8"])
+    point = batch, context = next(iter(ratios["decode"]["int8"]))  # the headline comes first
     pair = (baseline, "int8")
     needed = {p: forward_bytes(config, p, 1, context, batch) for p in pair}
     steps = {p: speeds["decode"][p][point].median / batch for p in pair}  # passes a second

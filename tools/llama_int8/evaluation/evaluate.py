@@ -113,7 +113,9 @@ class Evaluation:
         try:
             old = json.loads(results.path.read_text(encoding="utf-8"))
             precisions = old["settings"]["precisions"]
-            measured = {name.partition(".")[2] for name in old["measurements"]}
+            of_data = compare.RIGHT_ANSWERS  # the same whatever the precision
+            names = (name for name in old["measurements"] if not name.startswith(of_data))
+            measured = {name.partition(".")[2] for name in names}
             different = self._different(results, old)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}  # none there, or no results file
@@ -181,6 +183,7 @@ class Evaluation:
             scores[precision] = self._timed(results, precision, score, options["journal"])
         if self.processes.first:
             compare.record_choices(results, scores, task.items, self.baseline)
+            compare.record_right_answers(results, task)
         if self.wrong_rules:
             self._score_by_wrong_rules(results, task)
 

@@ -27,12 +27,14 @@ class Workload:
     text: perplexity.StridedText | None = None  # None: a model without a tokenizer
     compared_windows: int = 0
     items: Sequence[loglikelihood.Packed] = ()
+    alone: int = 0  # so many items are scored once more, each in a pass of its own
     slips: dict[str, Sequence[loglikelihood.Packed]] = field(
         default_factory=dict
     )  # wrong rules' items
     prompts: dict[str, torch.Tensor] = field(default_factory=dict)  # each (1, T)
     text_tokens: int = 0
     seed: int = 0
+    temperature: float = 1.0  # of the sampled answers
     points: Sequence[Point] = ()
     ids: Sequence[int] = ()  # a text's token ids, for memory and speed; none: seeded random ones
 
@@ -80,12 +82,18 @@ def _scores_and_answers(
         result["choices"] = loglikelihood.choice_scores(
             model, work.items, label=f"items, {precision}"
         )
+    if work.alone:
+        result["choices alone"] = loglikelihood.choice_scores(
+            model, work.items[: work.alone], batch_tokens=1, label=f"items alone, {precision}"
+        )
     for rule, rows in work.slips.items():
         scores = loglikelihood.choice_scores(model, rows, label=rule)
         result.setdefault("slips", {})[rule] = scores
     for title, prompt in work.prompts.items():
         for how, seed in (("greedy", None), ("sampled", work.seed)):
-            answer = answers.answer_with_candidates(model, prompt, work.text_tokens, seed)
+            answer = answers.answer_with_candidates(
+                model, prompt, work.text_tokens, seed, work.temperature
+            )
             result.setdefault("answers", {}).setdefault(title, {})[how] = answer
     return result
 
@@ -148,8 +156,8 @@ def speed(
 
     {"seconds": [{"batch": .., "tokens": .., "precisions": {precision: {phase: [..]}}}, ...],
     "items": {precision: [..]}, "interleaved": ..}; "profile" is like "seconds", for the `profiled`
-    points, with {kind of operation: ..} by phase; where it is `weighed`, "memory": {precision:
-    {"weight bytes": .., "peaks": ..}}.
+    points, with {kind of operation: ..} by phase, each with "each", its seconds by round; where it
+    is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}.
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
     is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
@@ -174,7 +182,7 @@ def speed(
         if weighed:
             result.setdefault("memory", {}).update(_memory(held, device, points, ids))
         for point, record in zip(profiled, result["profile"], strict=True):
-            record["precisions"] |= _profiles(held, device, point, ids)
+            record["precisions"] |= _profiles(held, device, point, ids, rounds)
         del loaded, held
         memory.release()
     return result
@@ -251,14 +259,18 @@ def _memory(
 
 
 def _profiles(
-    held: dict[str, torch.nn.Module], device: str, point: Point, ids: Sequence[int]
+    held: dict[str, torch.nn.Module], device: str, point: Point, ids: Sequence[int], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    found = {}
-    for p, model in held.items():
-        if fits(model.config, p, device, point):
+    found: dict[str, list[dict[str, Any]]] = {}
+    fitting = {p: model for p, model in held.items() if fits(model.config, p, device, point)}
+    for _ in range(rounds):  # in turns, as the times are: one profile can fall into a slow moment
+        for p, model in fitting.items():
             set_threshold(model, p)
-            found[p] = _phases(model, device, tokens_of(ids, model, point))
-    return found
+            found.setdefault(p, []).append(_phases(model, device, tokens_of(ids, model, point)))
+    return {
+        p: {phase: profiler.medians([one[phase] for one in each]) for phase in each[0]}
+        for p, each in found.items()
+    }
 
 
 def _phases(model: torch.nn.Module, device: str, tokens: torch.Tensor) -> dict[str, Any]:
@@ -295,9 +307,8 @@ def another_model(
     work = Workload(points=points)
     if not synthetic:
         tokenizer = models.load_tokenizer(name)
-        cut = perplexity.strided(
-            tokenizer, text, settings.window, settings.stride, settings.windows
-        )
+        cut = perplexity.strided(tokenizer, text, settings.window, settings.stride)
+        cut = perplexity.evenly(cut, settings.windows)
         items = items[: settings.more_items]
         packed = loglikelihood.pack_all(tokenizer, items)
         ids = tokenizer(text)["input_ids"]

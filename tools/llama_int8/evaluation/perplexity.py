@@ -7,7 +7,7 @@ agreement of the likeliest tokens.
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,14 @@ def strided(
     begins = [spans[own - stride][0], *ends[:-1]]
     bytes_ = [len(text[a:b].encode()) for a, b in zip(begins, ends, strict=True)]
     return StridedText(torch.tensor(cut), stride, np.array(bytes_))
+
+
+def evenly(text: StridedText, count: int) -> StridedText:
+    """At most `count` of the windows, spread evenly over the text."""
+    if len(text.windows) <= count:
+        return text
+    chosen = np.linspace(0, len(text.windows) - 1, count).round().astype(int)
+    return replace(text, windows=text.windows[chosen], bytes=text.bytes[chosen])
 
 
 def window_scores(

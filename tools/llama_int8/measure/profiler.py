@@ -1,6 +1,7 @@
 """Where the time of one forward pass goes, by kind of operation, from PyTorch's profiler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from torch.autograd.profiler_util import FunctionEvent
@@ -12,7 +13,9 @@ from llama_int8.measure.latency import repeated
 KINDS = (
     "16-bit products",
     "int8 products",
-    "quantizing, outliers, scaling",
+    "finding outliers, quantizing",
+    "scaling the product",
+    "outlier columns",
     "attention",
     "everything else",
     "between operations",
@@ -26,22 +29,32 @@ _INT8_PRODUCTS = (
     "int8_fast::linear",
     "int8_fast::step",
 )
+_AROUND = {
+    "bitsandbytes::int8_vectorwise_quant": "finding outliers, quantizing",
+    "bitsandbytes::int8_mm_dequant": "scaling the product",
+    "bitsandbytes::int8_scaled_mm": "scaling the product",
+    "bitsandbytes::int8_vectorwise_dequant": "outlier columns",
+    "bitsandbytes::int8_mixed_scaled_mm": "outlier columns",  # and their product, and its sum
+}
 
 
 def kind_of(names: list[str]) -> str:
     """Kind of an operation from its name and those of the operations that called it, inner first.
 
-    Work that bitsandbytes does around its product counts as quantizing, the product of the outlier
-    columns included. Without AVX-512 it multiplies the int8 codes in FP32: that is its int8 product.
+    What bitsandbytes does around its product has three kinds. A profile calls the second of them
+    "dequant", but no weight is restored there: the int32 sums are multiplied by both scales. Weights
+    are restored with the outlier columns, and only theirs. Without AVX-512 bitsandbytes multiplies
+    the int8 codes in FP32: that is its int8 product.
     """
-    if names[0] in _INT8_PRODUCTS:
+    if "int8_fast::linear" in names[1:]:  # what PyTorch does around the kernel's call
+        return "finding outliers, quantizing"
+    if any(name in _INT8_PRODUCTS for name in names):
         return "int8 products"
-    if "int8_fast::linear" in names:  # what PyTorch does around the kernel's call
-        return "quantizing, outliers, scaling"
-    if names[0] in _PRODUCTS and any(name in _INT8_PRODUCTS for name in names):
-        return "int8 products"
+    for name in names:  # the innermost of bitsandbytes' operations decides
+        if name in _AROUND:
+            return _AROUND[name]
     if any(name.startswith(("bitsandbytes::", "MatMul8bitLt")) for name in names):
-        return "quantizing, outliers, scaling"
+        return "finding outliers, quantizing"
     if any("scaled_dot_product" in name for name in names):
         return "attention"
     return "16-bit products" if names[0] in _PRODUCTS else "everything else"
@@ -79,6 +92,18 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     seen = sum(entry["seconds"] for entry in found.values())
     found["between operations"]["seconds"] = max(0.0, alone - seen)
     return found
+
+
+def medians(profiles: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Several profiles of the same call as one: median seconds by kind, and "each" of them.
+
+    Counts are those of the first; the same call has the same operations.
+    """
+    merged = {}
+    for kind, entry in profiles[0].items():
+        each = [one[kind]["seconds"] for one in profiles]
+        merged[kind] = {**entry, "seconds": median(each), "each": each}
+    return merged
 
 
 def _callers(event: FunctionEvent) -> list[str]:

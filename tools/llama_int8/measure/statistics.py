@@ -1,6 +1,6 @@
 """Paired statistics: what a difference between two precisions can and cannot show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -123,12 +123,14 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles."""
+    """Median and quartiles, and where `spread` made it the ends of all values."""
 
     median: float
     low: float
     high: float
     n: int
+    least: float | None = field(default=None, compare=False)
+    largest: float | None = field(default=None, compare=False)
 
 
 def spread(values: np.ndarray) -> Spread:
@@ -137,4 +139,5 @@ def spread(values: np.ndarray) -> Spread:
     if values.size == 0:
         raise ValueError("no values: a median needs at least one")
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return Spread(float(median), float(low), float(high), values.size)
+    ends = float(values.min()), float(values.max())
+    return Spread(float(median), float(low), float(high), values.size, *ends)

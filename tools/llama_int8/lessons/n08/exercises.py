@@ -1,5 +1,8 @@
 """The exercises of lesson 08: references, cases, hints and known mistakes."""
 
+import torch
+from scipy import stats
+
 from llama_int8.course.exercises import check, exercise, hint, solution
 
 __all__ = ["check", "hint", "solution"]
@@ -76,47 +79,107 @@ scored_tokens.mistake(
     ],
 )
 
-_CHOICES = (
-    ([-8.0, -9.0], ["a kettle", "an old paper bag"]),
-    ([-30.0, -12.0], ["Use a knife with a long and even blade.", "Use a spoon."]),
-    ([-6.0, -6.6], ["a cat", "a hippopotamus"]),
-    ([-2.0, -20.0, -9.0], ["a kettle", "a paper bag", "a spoon"]),
-)
+_GENERATOR = torch.Generator().manual_seed(8)
+
+
+def _logits(tokens: int, vocabulary: int, shift: float = 0.0) -> torch.Tensor:
+    return torch.randn(tokens, vocabulary, generator=_GENERATOR) * 3 + shift
 
 
 @exercise(
-    "08.length_normalized",
-    points=1,
-    cases=_CHOICES,
-    hints=["Divide each log-likelihood by the length of its choice, and take the largest."],
+    "08.answer_log_likelihood",
+    points=3,
+    cases=[
+        (_logits(6, 11, 2.0), torch.tensor([3, 1, 4, 1, 5, 9]), 3),
+        (_logits(4, 7), torch.tensor([0, 6, 2, 2]), 1),
+        (_logits(5, 7, -40.0), torch.tensor([1, 2, 3, 4, 5]), 4),
+    ],
+    hints=[
+        "logits[i] is about the token after i. So the answer's tokens, input_ids[prompt_len:], are "
+        "predicted by logits[prompt_len - 1 : -1].",
+        "log_p = logits[prompt_len - 1 : -1].log_softmax(-1) has a row for each token of the answer. "
+        "Take one number of each row: log_p[range(len(answer)), answer], and add them up.",
+    ],
+    rtol=1e-4,
 )
-def length_normalized(log_likelihoods: list[float], choices: list[str]) -> int:
-    """The choice with the highest log-likelihood for each character."""
-    per_character = [s / len(c) for s, c in zip(log_likelihoods, choices, strict=True)]
-    return per_character.index(max(per_character))
+def answer_log_likelihood(logits, input_ids, prompt_len):
+    """What the model gives the tokens of the answer, in nats; logits (T, V), input_ids (T,)."""
+    answer = input_ids[prompt_len:]
+    log_p = logits[prompt_len - 1 : -1].float().log_softmax(dim=-1)  # (answer, V)
+    return log_p[range(len(answer)), answer].sum()
 
 
-length_normalized.mistake(
-    "that is `acc`: a longer choice has more tokens to lose likelihood on",
-    lambda scores, choices: scores.index(max(scores)),
+answer_log_likelihood.mistake(
+    "those are raw logits; a constant added to all of them changes no probability, and changes your "
+    "sum: take log_softmax first",
+    lambda logits, ids, n: logits[n - 1 : -1][range(len(ids) - n), ids[n:]].sum(),
+)
+answer_log_likelihood.mistake(
+    "each token is scored by the logits at its own place, which have seen it; those one place before "
+    "predict it",
+    lambda logits, ids, n: logits[n:].log_softmax(-1)[range(len(ids) - n), ids[n:]].sum(),
+)
+answer_log_likelihood.mistake(
+    "that scores the question as well; the answer begins at prompt_len",
+    lambda logits, ids, n: logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]].sum(),
+)
+answer_log_likelihood.mistake(
+    "that adds up the whole vocabulary; of each row take the number of the token that stands there",
+    lambda logits, ids, n: logits[n - 1 : -1].log_softmax(-1).sum(),
+)
+answer_log_likelihood.mistake(
+    "nearly: that is the mean per token; the sum was asked for",
+    lambda logits, ids, n: answer_log_likelihood(logits, ids, n) / (len(ids) - n),
+)
+answer_log_likelihood.mistake(
+    "nearly: that is a loss, which is smaller for a better answer; the log-likelihood has the other "
+    "sign",
+    lambda logits, ids, n: -answer_log_likelihood(logits, ids, n),
 )
 
-
-@length_normalized.mistake("for each character, not for each word")
-def _by_words(scores: list[float], choices: list[str]) -> int:
-    per_word = [s / len(c.split()) for s, c in zip(scores, choices, strict=True)]
-    return per_word.index(max(per_word))
+_HALF = torch.float16
 
 
-@length_normalized.mistake("log-likelihoods are negative: the likeliest is the largest")
-def _least_likely(scores: list[float], choices: list[str]) -> int:
-    per_character = [s / len(c) for s, c in zip(scores, choices, strict=True)]
-    return per_character.index(min(per_character))
+@exercise(
+    "08.published_answer",
+    points=2,
+    cases=[
+        (torch.ones(2, 3, dtype=_HALF), torch.full((2, 3), 2.0, dtype=_HALF)),
+        (torch.full((2, 3), 2.0, dtype=_HALF), torch.ones(2, 3, dtype=_HALF)),
+        (torch.ones(2, 3, dtype=_HALF), torch.ones(2, 3, dtype=_HALF)),
+        (torch.full((2, 3), 2.0, dtype=_HALF), torch.ones(5, 3, dtype=_HALF)),
+        (torch.full((300, 200), 9.0, dtype=_HALF), torch.full((300, 200), 3.0, dtype=_HALF)),
+    ],
+    hints=[
+        "The rule: a score is the sum of all logits, in their own format. Answer 1 needs the larger "
+        "score; everything else is answer 2.",
+        "return 1 if first.sum() > second.sum() else 2",
+    ],
+)
+def published_answer(first, second):
+    """1 or 2: the answer whose logits (T, V) add up to more, and 2 where the first is not larger."""
+    return 1 if first.sum() > second.sum() else 2
 
 
-length_normalized.mistake(
-    "that is the best score; the number of the choice was asked for",
-    lambda scores, choices: max(s / len(c) for s, c in zip(scores, choices, strict=True)),
+published_answer.mistake(
+    "a sum in FP32 does not overflow: keep the format of the logits, as the published code did",
+    lambda first, second: 1 if first.float().sum() > second.float().sum() else 2,
+)
+published_answer.mistake(
+    "nearly: where both sums are equal, the published code answers 2",
+    lambda first, second: 1 if first.sum() >= second.sum() else 2,
+)
+published_answer.mistake(
+    "the answers are numbered 1 and 2",
+    lambda first, second: 0 if first.sum() > second.sum() else 1,
+)
+published_answer.mistake(
+    "the other way round: the larger sum wins",
+    lambda first, second: 1 if first.sum() < second.sum() else 2,
+)
+published_answer.mistake(
+    "the sum was asked for, not the mean: two answers have different numbers of tokens",
+    lambda first, second: 1 if first.float().mean() > second.float().mean() else 2,
 )
 
 
@@ -183,6 +246,38 @@ fastest_decode.mistake(
     lambda bytes_read, bandwidth: bytes_read / bandwidth,
 )
 
+
+@exercise(
+    "08.fixed_cost_per_layer",
+    points=2,
+    cases=[(6.77, 47.4, 224), (10.0, 20.0, 5), (16.58, 24.2, 224)],
+    hints=[
+        "Seconds per token are 1 / speed; those that the bytes need are 1 / bound.",
+        "What is left of them, shared out over the layers.",
+    ],
+)
+def fixed_cost_per_layer(speed, bound, layers):
+    """Seconds per token and layer that reading bytes does not explain; both speeds in tokens/s."""
+    return (1 / speed - 1 / bound) / layers
+
+
+fixed_cost_per_layer.mistake(
+    "nearly: seconds per token; share them out over the layers",
+    lambda speed, bound, layers: 1 / speed - 1 / bound,
+)
+fixed_cost_per_layer.mistake(
+    "nearly: that is all of a token's time; take off what reading the bytes needs, 1 / bound",
+    lambda speed, bound, layers: 1 / speed / layers,
+)
+fixed_cost_per_layer.mistake(
+    "a difference of two speeds is no time: take seconds per token, 1 / speed and 1 / bound",
+    lambda speed, bound, layers: (bound - speed) / layers,
+)
+fixed_cost_per_layer.mistake(
+    "nearly: the other sign; the measured time is the longer one",
+    lambda speed, bound, layers: (1 / bound - 1 / speed) / layers,
+)
+
 _DIFFERENCES = (([0.1, 0.3, 0.2, 0.4],), ([-1.0, 1.0],), ([0.02, 0.05, -0.01, 0.03, 0.01],))
 
 
@@ -192,15 +287,18 @@ _DIFFERENCES = (([0.1, 0.3, 0.2, 0.4],), ([-1.0, 1.0],), ([0.02, 0.05, -0.01, 0.
     cases=_DIFFERENCES,
     hints=[
         "The standard error of a mean is the standard deviation over the square root of n.",
-        "Divide the squared deviations by n - 1, and the variance once more by n.",
+        "Divide the squared deviations by n - 1, and the variance once more by n. How many standard "
+        "errors lie to each side says t.ppf(0.975, n - 1).",
     ],
 )
 def mean_difference_interval(differences: list[float]) -> tuple[float, float]:
-    """Mean minus and plus 1.96 standard errors."""
+    """Mean minus and plus as many standard errors as Student's t asks for n values."""
+    from scipy.stats import t
+
     n = len(differences)
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    half = 1.96 * (variance / n) ** 0.5
+    half = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
     return mean - half, mean + half
 
 
@@ -209,21 +307,28 @@ def _deviation(values: list[float], ddof: int) -> float:
     return (sum((v - mean) ** 2 for v in values) / (len(values) - ddof)) ** 0.5
 
 
+def _around(values: list[float], half: float) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean - half, mean + half
+
+
+def _t(values: list[float]) -> float:
+    return float(stats.t.ppf(0.975, len(values) - 1))
+
+
 mean_difference_interval.mistake(
     "that is where single windows lie; the mean of n windows varies less, by the square root of n",
-    lambda d: (
-        sum(d) / len(d) - 1.96 * _deviation(d, 1),
-        sum(d) / len(d) + 1.96 * _deviation(d, 1),
-    ),
+    lambda d: _around(d, _t(d) * _deviation(d, 1)),
 )
 mean_difference_interval.mistake(
     "nearly: the variance of a sample divides by n - 1, not by n",
-    lambda d: (
-        sum(d) / len(d) - 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-        sum(d) / len(d) + 1.96 * _deviation(d, 0) / len(d) ** 0.5,
-    ),
+    lambda d: _around(d, _t(d) * _deviation(d, 0) / len(d) ** 0.5),
+)
+mean_difference_interval.mistake(
+    "nearly: 1.96 is for very many values; so few need t.ppf(0.975, n - 1)",
+    lambda d: _around(d, 1.96 * _deviation(d, 1) / len(d) ** 0.5),
 )
 mean_difference_interval.mistake(
     "that is the mean and half of the width; the two ends were asked for",
-    lambda d: (sum(d) / len(d), 1.96 * _deviation(d, 1) / len(d) ** 0.5),
+    lambda d: (sum(d) / len(d), _t(d) * _deviation(d, 1) / len(d) ** 0.5),
 )

@@ -8,25 +8,42 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from llama_int8.course.drawings import (
+    SMALL,
+    WIDTH,
+    canvas,
+    matrix,
+    number_line,
+    points,
+    write,
+)
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
-from llama_int8.evaluation.compare import Flips, Point
+from llama_int8.evaluation.compare import Flips, Point, Speeds, faster_or_slower
+from llama_int8.lessons.n08.measurements import BothModels
 from llama_int8.measure.profiler import KINDS
-from llama_int8.measure.statistics import PairedDifference, Spread
+from llama_int8.measure.statistics import PairedDifference, Spread, spread
 from llama_int8.models.cost import (
     GIB,
     count_parameters,
     decode_bound,
     forward_bytes,
+    forward_flops,
     peak_bytes,
     roofline,
 )
 from llama_int8.quantization import precisions
 from llama_int8.transformer.config import LlamaConfig
 
-# A card of so many "GB" shows a little less: of the T4's 16, CUDA shows 14.75 GiB.
-CARDS = (8, 12, 16, 24, 40, 80)
+# What cards show of their memory, in GiB, as nvidia-smi and CUDA report it. A card of 8 GB shows
+# somewhat less than its name; no card shows more.
 T4_GIB = 14.75
-VISIBLE = T4_GIB / 16
+CARDS = {
+    "8 GB": 8.0,  # nominal
+    "T4, 16 GB": T4_GIB,
+    "L4, 24 GB": 23_034 / 1024,
+    "A100, 40 GB": 40_960 / 1024,
+    "H100, 80 GB": 81_559 / 1024,
+}
 
 
 def _look(precision: str) -> dict[str, Any]:
@@ -69,11 +86,10 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
                 textcoords="offset points",
                 bbox={"color": "white", "pad": 0.5, "alpha": 0.8},
             )
-    for card in CARDS:
-        axes.axvline(card * VISIBLE, color="#777777", linestyle="--", linewidth=1, zorder=0)
-        axes.annotate(
-            card, (card * VISIBLE, -0.7), fontsize=9, ha="center", backgroundcolor="white"
-        )
+    for card, room in CARDS.items():
+        axes.axvline(room, color="#777777", linestyle="--", linewidth=1, zorder=0)
+        short = card.split(",")[0]
+        axes.annotate(short, (room, -0.7), fontsize=8, ha="center", backgroundcolor="white")
     axes.set_xscale("log")
     axes.set_xlim(0.12, 260)
     axes.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128], minor=False)
@@ -83,7 +99,7 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     axes.set_ylim(len(configs) - 0.5, -1)
     axes.set_xlabel(
         f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows; "
-        "dashed: cards of so many GB"
+        "dashed: what a card shows (8 GB: its name)"
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")
@@ -153,18 +169,18 @@ def window_differences(
         ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"
     )
     axes.set_xlabel("windows, sorted")
-    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats a token)")
+    axes.set_ylabel(f"NLL of {second} minus {first}\n(nats per token)")
     axes.legend(loc="upper left")
     worse = int(np.sum(ordered > 0))
     axes.set_title(
-        f"{second} changes NLL by {summary.mean:+.4f} nats a token; worse in {worse} of "
+        f"{second} changes NLL by {summary.mean:+.4f} nats per token; worse in {worse} of "
         f"{ordered.size} windows"
     )
     return drawn
 
 
 def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[str, str]) -> Figure:
-    """By how much each item's right choice leads in two precisions, nats a character, (N,) each."""
+    """By how much each item's right choice leads in two precisions, nats per character, (N,) each."""
     drawn, axes = figure(figsize=(6.2, 4.4))
     top = 1.08 * max(np.abs(first).max(), np.abs(second).max())
     axes.fill_between([-top, 0], 0, top, color=COLOURS["good"], alpha=0.15, linewidth=0)
@@ -177,7 +193,7 @@ def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[s
     axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color=INKS["int8"])
     axes.set_xlim(-top, top)
     axes.set_ylim(-top, top)
-    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats a character")
+    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats per character")
     axes.set_ylabel(f"the same in {names[1]}")
     flipped = change.lost + change.won
     near = ", with leads near zero" if _near_zero(first, second) else ""
@@ -192,42 +208,131 @@ def _near_zero(first: np.ndarray, second: np.ndarray) -> bool:
     return bool(flipped.any() and np.abs(first[flipped]).max() < np.median(np.abs(first)))
 
 
-def scoring_rules(shares: Mapping[str, tuple[float, float, float]], choices: int, n: int) -> Figure:
-    """Accuracy in percent with its interval, (value, low, high), by rule of scoring."""
-    drawn, axes = figure(figsize=(7.5, 2.9))
+def scoring_rules(shares: Mapping[str, tuple[float, float, float]], n: int) -> Figure:
+    """Accuracy in percent with its interval, (value, low, high), by rule of scoring of two answers."""
+    drawn, axes = figure(figsize=(8, 2.9))
     values, low, high = np.array(list(shares.values())).T
     rows = range(len(shares))
-    right = [name.startswith("acc") for name in shares]
+    sees = low > 50  # more than guessing
     axes.barh(
         rows,
         values,
         0.6,
         xerr=np.stack([values - low, high - values]),
-        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in right],
-        hatch=["" if good else "..." for good in right],
+        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in sees],
+        hatch=["" if good else "..." for good in sees],
         edgecolor="white",
         error_kw={"capsize": 3, "ecolor": "#333333"},
     )
-    for row, value in zip(rows, values, strict=True):
-        axes.annotate(f"{value:.1f}", (1, row), va="center", fontsize=9)
-    axes.axvline(100 / choices, color="black", linestyle="--", linewidth=1)
+    for row, (value, end) in enumerate(zip(values, high, strict=True)):
+        axes.annotate(f" {value:.1f}", (end + 1, row), va="center", fontsize=9)
+    axes.axvline(50, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(rows, list(shares))
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 112)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"accuracy over {n} items, %; dashed: guessing")
-    guess = sum(lo <= 100 / choices <= hi for (_, lo, hi), good in
-                zip(shares.values(), right, strict=True) if not good)  # fmt: skip
-    axes.set_title(
-        f"The same model: {guess} of {right.count(False)} slips cannot be told from guessing"
-    )
+    axes.set_title(f"{int(sees.sum())} of {len(shares)} rules do better than guessing")
     return drawn
 
 
-def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: str) -> Figure:
-    """Probability of each token that two precisions chose, up to the step at which they part."""
+def both_models(entries: Sequence[BothModels]) -> Figure:
+    """Weights of the FP16 and the int8 model on each other, beside two published memory figures."""
+    drawn, axes = figure(figsize=(8, 1.2 + 0.75 * len(entries)))
+    for row, entry in enumerate(entries):
+        looks = (
+            (entry.fp16, "bf16", "", "weights in FP16"),
+            (entry.int8, "int8", "///", "in int8"),
+        )
+        left = 0.0
+        for size, colour, hatch, label in looks:
+            axes.barh(
+                row, size / 1000, 0.5, left=left, color=COLOURS[colour], hatch=hatch,
+                edgecolor="white", label=label if row == 0 else None,
+            )  # fmt: skip
+            left += size / 1000
+        for value, run, marker in zip(entry.measured, ("full", "int8"), ("|", "x"), strict=True):
+            axes.plot(
+                value / 1000, row, marker, color="black", markersize=20 if marker == "|" else 7,
+                label=f"published, run \"{run}\"" if row == 0 else None,
+            )  # fmt: skip
+        note = f"  {entry.unexplained:.1%} left for all else"
+        axes.annotate(note, (max(entry.measured) / 1000 + 0.3, row), va="center", fontsize=9)
+    axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.35 * max(max(entry.measured) for entry in entries) / 1000)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("GB (10⁹ bytes)")
+    drawn.legend(fontsize=8, ncols=4, loc="outside lower center")
+    worst = max(entry.unexplained for entry in entries)
+    axes.set_title(f"Each published figure is both models together, to {worst:.1%} or better")
+    return drawn
+
+
+PAIRED_ALT = (
+    "Two number lines with the losses of four windows in 16 bit and in int8, which overlap; below, a "
+    "third with the four differences, all right of zero."
+)
+SCORING_ALT = (
+    "Two grids of logits, tokens of a question and its answer by vocabulary: on the left every cell is "
+    "marked, on the right one cell in each of three rows."
+)
+
+
+def drawing_paired() -> Figure:
+    """Four windows scored by two models: apart they overlap, as pairs they do not."""
+    drawn, axes = canvas(WIDTH, 3.1, "The same windows, seen apart and seen as pairs")
+    half = [2.6, 3.1, 3.7, 4.4]
+    int8 = [loss + change for loss, change in zip(half, (0.10, 0.16, 0.12, 0.14), strict=True)]
+    changes = [b - a for a, b in zip(half, int8, strict=True)]
+    for y, name, values, role in ((2.35, "16 bit", half, "16 bit"), (1.6, "int8", int8, "int8")):
+        line = number_line(axes, y, (1.0, 5.2), (2.3, 4.8), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
+        write(axes, (0.5, y), name)
+        points(axes, line, values, [role] * 4, name)
+        mean = sum(values) / 4
+        write(axes, (5.6, y), f"mean {mean:.2f}", ha="left")
+    write(
+        axes, (3.1, 1.08), "loss of four windows: how hard a passage is hides the difference", SMALL
+    )
+    line = number_line(axes, 0.65, (1.0, 5.2), (-0.3, 0.3), {-0.2: "−0.2", 0: "0", 0.2: "0.2"})
+    write(axes, (0.5, 0.65), "int8 −\n16 bit")
+    points(axes, line, changes, ["highlight"] * 4, "differences")
+    write(axes, (5.6, 0.65), f"mean {sum(changes) / 4:+.2f}", ha="left")
+    write(axes, (3.1, 0.13), "the four differences: all on one side of 0", SMALL)
+    return drawn
+
+
+def drawing_scoring() -> Figure:
+    """The logits of one question and answer: which numbers the two rules add up."""
+    drawn, axes = canvas(WIDTH, 3.05, "Which numbers make the score of an answer?")
+    words, width, size, top = ("Question", "Answer:", "use", "a", "spoon"), 8, 0.3, 2.3
+    everything = [(row, column) for row in range(len(words)) for column in range(width)]
+    for left, name, cells in (
+        (0.85, "published rule: all logits", everything),
+        (4.15, "log-likelihood of the answer", [(1, 4), (2, 1), (3, 6)]),
+    ):
+        grid = matrix(
+            axes, (left, top), (len(words), width), "logits (T, V)", "16 bit",
+            {"highlight": cells}, rows=words, size=size,
+        )  # fmt: skip
+        write(axes, (grid.centre[0], top + 0.18), name)
+    for row, word in ((1, "use"), (2, "a"), (3, "spoon")):
+        place = (4.15 + width * size + 0.08, top - (row + 0.5) * size)
+        write(axes, place, f"of {word}", SMALL, ha="left")
+    note = "Right: each row predicts the next token. After log-softmax, one number of a row counts."
+    write(axes, (WIDTH / 2, 0.25), note, SMALL)
+    return drawn
+
+
+def parting(texts: Mapping[str, Mapping[str, Any]], step: int | None, words: str) -> Figure:
+    """Probability of each token that two precisions chose, up to the step at which they diverge.
+
+    `texts`: `answers.answer_with_candidates` of both; `words`: the two tokens at that step.
+    """
     drawn, axes = figure(figsize=(8.5, 3.2))
-    for precision, values in probabilities.items():
+    last = None if step is None else step + 1
+    chosen = {p: [likeliest[0] for likeliest in answer["p"]][:last] for p, answer in texts.items()}
+    for precision, values in chosen.items():
         look = _look(precision) | {"linewidth": 1, "markersize": 3.5}
         axes.plot(np.arange(1, len(values) + 1), values, label=precision, **look)
     axes.set_ylim(0, 1.02)
@@ -240,13 +345,47 @@ def parting(probabilities: Mapping[str, np.ndarray], step: int | None, words: st
         axes.annotate(
             f" {words}", (step + 1, 0.03), color=INKS["highlight"], fontsize=9, ha="right"
         )
-        at = [f"{values[step]:.2f}" for values in probabilities.values()]
-        axes.set_title(f"They part at token {step + 1}, at probabilities of {' and '.join(at)}")
+        at = [f"{values[step]:.2f}" for values in chosen.values() if len(values) > step]
+        axes.set_title(f"They diverge at token {step + 1}, at probabilities of {' and '.join(at)}")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return drawn
 
 
-def speeds(
+def most_batches(points: Sequence[Sequence[int]]) -> int:
+    """The prompt length that was measured with the most batches; the shortest of equal ones."""
+    lengths = [length for _, length in points]
+    return max(sorted(set(lengths)), key=lengths.count)
+
+
+def speed_of_both_phases(
+    speeds: Speeds, ratios: Speeds, config: LlamaConfig, half: str, bandwidth: float
+) -> Figure:
+    """Prefill over prompt length at the smallest batch; decode over batch at one prompt length.
+
+    The titles give `ratios`, taken within rounds, of all points; the panels show a part of these.
+    """
+    points = [point for by_point in speeds["prefill"].values() for point in by_point]
+    context, smallest = most_batches(sorted(set(points))), min(b for b, _ in points)
+    by_length = {
+        p: {t: s for (b, t), s in sorted(found.items()) if b == smallest}
+        for p, found in speeds["prefill"].items()
+    }
+    by_batch = {
+        p: {b: s for (b, t), s in sorted(found.items()) if t == context}
+        for p, found in speeds["decode"].items()
+    }
+    bounds = {
+        p: decode_bounds(config, p, list(by_batch[p]), context, bandwidth) for p in (half, "int8")
+    }
+    drawn = _speeds(by_length, by_batch, bounds)
+    for panel, phase in zip(drawn.axes, ("prefill", "decode"), strict=True):
+        medians = [ratio.median for ratio in ratios[phase].get("int8", {}).values()]
+        said = f": int8 at {_range(medians)} of {half}'s speed" if medians else ""
+        panel.set_title(f"{phase.capitalize()}{said}", fontsize=10)
+    return drawn
+
+
+def _speeds(
     prefill: Mapping[str, Mapping[int, Spread]],
     decode: Mapping[str, Mapping[int, Spread]],
     bounds: Mapping[str, Mapping[int, float]],
@@ -254,10 +393,10 @@ def speeds(
     """Tokens/s by precision: prefill over context at batch 1, decode over batch with its bound."""
     drawn, axes = figure(2, figsize=(9.5, 3.8))
     for panel, lines in zip(axes, (prefill, decode), strict=True):
-        for precision, points in lines.items():
-            x = list(points)
+        for precision, by_size in lines.items():
+            x = list(by_size)
             middle, low, high = (
-                np.array([getattr(points[k], end) for k in x]) for end in ("median", "low", "high")
+                np.array([getattr(by_size[k], end) for k in x]) for end in ("median", "low", "high")
             )
             panel.errorbar(
                 x, middle, np.stack([middle - low, high - middle]), capsize=3, label=precision,
@@ -268,9 +407,9 @@ def speeds(
         panel.set_xticks(x, [f"{k:,}" for k in x])
         panel.minorticks_off()
         _plain_ticks(panel.yaxis)
-    for precision, points in bounds.items():
+    for precision, by_batch in bounds.items():
         axes[1].plot(
-            list(points), list(points.values()), MARKERS["predicted"], markersize=18,
+            list(by_batch), list(by_batch.values()), MARKERS["predicted"], markersize=18,
             color=_look(precision)["color"], markeredgewidth=2,
         )  # fmt: skip
     axes[0].set_xlabel("tokens in the prompt, batch 1")
@@ -278,11 +417,6 @@ def speeds(
     axes[1].set_xlabel("batch; short lines: bound by bandwidth")
     axes[1].set_ylabel("decode, tokens/s of the whole batch (log)")
     axes[0].legend(loc="best", fontsize=8)
-    half = next(n for n in decode if n in ("bf16", "fp16"))
-    for panel, phase, lines in ((axes[0], "Prefill", prefill), (axes[1], "Decode", decode)):
-        both = lines["int8"].keys() & lines[half].keys()  # a point may fit in only one of them
-        ratio = [lines["int8"][k].median / lines[half][k].median for k in both]
-        panel.set_title(f"{phase}: int8 at {_range(ratio)} of {half}'s speed" if both else phase)
     return drawn
 
 
@@ -299,52 +433,56 @@ def _range(ratios: Sequence[float]) -> str:
 
 
 def when_it_pays(
-    ours: Mapping[str, Mapping[str, Mapping[int, Spread]]],
-    widths: Mapping[str, int],
-    paper: Mapping[int, float],
+    ours: Mapping[str, Mapping[str, Mapping[int, Spread]]], lengths: Mapping[str, int]
 ) -> Figure:
-    """Speed of int8 over 16 bit: by batch for each model and phase, and by width with the paper's.
+    """Speed of int8 over 16 bit by batch, for each model and phase.
 
-    `ours`: {model: {phase: {batch: ratio}}}; `paper`: {width: ratio of one matrix product}.
+    `ours`: {model: {phase: {batch: ratio}}}; `lengths`: tokens in each model's prompts.
     """
-    drawn, axes = figure(2, figsize=(9.5, 3.8), sharey=True)
+    drawn, panel = figure(figsize=(8.5, 3.8))
     for colour, (model, phases) in zip(CURVES, ours.items(), strict=False):
         for phase, style in (("decode", "-"), ("prefill", "--")):
-            points = phases[phase]
-            middle = [s.median for s in points.values()]
-            low = [s.median - s.low for s in points.values()]
-            high = [s.high - s.median for s in points.values()]
-            axes[0].errorbar(
-                list(points), middle, [low, high], color=colour, linestyle=style, capsize=3,
-                marker="o" if phase == "decode" else "v", label=f"{model}, {phase}",
+            by_batch = phases[phase]
+            middle = [s.median for s in by_batch.values()]
+            low = [s.median - s.low for s in by_batch.values()]
+            high = [s.high - s.median for s in by_batch.values()]
+            panel.errorbar(
+                list(by_batch), middle, [low, high], color=colour, linestyle=style, capsize=3,
+                marker="o" if phase == "decode" else "v",
+                label=f"{model}, {phase}, prompts of {lengths[model]:,}",
             )  # fmt: skip
-            at = points[min(points)]
-            axes[1].plot(
-                widths[model],
-                at.median,
-                "o" if phase == "decode" else "v",
-                color=colour,
-                markersize=9,
-            )
-    axes[1].plot(list(paper), list(paper.values()), "D-", color="#777777", label="paper, table 5")
     batches = sorted({b for phases in ours.values() for p in phases.values() for b in p})
-    axes[0].set_xscale("log", base=2)
-    axes[0].set_xticks(batches, batches)
-    axes[1].set_xscale("log", base=2)
-    axes[1].set_xticks([512, 1024, 2048, 4096, 8192], ["512", "1,024", "2,048", "4,096", "8,192"])
-    for panel in axes:
-        panel.minorticks_off()
-        panel.axhline(1, color="black", linewidth=1)
-    axes[0].set_xlabel("batch")
-    axes[1].set_xlabel("width of the model")
-    axes[0].set_ylabel("speed of int8 over 16 bit")
-    axes[0].legend(fontsize=8)
-    axes[1].legend(loc="upper left", fontsize=8)
-    faster = sum(s.low > 1 for m in ours.values() for p in m.values() for s in p.values())
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(batches, batches)
+    panel.minorticks_off()
+    panel.axhline(1, color="black", linewidth=1)
+    panel.set_xlabel("batch")
+    panel.set_ylabel("speed of int8 over 16 bit")
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    faster = sum(
+        faster_or_slower(s) == "faster"
+        for m in ours.values()
+        for p in m.values()
+        for s in p.values()
+    )
     total = sum(len(p) for m in ours.values() for p in m.values())
-    axes[0].set_title(f"int8 is faster in {faster} of {total} measured cases")
-    axes[1].set_title("Smallest batch, with the paper's one product")
+    panel.set_title(f"int8 is faster in {faster} of {total} measured cases")
     return drawn
+
+
+def roofline_marks(
+    speeds: Speeds, config: LlamaConfig, half: str
+) -> list[tuple[str, str, float, float]]:
+    """Every run as (phase, precision, operations per byte, operations/s)."""
+    marks = []
+    for phase, by_precision in speeds.items():
+        for p in (half, "int8"):
+            for (batch, length), speed in by_precision[p].items():
+                new, past = (length, 0) if phase == "prefill" else (1, length)
+                flops = forward_flops(config, new, past, batch)
+                intensity = flops / forward_bytes(config, p, new, past, batch)
+                marks.append((phase, p, intensity, flops * speed.median / (batch * new)))
+    return marks
 
 
 def roofline_figure(
@@ -352,7 +490,7 @@ def roofline_figure(
     bandwidth: float,
     throughputs: Mapping[str, float],
 ) -> Figure:
-    """Every run as (label, precision, operations a byte, operations/s) under the machine's roof."""
+    """Every run as (label, precision, operations per byte, operations/s) under the machine's roof."""
     drawn, axes = figure(figsize=(8.5, 4.4))
     x = np.geomspace(min(p[2] for p in points) / 2, max(p[2] for p in points) * 2, 200)
     for precision, throughput in throughputs.items():
@@ -380,22 +518,50 @@ def roofline_figure(
     axes.set_xlabel("operations for each byte that must be read (log)")
     axes.set_ylabel("achieved, GOP/s (log)")
     axes.legend(loc="lower right", title="filled: decode, open: prefill", fontsize=8)
-    shares = [speed / roofline(i, bandwidth, throughputs.get(p, max(throughputs.values())))
-              for _, p, i, speed in points]  # fmt: skip
-    axes.set_title(f"The runs reach {min(shares):.0%} to {max(shares):.0%} of their roof")
+    reached: dict[str, list[float]] = {}
+    for phase, precision, intensity, speed in points:
+        if precision == "int8":
+            roof = roofline(intensity, bandwidth, throughputs[precision])
+            reached.setdefault(phase, []).append(speed / roof)
+    said = " and ".join(f"{_range(shares)} in {phase}" for phase, shares in reached.items())
+    axes.set_title(f"Of its roof, int8 reaches {said}")
     return drawn
+
+
+AROUND_PRODUCTS = ("finding outliers, quantizing", "scaling the product", "outlier columns")
+
+
+def share_of(profile: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> Spread:
+    """The part of a profiled step that some kinds of operation take, over the profiled rounds."""
+    total = np.sum([entry["each"] for entry in profile.values()], axis=0)
+    return spread(np.sum([profile[kind]["each"] for kind in kinds], axis=0) / total)
+
+
+def profile_rows(profiles: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Milliseconds by kind and precision: median, and least to largest of the profiled rounds."""
+    return [
+        [kind]
+        + [
+            f"{1e3 * p[kind]['seconds']:.0f} ({1e3 * min(p[kind]['each']):.0f} to "
+            f"{1e3 * max(p[kind]['each']):.0f})"
+            for p in profiles.values()
+        ]
+        for kind in KINDS
+    ]
 
 
 def where_time_goes(
     profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
 ) -> Figure:
-    """Milliseconds by kind of operation, stacked; `profiles`: {precision: {kind: entry}}."""
+    """Milliseconds by kind of operation, medians stacked; `profiles`: {precision: {kind: entry}}."""
     drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
-    hatches = ("", "///", "xx", "..", "", "--")
+    hatches = ("", "///", "xx", "||", "\\\\\\", "..", "", "--")
     colours = (
         COLOURS["bf16"],
         COLOURS["int8"],
         COLOURS["highlight"],
+        "#56B4E9",
+        "#E69F00",
         COLOURS["good"],
         "#595959",
         "#949494",
@@ -417,21 +583,19 @@ def where_time_goes(
     axes.set_xlim(0, 1.3 * left.max())
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"ms in operations, one {phase}, under the profiler")
+    rounds = len(profiles["int8"][KINDS[0]]["each"])
+    axes.set_xlabel(f"ms of one {phase} under the profiler, median of {rounds} by kind")
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
-    share = (
-        1e3
-        * profiles["int8"]["quantizing, outliers, scaling"]["seconds"]
-        / left[rows.index("int8")]
-    )
+    share = share_of(profiles["int8"], AROUND_PRODUCTS)
     axes.set_title(
-        f"{phase.capitalize()}: {share:.0%} of int8's profiled time is around its products"
+        f"{phase.capitalize()}: {_range([share.least, share.largest])} of int8's profiled time is "
+        "around its products"
     )
     return drawn
 
 
 def calculator(
-    config: LlamaConfig, precision: str, context: int, batch: int, card: int, name: str
+    config: LlamaConfig, precision: str, context: int, batch: int, card: str, name: str
 ) -> Figure:
     """The memory that one model needs, part by part, beside what a card has; for sliders."""
     drawn, axes = figure(figsize=(8.5, 2.1))
@@ -450,11 +614,11 @@ def calculator(
             label=f"{part} {size / GIB:.2f}",
         )
         left += size / GIB
-    room = card * VISIBLE
+    room = CARDS[card]
     axes.axvline(room, color="black", linestyle="--")
     axes.set_yticks([])
     axes.set_xlim(0, max(1.1 * room, 1.05 * left))
-    axes.set_xlabel(f"GiB; dashed: what a card of {card} GB shows, {room:.2f} GiB")
+    axes.set_xlabel(f"GiB; dashed: what the card shows ({card}), {room:.2f} GiB")
     drawn.legend(ncols=4, fontsize=8, loc="outside lower center")
     fits = "fits" if left <= room else "does not fit"
     axes.set_title(f"{name}, {precision}, {batch} x {context:,} tokens: {left:.2f} GiB, {fits}")

@@ -1,0 +1,758 @@
+"""What lesson 08 measures and decides: memory, paired quality, shares of time, and the audit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import llama_int8.models as models
+from llama_int8.data import published
+from llama_int8.evaluation import answers, compare, loglikelihood, perplexity
+from llama_int8.evaluation.compare import Flips, Point
+from llama_int8.evaluation.experiment import NO_DECOMPOSITION
+from llama_int8.evaluation.tasks import Item, Task
+from llama_int8.lessons.n08.places import places_named
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import (
+    PairedDifference,
+    Spread,
+    mean_interval,
+    proportion_interval,
+    spread,
+)
+from llama_int8.models.cost import GIB, count_parameters, weight_bytes
+from llama_int8.quantization.quantize import absmax_quantize, dequantize
+from llama_int8.transformer.config import LlamaConfig
+
+Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
+QUALITY_MARGIN = 0.01  # of perplexity, set before the measurement
+PIQA_ITEMS = 1838
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def verdict_on_shapes(counted: Mapping[str, int], theirs: Mapping[str, float]) -> Verdict:
+    """Bytes counted from shapes beside what was measured on a T4, in GiB."""
+    exact = all(round(counted[p] / GIB, 2) == gib for p, gib in theirs.items())
+    measured = " and ".join(f"{size / GIB:.2f} GiB in {p}" for p, size in counted.items())
+    because = (
+        "Both agree to two decimals. The page writes GB, but its code divides by 1024³, so these are "
+        "GiB. It is the weights only, without cache, activations or CUDA's own memory."
+    )
+    return f"Counted from shapes: {measured}.", "holds" if exact else "fails here", because
+
+
+def verdict_on_small_card(longest: int, card: float) -> Verdict:
+    """Whether LLaMA-2-7B in int8 fits a card that shows `card` GiB: what prompt it leaves room for."""
+    measured = f"Of {card:g} GiB the weights leave room for a prompt of {longest:,} tokens."
+    because = (
+        f"the prompt and its answer stay below {longest:,} tokens, less what CUDA takes for itself "
+        "(some hundred MB; a token takes two thirds of one). The model can read 4,096."
+    )
+    return measured, "holds only if" if longest else "fails here", because
+
+
+def verdict_on_share_in_int8(config: LlamaConfig, other: LlamaConfig) -> Verdict:
+    """The share of the weights that LLM.int8() keeps in int8, for two models."""
+    shares = [100 * weight_bytes(c, "int8").linear / count_parameters(c) for c in (config, other)]
+    measured = f"{shares[0]:.1f} % of LLaMA-2-7B's weights, {shares[1]:.1f} % of Llama-3.2-1B's."
+    because = (
+        "Embedding, output layer and norms stay in 16 bit. (99.9 % comes from the paper, and speaks "
+        "of the *values in the product* that are not outliers.)"
+    )
+    return measured, "holds" if min(shares) >= 99.85 else "fails here", because
+
+
+def weights_table(runs: Mapping[str, Any], config: LlamaConfig) -> list[list[str]]:
+    """Predicted and measured bytes of the weights. Raises AssertionError beyond 1 %."""
+    rows = []
+    for p, run in runs.items():
+        predicted, measured = weight_bytes(config, p).total, run["weight bytes"]
+        assert abs(measured / predicted - 1) < 0.01, f"weights in {p}: not what config.json says"
+        rows.append([p, f"{predicted:,}", f"{measured:,}", f"{measured / predicted - 1:+.3%}"])
+    return rows
+
+
+Peaks = Mapping[str, Sequence[tuple[Point, int, int]]]  # point, predicted, measured, by precision
+
+
+def needed_beside_weights(beyond: Peaks, half: str) -> float:
+    """What int8 needs for the first point, over what 16 bit needs."""
+    return beyond["int8"][0][2] / beyond[half][0][2]
+
+
+def verdict_on_activations(beyond: Peaks, half: str) -> Verdict:
+    """Whether LLM.int8() needs less memory than 16 bit beside the weights."""
+    point = beyond["int8"][0][0]
+    megabytes = {p: beyond[p][0][2] / 1e6 for p in (half, "int8")}
+    of_half = {point: measured for point, _, measured in beyond[half]}
+    pairs = [(m, of_half[point]) for point, _, m in beyond["int8"] if point in of_half]
+    measured = (
+        f"Beside the weights, a prompt of {point.name} tokens needs {megabytes[half]:.1f} MB in {half} "
+        f"and {megabytes['int8']:.1f} MB in LLM.int8(), at its peak."
+    )
+    because = (
+        "The cache is the same. The int32 product and its scaling come on top of the 16-bit rows. On "
+        "a CPU the peak also holds copies in FP32 that a GPU does without."
+    )
+    return measured, "holds" if all(a < b for a, b in pairs) else "fails here", because
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+def text_table(
+    nll: Mapping[str, np.ndarray],
+    differences: Mapping[str, PairedDifference],
+    text: perplexity.StridedText,
+) -> list[list[str]]:
+    """Perplexity, bits per byte and the paired difference of each precision."""
+    rows = []
+    for p, values in nll.items():
+        d = differences.get(p)
+        change = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" if d else "baseline"
+        bits = perplexity.bits_per_byte(values, text)
+        rows.append([p, f"{np.exp(values.mean()):.3f}", f"{bits:.4f}", change])
+    return rows
+
+
+def verdict_on_quality(model: str, difference: PairedDifference, half: str) -> Verdict:
+    """Whether int8 keeps 16 bit's perplexity to within the margin."""
+    margin = np.log1p(QUALITY_MARGIN)  # nats per token
+    d = difference
+    measured = (
+        f"{model}: perplexity {np.exp(d.mean) - 1:+.2%} against {half}, {d.mean:+.4f} nats per token "
+        f"[{d.low:+.4f}, {d.high:+.4f}] over {d.n} windows."
+    )
+    if d.high < margin:
+        return measured, "holds", "The whole interval is below our margin of 1 % of perplexity."
+    if d.low > margin:
+        because = (
+            "The whole interval is above our margin of 1 %. That is one small model on one text, and "
+            "where its weights come from a 4-bit file, the verdict is about those. (The paper's own "
+            "table has +0.7 % at 125M parameters on another text, none at 13B.)"
+        )
+        return measured, "fails here", because
+    missed = f"Losses below {d.smallest_detectable:.4f} nats are easily missed."
+    return measured, "undecided here", f"The interval holds our margin of 1 %. {missed}"
+
+
+def choices_table(
+    scores: Mapping[str, Any], items: Sequence[Item], flips: Mapping[str, Flips]
+) -> list[list[str]]:
+    """Accuracy by both rules, and the flips of each precision."""
+    rows = []
+    for p, found in scores.items():
+        right = [loglikelihood.correct(found, items, norm).mean() for norm in (False, True)]
+        f = flips.get(p)
+        change = f"{f.lost} lost, {f.won} won, p = {f.p_value:.2f}" if f else "baseline"
+        rows.append([p, *(f"{share:.1%}" for share in right), change])
+    return rows
+
+
+def beside_known_score(model: str, accuracy: float) -> str:
+    """What others measured for this model on PIQA by the same rule, and a warning beyond 2 points."""
+    table = published("piqa-elsewhere")
+    if model not in table["rows"]:
+        known = ", ".join(table["rows"])
+        return f"no PIQA score of {model} by a source that we can name (known: {known})"
+    (theirs,) = table["rows"][model]
+    apart = 100 * accuracy - theirs
+    warning = ": beyond 2 points, so look for a reason first" if abs(apart) > 2 else ""
+    return f"acc {100 * accuracy:.2f}, elsewhere {theirs} ({table['source']}){warning}"
+
+
+def block_rows(results: Results, differences: np.ndarray) -> tuple[list[list[Any]], str]:
+    """Intervals of the mean over blocks of windows in a row, by size, and what they say of the margin.
+
+    All intervals are Student's, so that their widths can be compared.
+    """
+    rows, lows, highs = [], [], []
+    for size in (1, 4, 8):
+        blocks = compare.in_blocks(differences, size)
+        if blocks.size > 3:
+            mean, low, high = mean_interval(blocks)
+            results.record(f"blocks.{size}", mean, "nats", low=low, high=high, n=blocks.size)
+            rows.append([size, blocks.size, f"[{low:+.4f}, {high:+.4f}]"])
+            lows.append(low)
+            highs.append(high)
+    margin = float(np.log1p(QUALITY_MARGIN))
+    if not lows:
+        return rows, "too few windows for blocks"
+    inside = min(lows) <= margin <= max(highs)
+    where = "lies in one of them" if inside else "lies in none of them"
+    return rows, f"Our margin of 1 % is {margin:.4f} nats per token; it {where}."
+
+
+def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
+    """KL divergence and agreement of each precision with the baseline."""
+    rows = []
+    for p in scored:
+        compared = [w for w in scored[p] if "kl" in w] if p != half else []
+        if compared:
+            kl = np.array([w["kl"] for w in compared])
+            same = np.mean([w["agreement"] for w in compared])
+            ends = f"{kl.min():.4f} to {kl.max():.4f}"
+            rows.append([p, len(kl), f"{kl.mean():.4f}", ends, f"{same:.1%}"])
+    return rows
+
+
+def alone_rows(
+    results: Results, runs: Mapping[str, Any], items: Sequence[Item], half: str
+) -> tuple[list[list[str]], str]:
+    """The same items in batches and alone: how far scores move on average, and the answer in words."""
+    rows, moves, changed = [], {}, {}
+    for p in (half, "int8"):
+        alone = runs[p]["choices alone"]
+        some = items[: len(alone)]
+        batched = runs[p]["choices"][: len(alone)]
+        moved = np.abs(np.array(alone) - np.array(batched)).mean()
+        flips = compare.flips(*(loglikelihood.correct(s, some, True) for s in (batched, alone)))
+        share = loglikelihood.correct(alone, some, True).mean()
+        results.record(f"alone.moved.{p}", moved, "nats", n=len(alone))
+        results.record(f"alone.acc_norm.{p}", 100 * share, "%", n=len(alone))
+        change = f"{flips.lost} lost, {flips.won} won"
+        rows.append([p, f"{len(alone)}", f"{moved:.3f}", f"{share:.1%}", change])
+        moves[p], changed[p] = moved, flips.lost + flips.won
+    times = f"{moves['int8'] / moves[half]:.1f} times as far as" if moves[half] else "and not"
+    said = (
+        f"Batches move a score in int8 {times} in {half}; of the answers {changed['int8']} change in "
+        f"int8, {changed[half]} in {half}."
+    )
+    return rows, said
+
+
+def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item]) -> list[list[str]]:
+    """Accuracy of each wrong rule, how often it takes each answer, and how many items tie."""
+    rows = []
+    for rule, scores in slips.items():
+        right = loglikelihood.correct(scores, items, normalized=False)
+        low, high = (100 * end for end in proportion_interval(int(right.sum()), right.size))
+        results.record(
+            f"wrong_rule.{rule}", 100 * right.mean(), "%", low=low, high=high, n=len(items)
+        )
+        places = len(items[0].choices)
+        taken = np.bincount(loglikelihood.picks(scores), minlength=places)
+        ties = sum(len(set(row)) == 1 for row in scores)
+        share = f"{100 * right.mean():.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([rule, share, " / ".join(map(str, taken)), str(ties)])
+    return rows
+
+
+CONTROL_BITS = 4
+
+
+def control_scores(
+    model_name: str, precision: str, device: str, packed: Sequence[loglikelihood.Packed]
+) -> list[list[float]]:
+    """Scores of a model that is damaged on purpose: linear weights in 4 bits, one scale per matrix.
+
+    A test that does not notice this one cannot say anything by not noticing int8.
+    """
+    model = models.load_model(model_name, precision, device)
+    with torch.inference_mode():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                rounded = dequantize(absmax_quantize(module.weight, CONTROL_BITS, "tensor"))
+                module.weight.copy_(rounded)
+    return loglikelihood.choice_scores(model, packed, label="control")
+
+
+def record_control(results: Results, flips: Flips, right: np.ndarray) -> str:
+    """Keep the control's accuracy and flips; say in words whether the test noticed it."""
+    n, p = right.size, flips.p_value
+    results.record("control.acc_norm", 100 * right.mean(), "%", n=n)
+    results.record("control.lost", flips.lost, "count", n=n)
+    results.record("control.won", flips.won, "count", n=n)
+    noticed = "the test notices it" if p < 0.05 else "too few items to notice even this"
+    return (
+        f"{CONTROL_BITS} bits, one scale per matrix: acc_norm {right.mean():.1%}, {flips.lost} lost, "
+        f"{flips.won} won, p = {p:.2g}: {noticed}"
+    )
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def side_by_side(
+    results: Results, tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, Sequence[int]]
+) -> tuple[int | None, str]:
+    """Where two greedy texts diverge, and both as Markdown with that place marked."""
+    first = answers.first_difference(*pair.values())
+    parts = []
+    for p, tokens in pair.items():
+        whole = tokenizer.decode(tokens, skip_special_tokens=True)
+        same = tokenizer.decode(tokens[:first], skip_special_tokens=True)
+        marked = f"{same} **⟦ here they diverge ⟧** {whole[len(same) :]}"
+        lines = (marked if first is not None else whole).splitlines()
+        parts.append(f"**{p}**\n\n" + "\n".join(f"> {line}" for line in lines))
+        results.record(f"text.{p}", whole, "text")
+    shared = len(next(iter(pair.values()))) if first is None else first
+    results.record("first_difference", shared, "count")
+    return first, "\n\n".join(parts)
+
+
+def words_at(
+    tokenizer: PreTrainedTokenizerBase, pair: Mapping[str, Sequence[int]], step: int | None
+) -> str:
+    """The two tokens at which two texts diverge: "' a' or ' b'"."""
+    if step is None:
+        return ""
+    return " or ".join(repr(tokenizer.decode(tokens[step : step + 1])) for tokens in pair.values())
+
+
+def equal_token_rows(results: Results, runs: Mapping[str, Any], half: str) -> list[list[Any]]:
+    """By prompt and way of decoding: how many tokens both precisions have in common."""
+    rows = []
+    for title, ways in runs[half]["answers"].items():
+        for how in ways:
+            pair = [runs[p]["answers"][title][how]["tokens"] for p in (half, "int8")]
+            first = answers.first_difference(*pair)
+            equal = len(pair[0]) if first is None else first
+            results.record(f"equal_tokens.{title}.{how}", equal, "count")
+            rows.append([title, how, equal, len(pair[0])])
+    return rows
+
+
+PUBLISHED_PROMPT = "Paris, as published"
+
+
+def published_prompt(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The T4 project's prompt as it gave it: without a chat form; token ids (1, T)."""
+    (prompt,) = published("t4-protocol")["rows"]["prompt"]
+    return tokenizer(prompt, return_tensors="pt")["input_ids"]
+
+
+def place_rows(
+    results: Results, tokenizer: PreTrainedTokenizerBase, runs: Mapping[str, Any], half: str
+) -> list[list[str]]:
+    """The places that each plan names, in Paris and elsewhere; empty where no plan names any."""
+    rows, named = [], 0
+    for title in (title for title in runs[half]["answers"] if title.startswith("Paris")):
+        for how in ("greedy", "sampled"):
+            for p in (half, "int8"):
+                text = tokenizer.decode(runs[p]["answers"][title][how]["tokens"])
+                inside, outside = places_named(text)
+                mark = "" if title == "Paris" else "published."
+                results.record(f"places.{mark}{how}.{p}", len(inside), "count", note="in Paris")
+                results.record(f"places_elsewhere.{mark}{how}.{p}", len(outside), "count")
+                plan = f"{title}, {how}, {p}"
+                rows.append([plan, ", ".join(inside) or "none", ", ".join(outside) or "none"])
+                named += len(inside) + len(outside)
+    return rows if named else []
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def shares_of_decomposition(
+    results: Results, record: Mapping[str, Any], half: str
+) -> dict[str, Spread]:
+    """By phase: what part of int8's extra time goes with the decomposition, taken in each round.
+
+    Rounds in which int8 is not slower have no extra time to share out, and are left out.
+    """
+    found = {}
+    for phase in ("decode", "prefill"):
+        seconds = {p: np.array(taken[phase]) for p, taken in record["precisions"].items()}
+        extra = seconds["int8"] - seconds[half]
+        bare = seconds[NO_DECOMPOSITION] - seconds[half]
+        slower = extra > 0
+        if slower.any():
+            share = found[phase] = spread(1 - bare[slower] / extra[slower])
+            ends = {"low": 100 * share.least, "high": 100 * share.largest, "n": share.n}
+            note = "of int8's extra time, over rounds; low and high are the least and the largest"
+            name = f"decomposition.{phase}"
+            results.record(name, 100 * share.median, "%", kind="timing", **ends, note=note)
+    return found
+
+
+def _part_of_decomposition(phase: str, share: Spread) -> str:
+    if share.n >= compare.LEAST_ROUNDS and share.least > 0:
+        ends = f"{share.least:.0%} to {share.largest:.0%}"
+        return f"It is {share.median:.0%} of {phase}'s extra time ({ends} in {share.n} rounds)."
+    return f"Its part of {phase}'s extra time is undecided here: the rounds do not agree."
+
+
+def verdict_on_dequantizing(
+    shares: Mapping[str, Spread], ratios: compare.Speeds, point: Point, fast_product: bool
+) -> Verdict:
+    """Whether restoring weights can be the reason for LLM.int8()'s extra time.
+
+    A phase whose rounds disagree about the decomposition's part, or which is not slower in all of
+    them, is said to be undecided.
+    """
+    if not fast_product:
+        because = "Without AVX-512, bitsandbytes on a CPU converts all its weights at every step."
+        return "This processor has no fast int8 product.", "holds", because
+    bare = {phase: ratios[phase][NO_DECOMPOSITION][point] for phase in ("decode", "prefill")}
+    said = {phase: compare.faster_or_slower(ratio) for phase, ratio in bare.items()}
+    measured = "Without decomposition int8 restores no weight. Its speed is then " + ", ".join(
+        f"{ratio.median:.2f} times 16 bit's in {phase} ({said[phase]})"
+        for phase, ratio in bare.items()
+    )
+    parts = [_part_of_decomposition(phase, share) for phase, share in shares.items()]
+    slower = "slower" in said.values()
+    faster = all(ratio.median >= 1 for ratio in bare.values())
+    verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
+    because = (
+        "The decomposition as a whole is the search for outliers, their columns, and restored weights. "
+        f"{' '.join(parts) or 'Int8 is not slower here.'} The scaling of the int32 product, which "
+        "profiles call dequantizing too, happens with and without it."
+    )
+    if verdict == "holds only if":
+        because = f"by dequantizing all of the decomposition is meant. {because}"
+    return f"{measured}.", verdict, because
+
+
+def int8_ratios(ratios: compare.Speeds, length: int) -> dict[str, dict[int, Spread]]:
+    """Speed of int8 over 16 bit by phase and batch, for prompts of one length."""
+    return {
+        phase: {b: r for (b, t), r in sorted(ratios[phase]["int8"].items()) if t == length}
+        for phase in ("prefill", "decode")
+    }
+
+
+def verdict_on_latency(
+    measured_ratios: Mapping[str, Mapping[str, Mapping[int, Spread]]], half: str, where: str
+) -> Verdict:
+    """Whether int8 is faster, over all models, phases and batches that were measured."""
+    cases = {
+        f"{name}, {phase}, batch {batch}": ratio
+        for name, phases in measured_ratios.items()
+        for phase, by_batch in phases.items()
+        for batch, ratio in by_batch.items()
+    }
+    said = {name: compare.faster_or_slower(ratio) for name, ratio in cases.items()}
+    faster = [name for name, verdict in said.items() if verdict == "faster"]
+    slower = sum(verdict == "slower" for verdict in said.values())
+    medians = [ratio.median for ratio in cases.values()]
+    measured = (
+        f"Of {len(cases)} cases {len(faster)} are faster than {half} in all rounds by 5 % or more, "
+        f"{slower} slower in all rounds, {len(cases) - len(faster) - slower} undecided; medians from "
+        f"{min(medians):.2f} to {max(medians):.2f}."
+    )
+    if len(faster) == len(cases):
+        return measured, "holds", f"bitsandbytes on {where}."
+    if faster:
+        return measured, "holds only if", f"the case is one of these: {'; '.join(faster)}."
+    verdict = "fails here" if slower else "undecided here"
+    return measured, verdict, f"bitsandbytes on {where}; no case is faster."
+
+
+def decode_use(
+    summaries: Mapping[str, tuple[compare.Speeds, compare.Speeds, LlamaConfig]],
+    half: str,
+    bandwidth: float,
+) -> list[list[str]]:
+    """For each model what bytes allow int8 at its headline point, and what it reached."""
+    rows = []
+    for name, parts in summaries.items():
+        use = compare.decode_against_bytes(*parts, half, bandwidth)
+        shares = [f"{use[p]:.0%}" for p in (half, "int8")]
+        point = next(iter(parts[1]["decode"]["int8"])).name
+        rows.append(
+            [f"{name}, {point}", f"{use['allowed']:.2f}", f"{use['measured']:.2f}", *shares]
+        )
+    return rows
+
+
+# --- the audit ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerLogits:
+    """One answer as the published code gave it to the model, and the logits that came back."""
+
+    logits: Tensor  # (T, V) in FP16
+    input_ids: Tensor  # (T,)
+    prompt_len: int
+    characters: int
+
+
+def published_form(item: Item) -> str:
+    """The question on one line, as the published evaluation puts it."""
+    return item.context.replace("\nAnswer:", " Answer:")
+
+
+def logits_of_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item
+) -> list[AnswerLogits]:
+    """Both answers of one item, each in a pass of its own, as the published evaluation did."""
+    question = published_form(item)
+    prompt_len = len(tokenizer(question)["input_ids"])
+    found = []
+    for choice in item.choices[:2]:
+        ids = tokenizer(f"{question} {choice}", return_tensors="pt")["input_ids"].to(model.device)
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits[0].to(torch.float16).cpu()
+        start = min(prompt_len, ids.shape[1] - 1)  # an answer has one token at least
+        found.append(AnswerLogits(logits, ids[0].cpu(), start, len(choice)))
+    return found
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one model answers by the published rule and by its repairs."""
+
+    sums: list[list[float]]  # of both answers' logits in FP16, for each item
+    tokens: list[list[int]]  # of both texts
+    taken: dict[str, list[int]]  # 1 or 2 for each item, by rule
+    right: list[int]  # 1 or 2
+
+    @property
+    def infinite(self) -> int:
+        """How many of the sums are infinite."""
+        return int(np.isinf(np.array(self.sums)).sum())
+
+    @property
+    def signs(self) -> str:
+        """The signs of the infinite sums: "+", "-", both, or none."""
+        infinite = {value for row in self.sums for value in row if np.isinf(value)}
+        return " and ".join("+" if value > 0 else "-" for value in sorted(infinite, reverse=True))
+
+    def longer(self, rule: str) -> tuple[int, int]:
+        """How often a rule takes the text with more tokens, and of how many items that can be said."""
+        pairs = [
+            (answer, 1 if first > second else 2)
+            for answer, (first, second) in zip(self.taken[rule], self.tokens, strict=True)
+            if first != second
+        ]
+        return sum(answer == longer for answer, longer in pairs), len(pairs)
+
+    def likelier(self, rule: str) -> int:
+        """How often a rule takes the text that the model finds likelier."""
+        return sum(a == b for a, b in zip(self.taken[rule], self.taken[LIKELIER], strict=True))
+
+    def share(self, rule: str) -> tuple[float, float, float]:
+        """Accuracy in percent with its interval."""
+        hits = sum(a == b for a, b in zip(self.taken[rule], self.right, strict=True))
+        low, high = proportion_interval(hits, len(self.right))
+        return 100 * hits / len(self.right), 100 * low, 100 * high
+
+
+LIKELIER = "3. only of the text's own tokens"
+PUBLISHED_RULE = "sum of logits in FP16 (published)"
+
+
+OWN_LOGITS = "3. without 2: raw logits of own tokens"
+
+
+def _own_logits(answer: AnswerLogits) -> Tensor:
+    """The logits of the tokens that stand in the text, each from the row before; (T - 1,)."""
+    return answer.logits.float()[:-1].gather(-1, answer.input_ids[1:, None])
+
+
+def _repairs(
+    answer_log_likelihood: Callable[[Tensor, Tensor, int], Tensor],
+) -> dict[str, Callable[[AnswerLogits], Any]]:
+    """Rules that change one thing after the other; each gives an answer a score."""
+    return {
+        "1. the same sum in FP32": lambda a: a.logits.float().sum(),
+        "2. of log-probabilities": lambda a: a.logits.float().log_softmax(-1).sum(),
+        OWN_LOGITS: lambda a: _own_logits(a).sum(),
+        LIKELIER: lambda a: answer_log_likelihood(a.logits, a.input_ids, 1),
+        "4. of the answer, per character": lambda a: (
+            answer_log_likelihood(a.logits, a.input_ids, a.prompt_len) / a.characters
+        ),
+    }
+
+
+def audit(
+    model_name: str,
+    precision: str,
+    device: str,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    published_answer: Callable[[Tensor, Tensor], int],
+    answer_log_likelihood: Callable[[Tensor, Tensor, int], Tensor],
+) -> Audit:
+    """Answer the items by the published rule, and by rules that repair it step by step."""
+    rules = _repairs(answer_log_likelihood)
+    sums: list[list[float]] = []
+    tokens: list[list[int]] = []
+    taken: dict[str, list[int]] = {PUBLISHED_RULE: [], **{rule: [] for rule in rules}}
+    model = models.load_model(model_name, precision, device)
+    for item in items:
+        first, second = logits_of_answers(model, tokenizer, item)
+        sums.append([answer.logits.sum().item() for answer in (first, second)])
+        tokens.append([len(answer.input_ids) for answer in (first, second)])
+        taken[PUBLISHED_RULE].append(int(published_answer(first.logits, second.logits)))
+        for rule, score in rules.items():
+            taken[rule].append(1 if score(first) > score(second) else 2)
+    return Audit(sums, tokens, taken, [item.label + 1 for item in items])
+
+
+def record_audit(results: Results, found: Audit) -> list[list[str]]:
+    """Keep every rule's accuracy; rows of rule, accuracy, answers taken, longer and likelier taken."""
+    results.record("audit.infinite sums", found.infinite, "count", n=2 * len(found.sums))
+    rows = []
+    for rule, taken in found.taken.items():
+        share, low, high = found.share(rule)
+        results.record(f"audit.{rule}", share, "%", low=low, high=high, n=len(taken))
+        counts = f"{taken.count(1)} / {taken.count(2)}"
+        longer, unequal = found.longer(rule)
+        results.record(f"audit.longer.{rule}", longer, "count", n=unequal)
+        likelier = found.likelier(rule)
+        results.record(f"audit.likelier.{rule}", likelier, "count", n=len(taken))
+        texts = [f"{longer} of {unequal}", f"{likelier} of {len(taken)}"]
+        rows.append([rule, f"{share:.1f} [{low:.1f}, {high:.1f}]", counts, *texts])
+    return rows
+
+
+def page_against_files() -> list[list[str]]:
+    """The published page's accuracies, latencies and memory beside those of its own CSV files."""
+    page, csv = published("a40-piqa")["rows"], published("a40-piqa-csv")["rows"]
+    rows = []
+    for name, on_page in page.items():
+        in_file = csv[name]
+        for place, precision in ((1, "full"), (0, "int8")):
+            shares = (f"{on_page[place]:.2f} %", f"{100 * in_file[place]:.2f} %")
+            seconds = (f"{on_page[place + 2]:.4f}", f"{in_file[place + 2]:.4f}")
+            memory = (f"{on_page[place + 4]:,}", f"{in_file[place + 4]:,.0f}")
+            rows.append([f"{name}, {precision}", *shares, *seconds, *memory])
+    return rows
+
+
+def second_answers(results: Results, task: Task) -> tuple[int, int, str]:
+    """How often PIQA's second answer is right, of how many, and where that comes from."""
+    if task.name == "piqa" and len(task.items) == PIQA_ITEMS:
+        second, where = sum(item.label == 1 for item in task.items), "counted here"
+        compare.record_right_answers(results, task)
+    else:
+        table = published("piqa-answers")
+        (second,), where = table["rows"]["second"], table["source"]
+    results.record("audit.second answers of PIQA", second, "count", n=PIQA_ITEMS)
+    return second, PIQA_ITEMS, where
+
+
+def explained_accuracies(second: int, items: int) -> list[list[str]]:
+    """Every accuracy of the CSV files beside the share of second answers, to the last digit."""
+    rows = []
+    for name, row in published("a40-piqa-csv")["rows"].items():
+        for place, precision in ((1, "full"), (0, "int8")):
+            right = round(row[place] * items)
+            said = "yes" if row[place] == second / items else f"no: {right - second:+d} items"
+            rows.append([f"{name}, {precision}", repr(row[place]), f"{right} / {items}", said])
+    return rows
+
+
+@dataclass(frozen=True)
+class BothModels:
+    """Memory in MB: weights in both precisions from shapes, and what the CSV file says of a run."""
+
+    name: str
+    fp16: float
+    int8: float
+    measured: tuple[float, float]  # of the run "full", and of the run "int8"
+
+    @property
+    def unexplained(self) -> float:
+        """The part of the larger measurement that the weights of both models leave over."""
+        return 1 - (self.fp16 + self.int8) / max(self.measured)
+
+
+def memory_of_both() -> list[BothModels]:
+    """For each model of the published table its weights from shapes, and the measured peaks."""
+    found = []
+    for name, row in published("a40-piqa-csv")["rows"].items():
+        config = models.config_of(name.lower())
+        fp16, int8 = (weight_bytes(config, p).total / 1e6 for p in ("fp16", "int8"))
+        found.append(BothModels(name, fp16, int8, (row[5], row[4])))
+    return found
+
+
+def verdict_on_a40_memory(both: Sequence[BothModels]) -> Verdict:
+    """Whether the page's memory of Llama-3.1-8B is possible."""
+    eight = next(entry for entry in both if entry.name == "Llama-3.1-8B")
+    row = published("a40-piqa")["rows"][eight.name]
+    possible = eight.fp16 <= row[5] and eight.int8 <= row[4]
+    measured = f"The weights take {eight.fp16:,.0f} MB in FP16 and {eight.int8:,.0f} MB in int8."
+    because = (
+        "With all weights on the card, memory can be larger than the weights, never smaller. The "
+        f"repository's own file says {eight.measured[1]:,.0f} MB: both models at once."
+    )
+    return measured, "holds only if" if possible else "fails here", because
+
+
+def verdict_on_saving(both: Sequence[BothModels]) -> Verdict:
+    """The memory that int8 saves: by the page, by its files, and by shapes."""
+    page = published("a40-piqa")["rows"]
+    by_page = [100 * (1 - row[4] / row[5]) for row in page.values()]
+    by_shape = [100 * (1 - entry.int8 / entry.fp16) for entry in both]
+    in_file = [100 * (1 - entry.measured[1] / entry.measured[0]) for entry in both]
+    measured = "; ".join(
+        f"{what} {min(values):.2f} to {max(values):.2f} %"
+        for what, values in (
+            ("by the page", by_page),
+            ("by its files", in_file),
+            ("weights by shape", by_shape),
+        )
+    )
+    because = (
+        "Both runs of the files held both models, so they cannot show a saving. The weights alone "
+        "shrink by more than the page says."
+    )
+    return f"Saved: {measured}.", "fails here", because
+
+
+def verdict_on_cost(second: int, items: int) -> Verdict:
+    """Whether the published accuracies can show what int8 costs."""
+    page = [share / 100 for row in published("a40-piqa")["rows"].values() for share in row[:2]]
+    files = [share for row in published("a40-piqa-csv")["rows"].values() for share in row[:2]]
+    guesses = [
+        sum(
+            low < 0.5 < high
+            for low, high in (proportion_interval(round(s * items), items) for s in of)
+        )
+        for of in (page, files)
+    ]
+    exact = sum(share == second / items for share in files)
+    measured = (
+        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page hold 50 %. In its files "
+        f"{guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
+        "answers."
+    )
+    because = (
+        "A model at chance has nothing to lose. The files, whose code can be read, measure which answer "
+        "stands second. The page's own run cannot be repeated."
+    )
+    verdict = "not testable here" if guesses == [len(page), len(files)] else "holds only if"
+    return measured, verdict, because
+
+
+def verdict_on_size() -> Verdict:
+    """Whether the published accuracies grow with the model."""
+    page = {name: f"{row[1]:.2f} %" for name, row in published("a40-piqa")["rows"].items()}
+    files = {
+        name: f"{100 * row[1]:.2f} %" for name, row in published("a40-piqa-csv")["rows"].items()
+    }
+    measured = "; ".join(
+        f"{where}: {', '.join(f'{name} {share}' for name, share in shares.items())}"
+        for where, shares in (("on the page", page), ("in its files", files))
+    )
+    measured = measured[0].upper() + measured[1:] + "."
+    because = (
+        "On the page all three are within the noise of guessing. In the files the smallest and the "
+        "largest agree to the last digit. (By other measurements larger models are better: LLaMA's own "
+        "table says so.)"
+    )
+    return measured, "not testable here", because
+
+
+def without_a_model(
+    rule: Callable[[str, Sequence[str]], int], items: Sequence[Item]
+) -> Iterator[tuple[str, int, int, float, float]]:
+    """Score a rule that sees only the words: on the half to look at, and on the other half.
+
+    Gives name, right answers, items, and the ends of the interval in percent.
+    """
+    half = len(items) // 2
+    for name, part in (("to look at", items[:half]), ("to be tested on", items[half:])):
+        right = sum(rule(item.context, item.choices) == item.label for item in part)
+        low, high = proportion_interval(right, len(part))
+        yield name, right, len(part), 100 * low, 100 * high
