@@ -490,7 +490,7 @@ def folder_to_fill(option: str, text: str) -> Path:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from generate_text import report, side_by_side
+    from generate_text import Live, report, side_by_side
     from llama_int8.errors import ModelError
 
     precisions, device = precisions_of(options.precision), device_of(options.device, False)
@@ -502,6 +502,10 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
+    # One answer is printed as it comes; several stand side by side at the end, and are to be seen on
+    # a terminal's other stream as they come.
+    one, width = len(set(precisions or ())) == 1, shutil.get_terminal_size().columns
+    shown = sys.stdout if one else sys.stderr if sys.stderr.isatty() else None
     try:
         found = side_by_side(
             options.model,
@@ -511,10 +515,11 @@ def generate(options: argparse.Namespace) -> int:
             new_tokens=options.new_tokens,
             seed=options.seed,
             temperature=options.temperature,
+            live=Live(shown, width) if shown else None,
         )
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
-    print("\n".join(report(found, shutil.get_terminal_size().columns)))
+    print("\n".join(report(found, width, texts=not one)))
     return 0
 
 

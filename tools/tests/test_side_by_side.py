@@ -1,5 +1,6 @@
 """`course.py generate`: the texts are those of independent references, and one model is held."""
 
+import io
 import json
 import shutil
 import sys
@@ -411,6 +412,43 @@ def test_progress_goes_to_a_terminals_error_stream(saved, course, monkeypatch):
     assert code == 0
     assert err.splitlines() == ["loading fp32 ...", "answering in fp32 ..."]
     assert "loading" not in out
+
+
+def test_one_answer_is_printed_token_by_token_and_several_on_a_terminals_error_stream(
+    saved, course, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(generate_text.Live, "_print", lambda live, text: seen.append((live, text)))
+    asked = ("--model", saved, "--prompt", PROMPT, "--new-tokens", NEW, "--precision")
+    code, out, _ = course(*asked, "fp32")
+    assert code == 0 and seen[0][0].stream is sys.stdout
+    assert out.startswith("tokens") and "tokens/s" in out  # the figures follow the text
+    heading, *pieces = (text for _, text in seen)
+    text = generate_text._harmless(answer(saved).text.strip("\n"))
+    assert heading.startswith("fp32 ---") and "".join(pieces).rstrip("\n") == text.rstrip("\n")
+    assert len(pieces) > NEW / 2
+    seen.clear()
+    code, out, _ = course(*asked, "fp32,int8")
+    assert code == 0 and not seen and out.startswith("fp32 ---")
+    monkeypatch.setattr(generate_text.sys.stderr, "isatty", lambda: True)
+    code, out, _ = course(*asked, "fp32,int8")
+    assert {live.stream for live, _ in seen} == {sys.stderr} and out.startswith("fp32 ---")
+    assert [text[:5] for _, text in seen if "---" in text] == ["fp32 ", "int8 "]
+
+
+def test_half_a_letter_waits_for_its_other_half_and_an_empty_answer_is_said():
+    screen = io.StringIO()
+    live = generate_text.Live(screen, 10)
+    live.begin("bf16")
+    for text in ("\n", "\na", "\nab\ufffd", "\nab\u00e9", "\nab\u00e9\x1b\ufffd"):
+        live.show(text)
+    live.end("\nab\u00e9\x1b\ufffd\n")
+    live.begin("int8")
+    live.end("")
+    assert (
+        screen.getvalue()
+        == f"bf16 -----\nab\u00e9 \ufffd\n\nint8 -----\n{generate_text.NO_TEXT}\n\n"
+    )
 
 
 @pytest.mark.parametrize(

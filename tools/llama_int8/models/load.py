@@ -67,7 +67,8 @@ def load_model(
     `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
     Face's format. `precision`: "fp32", "bf16", "fp16", "int8" (bitsandbytes' LLM.int8() with
     outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
-    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision).
+    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision; its
+    `generate` reads each new token in one call of the compiled kernel).
     `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
 
     A model is its shapes, its weights and its start and end tokens. What else a folder's configs
@@ -93,6 +94,10 @@ def load_model(
             model = _from_folder(folder, precision, dtype, device, int8_threshold)
     check_layers(model, precision, dtype, threshold)
     model.generation_config = plain_generation(model)
+    if precision == "int8-fast":
+        from llama_int8.models.one_call import generating_in_one_call
+
+        generating_in_one_call(model)
     return model
 
 

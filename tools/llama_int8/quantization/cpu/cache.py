@@ -3,6 +3,8 @@
 Shapes: L layers, B sequences, H_kv key-value heads, S tokens, D head dimension.
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ class KeyValueCache:
         pairs = keys.unflatten(-1, (-1, 2)).permute(2, 0, 1, 3, 4)  # (T, B, H_kv, D / 2, 2)
         places = (slice(None), slice(None), token // self.block, slice(None), token % self.block)
         self.keys[layer][places] = pairs.to(self.keys.dtype)
+
+    def take_over(self, other: Self) -> None:
+        """Keep what `other` holds, a cache with no more room and otherwise like this one."""
+        for ours, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            ours[:, :, :, : theirs.shape[3]] = theirs
 
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values of the first `end` tokens, each (B, H_kv, `end`, D)."""

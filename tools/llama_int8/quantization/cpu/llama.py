@@ -134,6 +134,17 @@ class FastLlama(nn.Module):
         self.position += 1
         return logits
 
+    def grow(self, context: int) -> Self:
+        """Make room for `context` tokens, or for twice as many as now, and keep what was read."""
+        if context <= self.context:
+            return self
+        before, position = self.cache, self.position
+        most = self.config.max_position_embeddings
+        self.reserve(max(context, min(2 * self.context, most)), self.batch, self.compiled)
+        self.cache.take_over(before)
+        self.position = position
+        return self
+
     def make_room(self, context: int, batch: int, compiled: bool = True) -> None:
         """Forget what was read, and reserve more room, or another kind, where that is needed."""
         if (self.batch, self.compiled) != (batch, compiled) or self.context < context:
