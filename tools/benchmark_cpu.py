@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace) -> int:
     results.use_model(options.model, revision)
     print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
     runners: dict[str, Any] = dict(backends.load_paths(options.model, options.path))
+    runners |= backends.readers(config, options.path)
     with tempfile.TemporaryDirectory() as scratch:
         runners |= peers(options.model, gguf, max_length(options), Path(scratch))
         results.check_model()

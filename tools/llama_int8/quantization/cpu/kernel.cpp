@@ -656,6 +656,25 @@ static void step(const Model& m, const int64_t* tokens, int64_t position, float*
     linear(normed.data(), B, m.head, logits, false, threads);
 }
 
+// ---- the ceiling of a step: reading memory, and nothing else -----------------------------------------
+
+typedef uint64_t Line __attribute__((vector_size(64), may_alias));  // of a cache
+
+// The sum of `count` lines, read in STREAMS places at once: the more, the more pages are underway.
+template <int STREAMS>
+static uint64_t sum_lines(const Line* lines, int64_t count) {
+    const int64_t each = count / STREAMS;
+    Line sum[STREAMS] = {};
+    for (int64_t i = 0; i < each; i++)
+#pragma GCC unroll 8
+        for (int s = 0; s < STREAMS; s++) sum[s] += lines[s * each + i];
+    for (int64_t i = STREAMS * each; i < count; i++) sum[0] += lines[i];
+    uint64_t total = 0;
+    for (const Line& line : sum)
+        for (int i = 0; i < 8; i++) total += line[i];
+    return total;
+}
+
 // ---- what Python calls -------------------------------------------------------------------------
 
 #define STRUCT(type) #type " " + std::to_string(sizeof(type))
@@ -696,6 +715,21 @@ void int8_linear_fp32(const float* x, int64_t tokens, const Linear* layer, float
 void decode_attention(const Model* model, int64_t layer, float* qkv, int64_t position, float* out,
                       int threads) {
     attention(*model, layer, qkv, position, out, threads);
+}
+
+// The sum of `lines` x 8 numbers, modulo 2^64. `lines` lie at a multiple of 64 bytes.
+uint64_t sum_memory(const void* memory, int64_t lines, int streams, int threads) {
+    uint64_t sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+    for (int64_t t = 0; t < threads; t++) {
+        const int64_t first = lines * t / threads, count = lines * (t + 1) / threads - first;
+        const Line* part = (const Line*)memory + first;
+        sum += streams == 8   ? sum_lines<8>(part, count)
+               : streams == 4 ? sum_lines<4>(part, count)
+               : streams == 2 ? sum_lines<2>(part, count)
+                              : sum_lines<1>(part, count);
+    }
+    return sum;
 }
 
 void llama_step(const Model* model, const int64_t* tokens, int64_t position, float* logits,
