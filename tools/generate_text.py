@@ -90,18 +90,20 @@ def side_by_side(
     seed: int | None = None,
     temperature: float | None = None,
     live: "Live | None" = None,
+    cache: str = "bf16",
 ) -> list[Answer]:
     """Answer `prompt` in each precision with at most `new_tokens` tokens, one model held at a time.
 
     `name_or_folder`: as for `load_model`, or a folder in Meta's format. `precisions`: None is the
     device's 16-bit format and int8. Greedy without a seed; with one drawn at `temperature`, from
-    the same random numbers in every precision. `live` shows each answer while it is written. Raises
-    ModelError or ValueError.
+    the same random numbers in every precision. `cache`: of int8-fast, "bf16" or "int8".
+    `live` shows each answer while it is written. Raises ModelError or ValueError.
     """
     device = device or models.default_device()
     precisions = list(dict.fromkeys(precisions or (models.baseline_precision(device), "int8")))
     for precision in precisions:
         models.check_precision(precision, device)
+    models.check_cache(cache, precisions)
     _check_request(prompt, new_tokens, seed, temperature)
     with contextlib.redirect_stdout(sys.stderr):  # a first download speaks; stdout is for answers
         folder = Path(name_or_folder).expanduser()
@@ -113,7 +115,7 @@ def side_by_side(
     found: list[Answer] = []
     for precision in precisions:
         choose = greedy if seed is None else Sampler(seed, **settings)
-        answer = _answer(source, precision, device, new_tokens, choose, live)
+        answer = _answer(source, precision, device, new_tokens, choose, live, cache)
         at = answers.first_difference(found[0].tokens, answer.tokens) if found else None
         shared = "" if at is None else source.decode(answer.tokens[:at])
         found.append(replace(answer, differs_at=at, shared_text=shared))
@@ -179,6 +181,7 @@ def _answer(
     new_tokens: int,
     choose: Choice,
     live: Live | None,
+    cache: str,
 ) -> Answer:
     _say(f"loading {precision} ...")
     try:
@@ -188,7 +191,7 @@ def _answer(
         prompt = source.prompt.to(device)
         check_prompt(model, prompt, new_tokens)
         if precision == "int8-fast":  # one compiled call for a token, where there is a compiler
-            model = FastLlama(model, prompt.shape[1] + new_tokens)
+            model = FastLlama(model, prompt.shape[1] + new_tokens, cache=cache)
         # Libraries set themselves up in the first passes; that is not the model's time.
         _continue(model, prompt[:, :WARMUP_TOKENS], min(2, new_tokens))
         if device != "cpu":

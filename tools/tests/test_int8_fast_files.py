@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
+from helpers import refused
 from safetensors.torch import load_file, save_file
 from saved_models import save_synthetic
 from tiny_llama import tiny_llama
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM
 
 from generate_text import side_by_side
 from llama_int8.evaluation.perplexity import StridedText, divergence, window_scores
@@ -480,3 +481,48 @@ def test_generating_holds_no_weights_twice(monkeypatch):
     for layer in fast.modules():
         if isinstance(layer, Int8FastLinear):
             assert {t.untyped_storage().data_ptr() for t in (layer.weight, layer.scale)} <= places
+
+
+# --- keys and values in int8, too --------------------------------------------------------------
+
+
+class Rounded(DynamicCache):
+    """The definition: the nearest of 255 steps, which the largest number of each vector sets."""
+
+    def update(self, keys, values, *args, **options):
+        def nearest(x):
+            largest = x.float().abs().amax(-1, keepdim=True)
+            codes = (x.float() * (torch.tensor(127.0) / largest)).round()
+            return (codes * (largest / 127)).to(x.dtype)
+
+        return super().update(nearest(keys), nearest(values), *args, **options)
+
+
+def test_with_an_int8_cache_scoring_and_generating_read_what_int8_holds(tiny, calls):
+    plain = load_model("synthetic:tiny", "int8-fast")
+    model = load_model("synthetic:tiny", "int8-fast", cache="int8")
+    with torch.no_grad():
+        expected = plain(PROMPTS, past_key_values=Rounded()).logits
+        found = model(PROMPTS, use_cache=False).logits
+        states = model.base_model(PROMPTS, use_cache=False).last_hidden_state
+    assert torch.equal(found, expected) and not torch.equal(found, plain(PROMPTS).logits)
+    assert torch.equal(model.lm_head(states), found)
+    fast = FastLlama(plain, 20, cache="int8")
+    expected = fast.generate(PROMPTS, 8)
+    calls.clear()
+    found = model.generate(PROMPTS, max_new_tokens=8, eos_token_id=None)
+    assert torch.equal(found[:, 7:], expected) and len(calls) == 7
+    assert torch.equal(copy.deepcopy(model)(PROMPTS).logits, model(PROMPTS).logits)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache", "words"),
+    [
+        ("bf16", "int8", ["cache is 'int8'", "only the precision int8-fast has, not bf16"]),
+        ("int8-fast", "int4", ["cache is 'int4'", "bf16, int8"]),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused_before_loading(precision, cache, words, monkeypatch):
+    monkeypatch.setattr(load, "check_memory", None)
+    with refused(ValueError, *words):
+        load_model("smollm2-135m", precision, "cpu", cache=cache)

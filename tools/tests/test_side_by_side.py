@@ -207,6 +207,17 @@ def test_metas_format_is_answered_from_in_int8_fast_as_hugging_faces_is(meta, th
     assert found.weight_bytes == weight_bytes(read_checkpoint(meta)[0], "int8-fast").total
 
 
+def test_an_int8_cache_is_one_calls_and_the_answers_of_others_stay(saved, folder):
+    ids = torch.tensor([list(range(5, 25))])
+    one_call = FastLlama(load_model(saved, "int8-fast"), 40, cache="int8")
+    assert one_call.generate(ids, 4).shape == (1, 4) and one_call.cache.format == "int8"
+    plain, fast = answer(folder, "fp32", "int8-fast", cache="int8")
+    assert plain.tokens == answer(folder).tokens
+    assert fast.tokens[0] == answer(folder, "int8-fast").tokens[0]
+    with refused(ValueError, "'int8'", "int8-fast"):
+        answer(folder, "fp32", cache="int8")
+
+
 def test_ends_that_only_config_json_names_are_ends(saved, tmp_path):
     model, end = load_model(saved, "fp32", "cpu"), answer(saved).tokens[5]
     model.config.eos_token_id = [1, end]

@@ -5,10 +5,11 @@ import functools
 from typing import Any, Self
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, LlamaForCausalLM
+from transformers import Cache, DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.cpu.packing import quantize_groups
 
 # What `generate` can be asked for and needs nothing of a model but logits. All else, such as beams
 # or hidden states, goes by Hugging Face's own cache.
@@ -43,8 +44,31 @@ class OneCallCache(Cache):
         return reader.forward(tokens, logits_to_keep)
 
 
+class RoundedCache(DynamicCache):
+    """Hugging Face's cache with keys and values rounded to int8, as FastLlama's int8 cache does."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
+        """Round, keep, and return all of a layer's keys and values."""
+        rounded = []
+        for states in (key_states, value_states):
+            codes, scale = quantize_groups(states.float())
+            rounded.append((codes * scale[..., None]).to(states.dtype))
+        return super().update(*rounded, *args, **options)
+
+
+class Int8CacheModel(LlamaModel):
+    """The blocks of Hugging Face's LLaMA; attention reads keys and values as int8 holds them."""
+
+    @functools.wraps(LlamaModel.forward)
+    def forward(self, *args: Any, past_key_values: Cache | None = None, **settings: Any) -> Any:
+        cache = RoundedCache() if past_key_values is None else past_key_values
+        return super().forward(*args, past_key_values=cache, **settings)
+
+
 class Int8FastForCausalLM(LlamaForCausalLM):
     """Hugging Face's LLaMA with layers of int8-fast. Only `generate` is another's: the kernel's."""
+
+    cache_format = "bf16"
 
     @functools.wraps(LlamaForCausalLM.forward)
     def forward(
@@ -75,7 +99,7 @@ class Int8FastForCausalLM(LlamaForCausalLM):
     def _fast(self) -> FastLlama:
         """Made at first use; shares every layer's memory with this model."""
         if "fast" not in self.__dict__:  # not a submodule: its weights are this model's
-            self.__dict__["fast"] = FastLlama(self, context=1)
+            self.__dict__["fast"] = FastLlama(self, context=1, cache=self.cache_format)
         return self.__dict__["fast"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -83,7 +107,13 @@ class Int8FastForCausalLM(LlamaForCausalLM):
         return super()._apply(fn, recurse)
 
 
-def generating_in_one_call(model: LlamaForCausalLM) -> Int8FastForCausalLM:
-    """The same object, and from now on its `generate` reads each new token in one compiled call."""
+def generating_in_one_call(model: LlamaForCausalLM, cache: str = "bf16") -> Int8FastForCausalLM:
+    """The same object, and from now on its `generate` reads each new token in one compiled call.
+
+    `cache`: the format of keys and values, "bf16" or "int8", in scoring, too.
+    """
     model.__class__ = Int8FastForCausalLM
+    model.cache_format = cache
+    if cache == "int8":
+        model.model.__class__ = Int8CacheModel
     return model

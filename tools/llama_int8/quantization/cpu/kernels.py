@@ -99,6 +99,8 @@ class ModelStruct(ctypes.Structure):
         ("sin", _Pointer),
         ("keys", _Pointer),
         ("values", _Pointer),
+        ("key_scale", _Pointer),
+        ("value_scale", _Pointer),
         *((name, _Int) for name in "layer_count width inner heads kv_heads head_dim".split()),
         ("context", _Int),
         ("batch", _Int),
