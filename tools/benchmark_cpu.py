@@ -69,6 +69,8 @@ def measure(options: argparse.Namespace) -> int:
     results.use_model(options.model, revision)
     print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
     runners: dict[str, Any] = dict(backends.load_paths(options.model, options.path))
+    if backends.ONE_CALL in runners:
+        runners[backends.INT8_CACHE] = backends.with_int8_cache(runners[backends.ONE_CALL])
     runners |= backends.readers(config, options.path)
     with tempfile.TemporaryDirectory() as scratch:
         runners |= peers(options.model, gguf, max_length(options), Path(scratch))

@@ -143,6 +143,17 @@ def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
     assert control == pytest.approx(work / 1e8)
 
 
+def test_a_model_with_an_int8_cache_is_raced_beside_the_one_without(folder):
+    few = backends.load_paths(folder, [BASELINE, ONE_CALL])
+    few[backends.INT8_CACHE] = backends.with_int8_cache(few[ONE_CALL])
+    cases = [Case("decode", 2, 40, 1), Case("prefill", 1, 8, 1)]
+    raced = backends.race(few, cases, steps=2, rounds=1, vocabulary=320)
+    assert set(raced["decode.2x40.one"]) == set(few) and set(raced["prefill.1x8.one"]) == {BASELINE}
+    formats = [few[path].model.cache.format for path in (ONE_CALL, backends.INT8_CACHE)]
+    assert formats == ["bf16", "int8"]
+    assert few[ONE_CALL].model.lm_head is few[backends.INT8_CACHE].model.lm_head
+
+
 def test_a_ceiling_of_bytes_is_raced_and_recorded_as_a_path_that_only_reads(folder, tmp_path):
     config, case = models.config_of(folder), Case("decode", 3, 40, 1)
     few = backends.load_paths(folder, [BASELINE, ONE_CALL])

@@ -43,6 +43,7 @@ from llama_int8.transformer.config import LlamaConfig
 BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
+INT8_CACHE = f"{ONE_CALL}, int8 cache"
 BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
 READING = "reading as "  # and a format: a path that only reads the bytes which that format has
@@ -138,6 +139,13 @@ class FastRunner:
 
     def _make_room(self, batch: int, length: int) -> None:
         self.model.make_room(max(length, self.model.context), batch, self.compiled)
+
+
+def with_int8_cache(runner: FastRunner) -> FastRunner:
+    """The same model, which keeps keys and values of its own, in int8."""
+    model = copy.copy(runner.model)
+    model.cache_format = "int8"
+    return FastRunner(model.reserve(model.context), runner.compiled)
 
 
 class ReadingRunner:
@@ -369,7 +377,7 @@ def _in_one_call(path: str) -> bool:
 
 
 def _decodes_only(path: str) -> bool:
-    return _in_one_call(path) or path.startswith(READING)
+    return _in_one_call(path) or path == INT8_CACHE or path.startswith(READING)
 
 
 def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:

@@ -33,6 +33,8 @@ class KeyValueCache:
         dim, blocks = config.head_dim, -(-context // block)
         dtype = torch.int8 if format_ == "int8" else torch.bfloat16
         self.keys = torch.zeros(*shape, blocks, dim // 2, block, 2, dtype=dtype)
+        if block == 1:
+            self._by_token = self.keys.view(*shape, context, dim)
         self.values = torch.zeros(*shape, context, dim, dtype=dtype)
         scaled = (*shape, blocks * block if format_ == "int8" else 0)
         self.key_scale, self.value_scale = torch.zeros(scaled), torch.zeros(scaled)
@@ -55,7 +57,7 @@ class KeyValueCache:
             values, self.value_scale[layer, :, :, start:end] = quantize_groups(values.float())
         self.values[layer, :, :, start:end] = values
         if self.block == 1:
-            self.keys[layer].flatten(3)[:, :, start:end] = keys
+            self._by_token[layer, :, :, start:end] = keys
             return
         token = torch.arange(start, end)
         pairs = keys.unflatten(-1, (-1, 2)).permute(2, 0, 1, 3, 4)  # (T, B, H_kv, D / 2, 2)
@@ -69,9 +71,12 @@ class KeyValueCache:
 
     def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values of the first `end` tokens, each (B, H_kv, `end`, D), in bf16."""
-        blocks = self.keys[layer, :, :, : -(-end // self.block)].transpose(3, 4)
-        keys = blocks.flatten(4).flatten(2, 3)[:, :, :end]
         values = self.values[layer, :, :, :end]
+        if self.block == 1:
+            keys = self._by_token[layer, :, :, :end]
+        else:
+            blocks = self.keys[layer, :, :, : -(-end // self.block)].transpose(3, 4)
+            keys = blocks.flatten(4).flatten(2, 3)[:, :, :end]
         if self.format == "bf16":
             return keys, values
         scales = (self.key_scale[layer, :, :, :end], self.value_scale[layer, :, :, :end])
