@@ -12,6 +12,8 @@ Leave the machine alone meanwhile: on few cores a second program spoils every nu
 """
 
 import argparse
+import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
@@ -24,6 +26,7 @@ from typing import Any
 TOOLS = Path(__file__).resolve().parent
 VENV_PYTHON = TOOLS.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
 PEER = "llama.cpp"
+CONTEXTS = (32, 512, 2048)  # those of them that the model takes
 
 
 def main() -> int:
@@ -47,12 +50,15 @@ def measure(options: argparse.Namespace) -> int:
     from llama_int8.profiles import Settings
 
     config = models.config_of(options.model)
-    check_lengths(options, config.max_position_embeddings)
+    most = config.max_position_embeddings
+    options.context = options.context or [c for c in CONTEXTS if c + options.steps <= most]
+    check_lengths(options, most)
     gguf = gguf_files(options.gguf)
     points = {"contexts": options.context, "batches": options.batch, "prompt": options.prompt}
     settings = Settings(
         {**points, "steps": options.steps, "rounds": options.rounds, "patience": options.patience},
         **({"gguf": {name: file_hash(file) for name, file in gguf.items()}} if gguf else {}),
+        **({"llama_cpp": build_of_llama_cpp()} if importlib.util.find_spec("llama_cpp") else {}),
         model=options.model,
         profile="benchmark",
         device="cpu",
@@ -63,6 +69,9 @@ def measure(options: argparse.Namespace) -> int:
     results.use_model(options.model, revision)
     print(f"{results.model} on {results.environment['machine']}: loading every path", flush=True)
     runners: dict[str, Any] = dict(backends.load_paths(options.model, options.path))
+    if backends.ONE_CALL in runners:
+        runners[backends.INT8_CACHE] = backends.with_int8_cache(runners[backends.ONE_CALL])
+    runners |= backends.readers(config, options.path)
     with tempfile.TemporaryDirectory() as scratch:
         runners |= peers(options.model, gguf, max_length(options), Path(scratch))
         results.check_model()
@@ -141,8 +150,24 @@ def peers(model: str, files: dict[str, Path], length: int, scratch: Path) -> dic
         print("llama-cpp-python is not installed: no llama.cpp in this run")
         return found
     for name, file in (files or default_gguf(model, scratch)).items():
-        found[name] = LlamaCppRunner(file, length)
+        found[name] = LlamaCppRunner(file, length, flash=False)
+        found[f"{name}, flash"] = LlamaCppRunner(file, length, flash=True)
     return found
+
+
+def build_of_llama_cpp() -> dict[str, str]:
+    """What llama-cpp-python tells of the llama.cpp in it: versions, commit, what it was built for."""
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    found = {"llama-cpp-python": llama_cpp.__version__}
+    for name in ("ggml_version", "ggml_commit"):
+        with contextlib.suppress(ImportError, AttributeError):  # older ones have no such function
+            tell = getattr(importlib.import_module("llama_cpp._ggml").libggml, name)
+            tell.restype = ctypes.c_char_p
+            found[name] = tell().decode()
+    features = llama_cpp.llama_print_system_info().decode()
+    return {**found, "built for": " ".join(features.replace("|", " ").split())}
 
 
 def default_gguf(model: str, scratch: Path) -> dict[str, Path]:
@@ -188,11 +213,14 @@ def recode(source: Path, target: Path, kind: str) -> Path:
 class LlamaCppRunner:
     """llama.cpp through llama-cpp-python, one sequence, with PyTorch's number of threads."""
 
-    def __init__(self, file: Path, length: int) -> None:
+    def __init__(self, file: Path, length: int, flash: bool) -> None:
+        """`flash`: with llama.cpp's own FlashAttention, or without; either can be the faster one."""
         import llama_cpp
 
         self.library = llama_cpp
-        self.model = llama_cpp.Llama(str(file), n_ctx=length, n_batch=512, verbose=False)
+        self.model = llama_cpp.Llama(
+            str(file), n_ctx=length, n_batch=512, flash_attn=flash, verbose=False
+        )
 
     def prefill(self, tokens: Any) -> None:
         """Read (1, T) tokens into an empty cache."""
@@ -255,7 +283,7 @@ def parse() -> argparse.Namespace:
     add = partial(parser.add_argument)
     add("--model", default="smollm2-135m", help="a registered name, synthetic:NAME, or a folder")
     add("--batch", type=numbers, default=[1], metavar="1,4,16", help="sequences in decode")
-    add("--context", type=numbers, default=[32, 512], metavar="32,512", help="tokens in the cache")
+    add("--context", type=numbers, metavar="32,512", help="tokens in the cache (32,512,2048)")
     add("--prompt", type=int, default=512, help="tokens of the prompt in prefill (512)")
     add("--steps", type=int, default=16, help="decode steps in one timing (16)")
     add("--rounds", type=int, default=5, help="repeats, in turns (5)")

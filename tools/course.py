@@ -162,6 +162,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
 
     commands.add_parser("models", help="list the registered models")
+    cache_help = "keys and values of int8-fast: bf16 (default) or int8"
 
     evaluate_ = commands.add_parser(
         "evaluate", help="perplexity and accuracy of a model in several precisions"
@@ -183,6 +184,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=[],
         help="a local file instead of the hub; with several tasks TASK=FILE, once for each",
     )
+    evaluate_.add_argument("--cache", metavar="FORMAT", default="bf16", help=cache_help)
     evaluate_.add_argument("--limit", metavar="N", type=int, help="items or windows at most")
     evaluate_.add_argument("--device", help="cpu, cuda, cuda:1, or auto: over all GPUs")
     evaluate_.add_argument("--out", metavar="FOLDER", help="where the results go")
@@ -205,6 +207,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     generate_.add_argument(
         "--temperature", metavar="T", type=float, help="with a seed (default: 0.7)"
     )
+    generate_.add_argument("--cache", metavar="FORMAT", default="bf16", help=cache_help)
     generate_.add_argument("--device", help="cpu or cuda; default: the GPU, if any")
 
     grade_ = commands.add_parser(
@@ -381,6 +384,7 @@ def evaluate(options: argparse.Namespace) -> int:
             limit=options.limit,
             wrong_rules=options.wrong_rules,
             kept=out or own,
+            cache=options.cache,
         )
         for task in tasks:
             results = work.run(task, files.get(task))
@@ -490,7 +494,7 @@ def folder_to_fill(option: str, text: str) -> Path:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from generate_text import report, side_by_side
+    from generate_text import Live, report, side_by_side
     from llama_int8.errors import ModelError
 
     precisions, device = precisions_of(options.precision), device_of(options.device, False)
@@ -502,6 +506,10 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
+    # One answer is printed as it comes; several stand side by side at the end, and are to be seen on
+    # a terminal's other stream as they come.
+    one, width = len(set(precisions or ())) == 1, shutil.get_terminal_size().columns
+    shown = sys.stdout if one else sys.stderr if sys.stderr.isatty() else None
     try:
         found = side_by_side(
             options.model,
@@ -511,10 +519,12 @@ def generate(options: argparse.Namespace) -> int:
             new_tokens=options.new_tokens,
             seed=options.seed,
             temperature=options.temperature,
+            live=Live(shown, width) if shown else None,
+            cache=options.cache,
         )
     except (ModelError, ValueError) as error:
         raise CourseError(str(error)) from None
-    print("\n".join(report(found, shutil.get_terminal_size().columns)))
+    print("\n".join(report(found, width, texts=not one)))
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ TEMPERATURE = 0.7
 WARMUP_TOKENS = 16
 COLUMN = 33  # characters that the longest line of figures takes; two such columns fit in 69
 GAP = " | "
+NO_TEXT = "(no text: the model ended its answer at once)"
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,21 @@ def side_by_side(
     new_tokens: int = 128,
     seed: int | None = None,
     temperature: float | None = None,
+    live: "Live | None" = None,
+    cache: str = "bf16",
 ) -> list[Answer]:
     """Answer `prompt` in each precision with at most `new_tokens` tokens, one model held at a time.
 
     `name_or_folder`: as for `load_model`, or a folder in Meta's format. `precisions`: None is the
     device's 16-bit format and int8. Greedy without a seed; with one drawn at `temperature`, from
-    the same random numbers in every precision. Raises ModelError or ValueError.
+    the same random numbers in every precision. `cache`: of int8-fast, "bf16" or "int8".
+    `live` shows each answer while it is written. Raises ModelError or ValueError.
     """
     device = device or models.default_device()
     precisions = list(dict.fromkeys(precisions or (models.baseline_precision(device), "int8")))
     for precision in precisions:
         models.check_precision(precision, device)
+    models.check_cache(cache, precisions)
     _check_request(prompt, new_tokens, seed, temperature)
     with contextlib.redirect_stdout(sys.stderr):  # a first download speaks; stdout is for answers
         folder = Path(name_or_folder).expanduser()
@@ -109,22 +115,54 @@ def side_by_side(
     found: list[Answer] = []
     for precision in precisions:
         choose = greedy if seed is None else Sampler(seed, **settings)
-        answer = _answer(source, precision, device, new_tokens, choose)
+        answer = _answer(source, precision, device, new_tokens, choose, live, cache)
         at = answers.first_difference(found[0].tokens, answer.tokens) if found else None
         shared = "" if at is None else source.decode(answer.tokens[:at])
         found.append(replace(answer, differs_at=at, shared_text=shared))
     return found
 
 
-def report(found: Sequence[Answer], width: int) -> list[str]:
-    """Lines of at most `width` characters: texts and figures in columns where these fit."""
+class Live:
+    """Prints answers token by token, each below the name of its precision."""
+
+    def __init__(self, stream: TextIO, width: int) -> None:
+        self.stream, self.width, self.shown = stream, width, ""
+
+    def begin(self, precision: str) -> None:
+        """A new answer."""
+        self.shown = ""
+        self._print(_heading(precision, self.width) + "\n")
+
+    def show(self, text: str) -> None:
+        """`text` is all of the answer so far; what is new in it is printed."""
+        text = text.lstrip("\n")
+        if text.startswith(self.shown) and not text.endswith(
+            "\ufffd"
+        ):  # a letter's first byte only
+            self._print(_harmless(text[len(self.shown) :]))
+            self.shown = text
+
+    def end(self, text: str) -> None:
+        """`text` is the whole answer."""
+        rest = text.strip("\n")[len(self.shown) :]
+        self._print(_harmless(rest if self.shown or rest else NO_TEXT).rstrip("\n") + "\n\n")
+
+    def _print(self, text: str) -> None:
+        print(text, end="", file=self.stream, flush=True)
+
+
+def report(found: Sequence[Answer], width: int, texts: bool = True) -> list[str]:
+    """Lines of at most `width` characters: texts and figures in columns where these fit.
+
+    `texts`: False for a single answer whose text was shown while it was written.
+    """
     column = (width - len(GAP) * (len(found) - 1)) // len(found)
     # A wide character (Chinese, most emoji) takes two places, which would bend the columns.
     wide = any(unicodedata.east_asian_width(char) in "WF" for one in found for char in one.text)
     lines: list[str] = []
     if len(found) == 1 or column < COLUMN or wide:
         for one in found:
-            lines += [*_text_block(one, width), *_figures(one, width), ""]
+            lines += [*(_text_block(one, width) if texts else ()), *_figures(one, width), ""]
     else:
         lines += _in_columns([_text_block(one, column) for one in found], column)
         lines += [*_in_columns([_figures(one, column) for one in found], column), ""]
@@ -136,22 +174,33 @@ def report(found: Sequence[Answer], width: int) -> list[str]:
 # --- one answer
 
 
-def _answer(source: Source, precision: str, device: str, new_tokens: int, choose: Choice) -> Answer:
+def _answer(
+    source: Source,
+    precision: str,
+    device: str,
+    new_tokens: int,
+    choose: Choice,
+    live: Live | None,
+    cache: str,
+) -> Answer:
     _say(f"loading {precision} ...")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             model = source.load(precision)
         weights, ends = memory.weight_memory(model), source.ends(model)
         prompt = source.prompt.to(device)
+        check_prompt(model, prompt, new_tokens)
         if precision == "int8-fast":  # one compiled call for a token, where there is a compiler
-            check_prompt(model, prompt, new_tokens)
-            model = FastLlama(model, prompt.shape[1] + new_tokens)
+            model = FastLlama(model, prompt.shape[1] + new_tokens, cache=cache)
         # Libraries set themselves up in the first passes; that is not the model's time.
         _continue(model, prompt[:, :WARMUP_TOKENS], min(2, new_tokens))
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # loading can hold more than answering
         _say(f"answering in {precision} ...")
-        tokens, seconds = _timed(model, prompt, new_tokens, choose, ends)
+        if live:
+            live.begin(precision)
+        show = (lambda tokens: live.show(source.decode(tokens))) if live else (lambda _: None)
+        tokens, seconds = _timed(model, prompt, new_tokens, choose, ends, show)
     except torch.OutOfMemoryError as error:
         raise NotEnoughMemoryError(
             f"{precision} ran out of memory on {device} ({first_line(error)}); take int8, "
@@ -163,19 +212,31 @@ def _answer(source: Source, precision: str, device: str, new_tokens: int, choose
     del model
     memory.release()
     text = source.decode(tokens)
+    if live:
+        live.end(text)
     return Answer(precision, device, prompt.shape[1], tokens, text, *seconds, weights, held)
 
 
 def _timed(
-    model: nn.Module, prompt: Tensor, new_tokens: int, choose: Choice, ends: Collection[int]
+    model: nn.Module,
+    prompt: Tensor,
+    new_tokens: int,
+    choose: Choice,
+    ends: Collection[int],
+    show: Callable[[Sequence[int]], None],
 ) -> tuple[list[int], tuple[float, float]]:
-    """New token ids, and seconds of the first one and of all others."""
-    times = [time.perf_counter()]
+    """New token ids, and seconds of the first one and of all others; `show` sees those so far."""
+    times, shown = [time.perf_counter()], 0.0
+    written: list[int] = []
 
     def choose_and_look_at_the_clock(logits: Tensor, tokens: Tensor) -> Tensor:
+        nonlocal shown
         chosen = choose(logits, tokens)
-        chosen.tolist()  # waits for the GPU
-        times.append(time.perf_counter())
+        written.extend(chosen.tolist())  # waits for the GPU
+        now = time.perf_counter()
+        times.append(now - shown)
+        show(written)
+        shown += time.perf_counter() - now
         return chosen
 
     tokens = _continue(model, prompt, new_tokens, choose_and_look_at_the_clock, ends)
@@ -303,14 +364,23 @@ def _check_meta_memory(folder: Path, precision: str, device: str) -> None:
 
 def _text_block(answer: Answer, width: int) -> list[str]:
     """The precision, the text, and an empty line."""
-    text = answer.text.strip("\n") or "(no text: the model ended its answer at once)"
-    return [f"{answer.precision} ".ljust(width, "-"), *_wrapped(text, width), ""]
+    text = answer.text.strip("\n") or NO_TEXT
+    return [_heading(answer.precision, width), *_wrapped(text, width), ""]
+
+
+def _heading(precision: str, width: int) -> str:
+    return f"{precision} ".ljust(width, "-")
+
+
+def _harmless(text: str) -> str:
+    """Without what would move the cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text.expandtabs())
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` characters; what would move the cursor becomes a blank."""
-    visible = "".join(c if c.isprintable() or c == "\n" else " " for c in text.expandtabs())
-    return [part for line in visible.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    lines = _harmless(text).split("\n")
+    return [part for line in lines for part in textwrap.wrap(line, width) or [""]]
 
 
 def _figures(answer: Answer, width: int) -> list[str]:

@@ -1,6 +1,8 @@
 """The benchmark's command line: what it cannot measure it refuses in one line, before it loads."""
 
+import importlib.machinery
 import sys
+import types
 
 import pytest
 
@@ -55,3 +57,70 @@ def test_files_are_found_by_name(tmp_path):
     file.write_text("")
     assert benchmark_cpu.gguf_files([f"llama.cpp-Q8_0={file}"]) == {"llama.cpp-Q8_0": file}
     assert benchmark_cpu.gguf_files([]) == {}
+
+
+class LlamaCpp(types.ModuleType):
+    """Stands for llama-cpp-python: keeps what it is asked for."""
+
+    __version__ = "1.2.3"
+
+    def __init__(self):
+        super().__init__("llama_cpp")
+        self.__spec__ = importlib.machinery.ModuleSpec("llama_cpp", None)
+        self.made = []
+
+    def Llama(self, file, **settings):
+        self.made.append((file, settings))
+
+    def llama_backend_init(self):
+        pass
+
+    def llama_print_system_info(self):
+        return b"CPU : AVX2 = 1 | FMA = 1 |  "
+
+
+@pytest.fixture
+def llama_cpp(monkeypatch):
+    module = LlamaCpp()
+    monkeypatch.setitem(sys.modules, "llama_cpp", module)
+    monkeypatch.delitem(sys.modules, "llama_cpp._ggml", raising=False)
+    return module
+
+
+def test_llama_cpp_runs_with_its_flash_attention_and_without(llama_cpp, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr(benchmark_cpu, "torchao_runner", lambda model: None)
+    file = tmp_path / "q8.gguf"
+    found = benchmark_cpu.peers("mine", {"llama.cpp-Q8_0": file}, 99, tmp_path)
+    names = [name for name in found if name.startswith("llama.cpp")]
+    assert names == ["llama.cpp-Q8_0", "llama.cpp-Q8_0, flash"]
+    assert [settings["flash_attn"] for _, settings in llama_cpp.made] == [False, True]
+    assert {(made, settings["n_ctx"]) for made, settings in llama_cpp.made} == {(str(file), 99)}
+
+
+def test_the_build_of_llama_cpp_is_told_as_far_as_it_tells(llama_cpp, monkeypatch):
+    told = {"llama-cpp-python": "1.2.3", "built for": "CPU : AVX2 = 1 FMA = 1"}
+    assert benchmark_cpu.build_of_llama_cpp() == told
+    library = types.SimpleNamespace(ggml_commit=lambda: b"abc123")
+    monkeypatch.setitem(sys.modules, "llama_cpp._ggml", types.SimpleNamespace(libggml=library))
+    assert benchmark_cpu.build_of_llama_cpp() == told | {"ggml_commit": "abc123"}
+
+
+def test_contexts_are_those_that_the_model_takes(monkeypatch, tmp_path):
+    """The default leaves out what is too long; what was asked for by name is refused."""
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def stop(options):
+        asked.append(options.context)
+        raise Enough
+
+    monkeypatch.setattr(benchmark_cpu, "max_length", stop)
+    for model in ("synthetic:llama-7b", "smollm2-135m"):
+        command = ["benchmark_cpu.py", "--out", str(tmp_path), "--model", model]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(Enough):
+            benchmark_cpu.main()
+    assert asked == [[32, 512], [32, 512, 2048]]

@@ -143,6 +143,40 @@ def test_the_ceiling_is_the_later_of_bytes_and_operations(folder):
     assert control == pytest.approx(work / 1e8)
 
 
+def test_a_model_with_an_int8_cache_is_raced_beside_the_one_without(folder):
+    few = backends.load_paths(folder, [BASELINE, ONE_CALL])
+    few[backends.INT8_CACHE] = backends.with_int8_cache(few[ONE_CALL])
+    cases = [Case("decode", 2, 40, 1), Case("prefill", 1, 8, 1)]
+    raced = backends.race(few, cases, steps=2, rounds=1, vocabulary=320)
+    assert set(raced["decode.2x40.one"]) == set(few) and set(raced["prefill.1x8.one"]) == {BASELINE}
+    formats = [few[path].model.cache.format for path in (ONE_CALL, backends.INT8_CACHE)]
+    assert formats == ["bf16", "int8"]
+    assert few[ONE_CALL].model.lm_head is few[backends.INT8_CACHE].model.lm_head
+
+
+def test_a_ceiling_of_bytes_is_raced_and_recorded_as_a_path_that_only_reads(folder, tmp_path):
+    config, case = models.config_of(folder), Case("decode", 3, 40, 1)
+    few = backends.load_paths(folder, [BASELINE, ONE_CALL])
+    reading = backends.readers(config, tuple(few))
+    assert list(reading) == ["reading as bf16", "reading as int8-fast"]
+    cases = [case, Case("prefill", 1, 8, 1)]
+    raced = backends.race(few | reading, cases, steps=2, rounds=2, vocabulary=320)
+    assert set(raced[case.key]) == {*few, *reading} and set(raced["prefill.1x8.one"]) == {BASELINE}
+    step = reading["reading as int8-fast"].stepper(3, 40, 2)
+    read = forward_bytes(config, "int8-fast", 1, 40, 3)
+    assert read <= step.__self__.data.nbytes < read + 64
+    settings = Settings(model=folder, profile="benchmark", device="cpu")
+    results = Results("int8_cpu", settings, str(tmp_path))
+    seconds = {"bf16": [4.0, 4.0], ONE_CALL: [2.0, 2.0], "reading as int8-fast": [1.0, 1.5]}
+    roof = {1: (1.0, {"bf16": 1e15, "int8": 1e15})}  # so slow that it would be exceeded
+    race = backends.record_race(results, {case.key: seconds}, [case], config, roof)
+    assert race.shares[case][ONE_CALL] == 0.5 and race.shares[case]["bf16"] > 1
+    assert race.speeds[case]["reading as int8-fast"].median == pytest.approx(3 * (1 + 1 / 1.5) / 2)
+    slow = {1: (1.0, {"bf16": 1e15, "int8": forward_flops(config, 1, 40, 3) / 1.8})}
+    race = backends.record_race(results, {case.key: seconds}, [case], config, slow)
+    assert race.shares[case][ONE_CALL] == pytest.approx(0.9)  # operations are the later ones
+
+
 def test_int8_paths_are_those_with_int8_codes_whatever_their_name():
     int8 = {path for path, backend in BACKENDS.items() if backend.in_8_bits}
     sixteen_bit = {"fp32", "fp16", BASELINE, backends.BF16_CALL}

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import course as command
 from llama_int8.evaluation import loglikelihood, perplexity
-from llama_int8.evaluation.evaluate import STRIDE, WINDOW, Evaluation
+from llama_int8.evaluation.evaluate import STRIDE, WINDOW, WITH_INT8_CACHE, Evaluation
 from llama_int8.evaluation.resume import Journal, Processes, run_batches
 from llama_int8.evaluation.tasks import load_task
 from llama_int8.evaluation.wrong_rules import WRONG_RULES
@@ -603,6 +603,15 @@ def finished(folder, tmp_path_factory):
     for task in TASKS:
         work.run(task)
     return out
+
+
+def test_an_int8_cache_is_scored_beside_the_one_in_16_bit(evaluate, tmp_path):
+    asked = ["--task", "course-text", "--limit", "3", "--precision", "bf16,int8-fast"]
+    assert evaluate(*asked, "--cache", "int8") == 0
+    found = values(results_of(tmp_path, "course-text"))
+    plain, rounded = (found[f"perplexity.{p}"] for p in ("int8-fast", WITH_INT8_CACHE))
+    assert plain != rounded and rounded == pytest.approx(plain, rel=0.02)
+    assert 0 < found[f"kl.{WITH_INT8_CACHE}"] < 0.1
 
 
 def test_what_an_earlier_run_has_kept_is_not_computed_again(

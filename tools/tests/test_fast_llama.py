@@ -304,16 +304,18 @@ def one_layer(heads, shared, dim, context):
     )
 
 
-def decode_attention(config, context, batch, keys, values, qkv):
+def decode_attention(config, context, batch, keys, values, qkv, cache=None):
     """The kernel's attention of one new token of each sequence: (B, (H + 2 H_kv) D) -> (B, H, D)."""
     library, past = kernels.chosen().library, keys.shape[2]
-    cache = KeyValueCache(config, batch, context, library.keys_in_a_block())
+    cache = cache or KeyValueCache(config, batch, context, library.keys_in_a_block())
     cache.write(0, 0, keys, values)
     half = config.head_dim // 2
     cos, sin = torch.ones(context, half), torch.zeros(context, half)  # positions turn nothing
     model = kernels.ModelStruct(
         keys=cache.keys.data_ptr(),
         values=cache.values.data_ptr(),
+        key_scale=cache.key_scale.data_ptr() or None,
+        value_scale=cache.value_scale.data_ptr() or None,
         cos=cos.data_ptr(),
         sin=sin.data_ptr(),
         heads=config.num_attention_heads,
@@ -388,6 +390,125 @@ def test_a_nan_in_the_cache_is_seen_by_the_heads_that_read_it_and_by_no_other(co
     found = decode_attention(one_layer(4, 2, 32, 100), 100, 1, keys, values, qkv)
     assert found[0, 2:].isnan().all()
     torch.testing.assert_close(found[0, :2], wanted[0, :2].float(), rtol=1e-5, atol=1e-6)
+
+
+def in_int8(config, context, batch):
+    return KeyValueCache(config, batch, context, 16, "int8")
+
+
+def dequantized(cache, length):
+    """What an int8 cache holds of the first layer, in float64: keys and values (B, H_kv, S, D)."""
+    keys = cache.keys[0].transpose(3, 4).flatten(4).flatten(2, 3)
+    parts = ((keys, cache.key_scale), (cache.values[0], cache.value_scale))
+    return [(c[:, :, :length].double() * s[0, :, :, :length, None].double()) for c, s in parts]
+
+
+def attention_over(cache, qkv, heads, dim, length):
+    """The formula in float64 over an int8 cache as it stands."""
+    keys, values = dequantized(cache, length)
+    query = qkv.unflatten(1, (-1, dim))[:, :heads].double().unflatten(1, (keys.shape[1], -1))
+    weights = (query / dim**0.5 @ keys.transpose(2, 3)).softmax(-1)
+    return (weights @ values).flatten(1, 2)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 18, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    ("heads", "shared"), [(1, 1), (3, 3), (4, 2), (9, 3), (8, 2), (5, 1), (7, 1)]
+)
+def test_attention_over_an_int8_cache_is_the_formula_over_what_it_holds(
+    compiled, heads, shared, dim
+):
+    for length, batch in ((1, 1), (2, 3), (15, 1), (16, 2), (17, 1), (64, 1), (65, 2), (300, 1)):
+        for context in (length, length + 13):
+            keys, values, qkv, plain = attention_case(heads, shared, dim, length, batch)
+            config = one_layer(heads, shared, dim, context)
+            cache = in_int8(config, context, batch)
+            found = decode_attention(config, context, batch, keys, values, qkv, cache)
+            wanted = attention_over(cache, qkv, heads, dim, length)
+            assert (found - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+            assert (found - plain).abs().max() <= 0.03 * plain.abs().max()
+            # the kernel's codes of the new token are the definition's, bit for bit
+            new = qkv.unflatten(1, (-1, dim))[:, heads:].unflatten(1, (2, shared))
+            again = in_int8(config, context, batch)
+            again.write(0, 0, keys, values)
+            again.write(0, length - 1, *new.transpose(0, 1).unsqueeze(3))
+            assert all(map(torch.equal, cache.tensors, again.tensors))
+
+
+@pytest.mark.parametrize("length", [511, 512, 1024, 4096])
+@pytest.mark.parametrize(("heads", "shared", "dim"), [(9, 3, 64), (32, 8, 64), (4, 4, 128)])
+def test_attention_over_an_int8_cache_is_so_over_long_texts(
+    compiled, heads, shared, dim, length, threads
+):
+    *case, _ = attention_case(heads, shared, dim, length, 2)
+    config, found = one_layer(heads, shared, dim, length), []
+    for count in (1, 3):
+        threads(count)
+        cache = in_int8(config, length, 2)
+        found.append(decode_attention(config, length, 2, *case, cache))
+    wanted = attention_over(cache, case[-1], heads, dim, length)
+    assert (found[0] - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_in_an_int8_cache_is_seen_by_the_heads_that_read_it(compiled, value):
+    keys, values, qkv, wanted = attention_case(4, 2, 32, 100, 1)
+    config = one_layer(4, 2, 32, 100)
+    qkv[0, 5 * 32 + 3] = value  # the second key of the new token
+    found = decode_attention(config, 100, 1, keys, values, qkv, in_int8(config, 100, 1))
+    assert found[0, 2:].isnan().all()
+    assert (found[0, :2] - wanted[0, :2]).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_an_int8_cache_holds_each_key_and_value_within_half_a_step(block):
+    config = one_layer(2, 2, 6, 37)
+    cache = KeyValueCache(config, 3, 37, block, "int8")
+    keys, values = torch.randn(2, 3, 2, 37, 6) * torch.rand(37, 1) * 100
+    for start, end in ((0, 5), (5, 6), (6, 37)):
+        cache.write(0, start, keys[:, :, start:end], values[:, :, start:end])
+    for written, read in zip((keys, values), cache.read(0, 37), strict=True):
+        step = written.abs().amax(-1, keepdim=True) / 127
+        rounding = 2**-8 * written.abs()  # to bf16, on the way out
+        assert ((read.float() - written).abs() <= 0.501 * step + rounding).all()
+    plain = KeyValueCache(config, 3, 37, block)
+    assert cache.nbytes < plain.nbytes * (0.5 + 4 / (2 * 6)) * 1.35  # a scale for 6 numbers is much
+
+
+def test_a_format_that_a_cache_cannot_have_is_refused():
+    with refused(ValueError, "'int4'", "bf16 or int8"):
+        FastLlama(swapped(), 8, cache="int4")
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "one key for all", "biases"])
+def test_a_model_with_an_int8_cache_is_near_the_one_without(compiled, name):
+    model, tokens = swapped(**MODELS[name]), some_tokens()
+    plain, fast = FastLlama(model, CONTEXT, 3), FastLlama(model, CONTEXT, 3, cache="int8")
+    wanted, steps = by_steps(plain, tokens), by_steps(fast, tokens)
+    assert 0 < distance(steps.flatten(), wanted.flatten()) < 0.1
+    passed = fast.reserve(CONTEXT, 3).forward(tokens, 0)
+    assert distance(passed.flatten(), wanted.flatten()) < 2 * BF16
+    fast.reserve(CONTEXT, 3).forward(tokens[:, :9])
+    rest = by_steps(fast.grow(CONTEXT + 9), tokens[:, 9:])
+    assert distance(rest.flatten(), wanted[:, 9:].flatten()) < 2 * BF16
+    prompt = tokens[:, :5]
+    found = FastLlama(model, 8, cache="int8").generate(prompt, 6)
+    assert torch.equal(found[:, 0], FastLlama(model, 8).generate(prompt, 1)[:, 0])
+
+
+@pytest.mark.parametrize("cache", ["bf16", "int8"])
+def test_room_that_grows_keeps_what_was_read(compiled, cache):
+    model, tokens = swapped(), some_tokens()
+    whole = FastLlama(model, CONTEXT, 3, cache)
+    wanted = by_steps(whole, tokens)
+    fast, found = FastLlama(model, 1, 3, cache), []
+    for column in tokens.unbind(1):
+        found.append(fast.grow(fast.position + 1).step(column))
+    assert torch.equal(torch.stack(found, 1), wanted) and fast.context == 32
+    assert fast.grow(8) is fast and fast.context == 32
+    with refused(ValueError, "context is 65", "1 to 64"):
+        fast.grow(65)
 
 
 @pytest.mark.parametrize("block", [1, 4, 16])

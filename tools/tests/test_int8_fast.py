@@ -1089,3 +1089,25 @@ def test_tensors_that_are_not_on_a_cpu_are_refused(device):
         layer(normal(2, 70).to(device))
     with refused(ValueError, "layer on meta"):
         layer.to(device)(normal(2, 70))
+
+
+# --- the ceiling ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", kernels.STREAMS)
+@pytest.mark.parametrize("lines", [0, 1, 5, 8, 1000, 4099])
+def test_reading_memory_reads_all_of_it_once(compiled, threads, lines, streams):
+    data = torch.randint(-(2**63), 2**63 - 1, (lines * 8,))
+    with np.errstate(over="ignore"):
+        expected = int(data.numpy().view(np.uint64).sum(dtype=np.uint64))
+    for count in (1, 2, 3):
+        threads(count)
+        with kernels.using(compiled):
+            library = kernels.chosen().library
+        assert kernels.sum_memory(library, data, streams) == expected
+
+
+def test_memory_that_is_not_whole_lines_is_refused():
+    for data in (torch.ones(9, dtype=torch.int64), torch.ones(17, dtype=torch.int64)[1:]):
+        with refused(ValueError, f"{data.nbytes} bytes", "whole cache lines"):
+            kernels.sum_memory(None, data, 1)

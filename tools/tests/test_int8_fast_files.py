@@ -1,6 +1,7 @@
 """int8-fast as a precision: loaded, saved, loaded again, predicted to the byte, every fault named."""
 
 import copy
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
+from helpers import refused
 from safetensors.torch import load_file, save_file
 from saved_models import save_synthetic
 from tiny_llama import tiny_llama
+from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM
 
 from generate_text import side_by_side
 from llama_int8.evaluation.perplexity import StridedText, divergence, window_scores
@@ -378,3 +381,148 @@ def test_the_layers_of_a_synthetic_model_have_the_codes_of_its_bf16_weights(monk
     for name, linear in linear_layers(bf16, skip=()).items():
         ours, theirs = fast.get_submodule(name), Int8FastLinear.from_linear(linear)
         same_state(ours, theirs)
+
+
+# --- what `generate` does with it --------------------------------------------------------------
+
+PROMPTS = torch.arange(3 * 7).view(3, 7) % 96
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a token was read in one compiled call."""
+    counted, step = [], FastLlama.step
+    monkeypatch.setattr(FastLlama, "step", lambda *args: counted.append(1) or step(*args))
+    return counted
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_generate_reads_each_new_token_in_one_compiled_call(tiny, calls, batch):
+    model, prompt = load_model("synthetic:tiny", "int8-fast"), PROMPTS[:batch]
+    expected = FastLlama(model, 20).generate(prompt, 12)
+    calls.clear()
+    for _ in range(2):  # the second forgets what the first read
+        found = model.generate(prompt, max_new_tokens=12, eos_token_id=None)
+        assert torch.equal(found, torch.cat([prompt, expected], 1))
+    assert len(calls) == 2 * 11  # the first token comes of the prompt
+    end = expected[0, 5].item()
+    ended = model.generate(prompt[:1], max_new_tokens=12, eos_token_id=end, use_cache=True)
+    assert ended[0, 7:].tolist() == expected[0, : expected[0].tolist().index(end) + 1].tolist()
+
+
+def test_generate_streams_and_draws_as_hugging_faces_own_loop_does(tiny, calls):
+    model, seen = load_model("synthetic:tiny", "int8-fast"), []
+    streamer = SimpleNamespace(put=lambda tokens: seen.append(tokens.flatten()), end=lambda: None)
+    torch.manual_seed(0)
+    settings = {"max_new_tokens": 30, "eos_token_id": None, "do_sample": True, "top_k": 5}
+    found = model.generate(PROMPTS[:1], streamer=streamer, **settings)
+    assert torch.equal(torch.cat(seen), found[0]) and len(calls) == 29  # the room grew twice
+    told = model.generate(
+        PROMPTS, return_dict_in_generate=True, output_logits=True, max_new_tokens=2
+    )
+    expected = FastLlama(model, 8, 3).forward(PROMPTS)[:, -1].float()
+    assert torch.equal(told.logits[0], expected)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_beams": 3},
+        {"use_cache": False},
+        {"output_hidden_states": True, "return_dict_in_generate": True},
+        {"attention_mask": torch.ones(3, 7).index_fill(1, torch.tensor([0]), 0)},
+        {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=4)},
+    ],
+    ids=str,
+)
+def test_what_needs_more_than_logits_is_hugging_faces_as_before(tiny, calls, asked):
+    model = load_model("synthetic:tiny", "int8-fast")
+    plain = copy.deepcopy(model)
+    plain.__class__ = LlamaForCausalLM
+    one, two = (m.generate(PROMPTS, max_new_tokens=4, **asked) for m in (model, plain))
+    one, two = (getattr(out, "sequences", out) for out in (one, two))
+    assert torch.equal(one, two) and not calls
+
+
+def test_scoring_is_hugging_faces_as_before_also_after_generating(tiny):
+    model = load_model("synthetic:tiny", "int8-fast")
+    plain = copy.deepcopy(model)
+    plain.__class__ = LlamaForCausalLM
+    model.generate(PROMPTS, max_new_tokens=4)
+    out, expected = model(PROMPTS), plain(PROMPTS)
+    assert torch.equal(out.logits, expected.logits)
+    assert type(out.past_key_values) is type(expected.past_key_values)
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    copied = copy.deepcopy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
+    expected = plain.generate(PROMPTS, max_new_tokens=1)
+    assert torch.equal(copied.generate(PROMPTS, max_new_tokens=1), expected)
+
+
+def test_a_text_beyond_the_models_context_is_refused(tiny):
+    model = load_model("synthetic:tiny", "int8-fast")
+    most = model.config.max_position_embeddings
+    with pytest.raises(ValueError, match=f"1 to {most}"):
+        model.generate(PROMPTS, max_new_tokens=most)
+
+
+def test_generating_holds_no_weights_twice(monkeypatch):
+    whole = replace(
+        TINY, hidden_size=64, intermediate_size=96, num_attention_heads=4, head_dim=16,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    monkeypatch.setitem(MODELS, "tiny", ModelSpec("tiny", whole, "none"))
+    model = load_model("synthetic:tiny", "int8-fast")
+    before, scores = weight_memory(model), logits(model)
+    fast = FastLlama(model, 8)
+    places = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+    assert weight_memory(model) == before and torch.equal(logits(model), scores)
+    for layer in fast.modules():
+        if isinstance(layer, Int8FastLinear):
+            assert {t.untyped_storage().data_ptr() for t in (layer.weight, layer.scale)} <= places
+
+
+# --- keys and values in int8, too --------------------------------------------------------------
+
+
+class Rounded(DynamicCache):
+    """The definition: the nearest of 255 steps, which the largest number of each vector sets."""
+
+    def update(self, keys, values, *args, **options):
+        def nearest(x):
+            largest = x.float().abs().amax(-1, keepdim=True)
+            codes = (x.float() * (torch.tensor(127.0) / largest)).round()
+            return (codes * (largest / 127)).to(x.dtype)
+
+        return super().update(nearest(keys), nearest(values), *args, **options)
+
+
+def test_with_an_int8_cache_scoring_and_generating_read_what_int8_holds(tiny, calls):
+    plain = load_model("synthetic:tiny", "int8-fast")
+    model = load_model("synthetic:tiny", "int8-fast", cache="int8")
+    with torch.no_grad():
+        expected = plain(PROMPTS, past_key_values=Rounded()).logits
+        found = model(PROMPTS, use_cache=False).logits
+        states = model.base_model(PROMPTS, use_cache=False).last_hidden_state
+    assert torch.equal(found, expected) and not torch.equal(found, plain(PROMPTS).logits)
+    assert torch.equal(model.lm_head(states), found)
+    fast = FastLlama(plain, 20, cache="int8")
+    expected = fast.generate(PROMPTS, 8)
+    calls.clear()
+    found = model.generate(PROMPTS, max_new_tokens=8, eos_token_id=None)
+    assert torch.equal(found[:, 7:], expected) and len(calls) == 7
+    assert torch.equal(copy.deepcopy(model)(PROMPTS).logits, model(PROMPTS).logits)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache", "words"),
+    [
+        ("bf16", "int8", ["cache is 'int8'", "only the precision int8-fast has, not bf16"]),
+        ("int8-fast", "int4", ["cache is 'int4'", "bf16, int8"]),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused_before_loading(precision, cache, words, monkeypatch):
+    monkeypatch.setattr(load, "check_memory", None)
+    with refused(ValueError, *words):
+        load_model("smollm2-135m", precision, "cpu", cache=cache)

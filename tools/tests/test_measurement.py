@@ -42,6 +42,7 @@ from llama_int8.models.cost import (
     training_flops,
     weight_bytes,
 )
+from llama_int8.quantization.cpu import kernels
 from llama_int8.transformer.config import LlamaConfig
 
 T4_BANDWIDTH = 320e9
@@ -518,8 +519,30 @@ def test_throughput_is_two_operations_a_product_in_the_best_run(monkeypatch):
     assert (calls, device) == (1, "cpu")
 
 
-def test_read_bandwidth_is_that_of_a_memory():
+@pytest.mark.parametrize("version", ["auto", kernels.PYTORCH])
+def test_read_bandwidth_is_that_of_a_memory(version, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, version)
     assert 1e8 < read_bandwidth("cpu", megabytes=16, repeats=2) < 1e13
+
+
+def test_a_reader_reads_whole_lines_as_fast_as_it_found_out_to_be_possible(monkeypatch):
+    library, calls = SimpleNamespace(), []
+    monkeypatch.setattr(kernels, "chosen", lambda: SimpleNamespace(library=library))
+    slowest_first = {streams: 0.008 / streams for streams in kernels.STREAMS}
+
+    def sum_memory(given, data, streams):
+        assert given is library
+        calls.append((data.nbytes, streams))
+        time.sleep(slowest_first[streams])
+
+    monkeypatch.setattr(kernels, "sum_memory", sum_memory)
+    reader = latency.MemoryReader(1000)
+    reader.read()
+    assert {streams for _, streams in calls} == set(kernels.STREAMS)
+    assert calls[-1] == (1024, kernels.STREAMS[-1])
+    before = len(calls)
+    reader.read()
+    assert calls[before:] == [(1024, kernels.STREAMS[-1])]
 
 
 # --- quality ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import normal
-from test_fast_llama import attention_case, one_layer
+from test_fast_llama import attention_case, attention_over, one_layer
 from test_int8_fast import same_bits, some_layer
 
 from llama_int8.quantization.cpu import kernels
@@ -97,5 +97,22 @@ def test_decode_attention_is_the_formula_in_float64(on_arm, heads, shared, dim):
         cache.write(0, 0, keys, values)
         sizes = (heads, shared, dim, length, cache.keys.shape[3])
         found = on_arm("attention", sizes, qkv.numpy(), bits(cache.keys), bits(cache.values))
+        error = (found.view(1, heads, dim) - wanted).abs().max()
+        assert error <= 2e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dim", [2, 8, 18, 64, 80, 128])
+@pytest.mark.parametrize(("heads", "shared"), [(3, 3), (9, 3), (8, 2), (5, 1), (7, 1)])
+def test_attention_over_an_int8_cache_is_so_too(on_arm, heads, shared, dim):
+    for length in (1, 15, 16, 65, 300):
+        keys, values, qkv, _ = attention_case(heads, shared, dim, length, 1)
+        cache = KeyValueCache(one_layer(heads, shared, dim, length), 1, length, 16, "int8")
+        cache.write(0, 0, keys, values)
+        sizes = (heads, shared, dim, length, cache.keys.shape[3], 1)
+        parts = [bits(part) for part in cache.tensors]
+        found = on_arm("attention", sizes, qkv.numpy(), *parts)
+        new = qkv.unflatten(1, (-1, dim))[:, heads:].unflatten(1, (2, shared))
+        cache.write(0, length - 1, *new.transpose(0, 1).unsqueeze(3))
+        wanted = attention_over(cache, qkv, heads, dim, length)
         error = (found.view(1, heads, dim) - wanted).abs().max()
         assert error <= 2e-6 * wanted.abs().max()

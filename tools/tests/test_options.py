@@ -338,6 +338,8 @@ def test_the_courses_own_folder_is_no_place_for_a_run_apart(fails):
         (["generate", "--prompt", "\udcff"], ["UTF-8"]),
         (["generate", "--prompt", "x", "--model", "~nobody-at-all/x"], ["no such user"]),
         (["generate", "--prompt", "x", "--model", ""], ["'' is no model"]),
+        (["generate", "--prompt", "x", "--cache", "int8"], ["cache is 'int8'", "int8-fast"]),
+        (["evaluate", "--cache", "int4"], ["'int4'", "bf16, int8"]),
         (["evaluate", "--limit", "many"], ["--limit", "'many'"]),
         (["evaluate", "--model", ""], ["'' is no model"]),
         (["run", "--model", ""], ["'' is no model"]),

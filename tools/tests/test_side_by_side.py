@@ -1,5 +1,6 @@
 """`course.py generate`: the texts are those of independent references, and one model is held."""
 
+import io
 import json
 import shutil
 import sys
@@ -204,6 +205,17 @@ def test_metas_format_is_answered_from_in_int8_fast_as_hugging_faces_is(meta, th
     expected = one_call.generate(torch.tensor([ids]), len(found.tokens))[0].tolist()
     assert found.tokens == expected
     assert found.weight_bytes == weight_bytes(read_checkpoint(meta)[0], "int8-fast").total
+
+
+def test_an_int8_cache_is_one_calls_and_the_answers_of_others_stay(saved, folder):
+    ids = torch.tensor([list(range(5, 25))])
+    one_call = FastLlama(load_model(saved, "int8-fast"), 40, cache="int8")
+    assert one_call.generate(ids, 4).shape == (1, 4) and one_call.cache.format == "int8"
+    plain, fast = answer(folder, "fp32", "int8-fast", cache="int8")
+    assert plain.tokens == answer(folder).tokens
+    assert fast.tokens[0] == answer(folder, "int8-fast").tokens[0]
+    with refused(ValueError, "'int8'", "int8-fast"):
+        answer(folder, "fp32", cache="int8")
 
 
 def test_ends_that_only_config_json_names_are_ends(saved, tmp_path):
@@ -411,6 +423,43 @@ def test_progress_goes_to_a_terminals_error_stream(saved, course, monkeypatch):
     assert code == 0
     assert err.splitlines() == ["loading fp32 ...", "answering in fp32 ..."]
     assert "loading" not in out
+
+
+def test_one_answer_is_printed_token_by_token_and_several_on_a_terminals_error_stream(
+    saved, course, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(generate_text.Live, "_print", lambda live, text: seen.append((live, text)))
+    asked = ("--model", saved, "--prompt", PROMPT, "--new-tokens", NEW, "--precision")
+    code, out, _ = course(*asked, "fp32")
+    assert code == 0 and seen[0][0].stream is sys.stdout
+    assert out.startswith("tokens") and "tokens/s" in out  # the figures follow the text
+    heading, *pieces = (text for _, text in seen)
+    text = generate_text._harmless(answer(saved).text.strip("\n"))
+    assert heading.startswith("fp32 ---") and "".join(pieces).rstrip("\n") == text.rstrip("\n")
+    assert len(pieces) > NEW / 2
+    seen.clear()
+    code, out, _ = course(*asked, "fp32,int8")
+    assert code == 0 and not seen and out.startswith("fp32 ---")
+    monkeypatch.setattr(generate_text.sys.stderr, "isatty", lambda: True)
+    code, out, _ = course(*asked, "fp32,int8")
+    assert {live.stream for live, _ in seen} == {sys.stderr} and out.startswith("fp32 ---")
+    assert [text[:5] for _, text in seen if "---" in text] == ["fp32 ", "int8 "]
+
+
+def test_half_a_letter_waits_for_its_other_half_and_an_empty_answer_is_said():
+    screen = io.StringIO()
+    live = generate_text.Live(screen, 10)
+    live.begin("bf16")
+    for text in ("\n", "\na", "\nab\ufffd", "\nab\u00e9", "\nab\u00e9\x1b\ufffd"):
+        live.show(text)
+    live.end("\nab\u00e9\x1b\ufffd\n")
+    live.begin("int8")
+    live.end("")
+    assert (
+        screen.getvalue()
+        == f"bf16 -----\nab\u00e9 \ufffd\n\nint8 -----\n{generate_text.NO_TEXT}\n\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from llama_int8.transformer.config import is_meta_folder
 # The strided windows of Hugging Face's page on perplexity; shorter ones where a model takes less.
 WINDOW, STRIDE = 1024, 512
 COMPARED_WINDOWS = 16
+WITH_INT8_CACHE = "int8-fast, int8 cache"  # stands for a precision in results
 
 
 class Evaluation:
@@ -39,10 +40,12 @@ class Evaluation:
         limit: int | None = None,
         wrong_rules: bool = False,
         kept: Path | str | None = None,
+        cache: str = "bf16",
     ) -> None:
         """`precisions`: None is the device's 16-bit format and int8. `out`: results go below it.
 
         `kept`: where finished batches are kept, to go on after an interruption; None is `out`.
+        `cache`: "int8" scores int8-fast with keys and values in int8 as well, under a name of its own.
         """
         device = device or models.default_device()
         self.processes = Processes(device)
@@ -51,6 +54,9 @@ class Evaluation:
         self.model, self.precisions = model, list(precisions or [self.half, "int8"])
         for precision in self.precisions:
             models.check_precision(precision, self.device)
+        models.check_cache(cache, self.precisions)
+        if cache == "int8":
+            self.precisions.append(WITH_INT8_CACHE)
         # Differences are against 16 bit where it was asked for, else against the first.
         self.baseline = self.half if self.half in self.precisions else self.precisions[0]
         self.precisions.sort(key=lambda p: p != self.baseline)
@@ -213,13 +219,18 @@ class Evaluation:
         found = self._checked(
             results,
             journal,
-            lambda: score(models.load_model(self.model, precision, self.device)),
+            lambda: score(self._load(precision)),
         )
         memory.release()
         if self.processes.first:
             note = "of this call, loading included; what an earlier one had kept is not in it"
             results.record(f"seconds.{precision}", time.monotonic() - start, "s", note=note)
         return found
+
+    def _load(self, precision: str) -> PreTrainedModel:
+        if precision == WITH_INT8_CACHE:
+            return models.load_model(self.model, "int8-fast", self.device, cache="int8")
+        return models.load_model(self.model, precision, self.device)
 
     def _checked(self, results: Results, journal: Journal, score: Callable[[], Any]) -> Any:
         """`score()`, unless the model's files changed meanwhile: then nothing of it is kept."""

@@ -6,11 +6,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from llama_int8.dtypes import torch_dtype
+from llama_int8.processor import processor
+from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.matmul import int8_matmul
 
 
@@ -75,18 +78,54 @@ def prefill(model: torch.nn.Module, tokens: torch.Tensor, cache: Any = None) -> 
     return cache
 
 
-def read_bandwidth(device: str, megabytes: int = 512, repeats: int = 15) -> float:
-    """Bytes/s that `device` reads from memory: the best of some sums over a large array.
+class MemoryReader:
+    """Reads an array on a CPU, whole and with all threads, and does nothing else: a step's ceiling.
 
-    A ceiling is the best run, not the median: a disturbance only makes a run slower.
+    By the kernel's own library, in as many places at once as is fastest here; where there is no
+    kernel, as a sum of PyTorch's.
     """
-    data = torch.ones(megabytes * 2**20 // 4, device=device)
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        data.sum().item()
-        best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
+
+    def __init__(self, nbytes: int) -> None:
+        whole_lines = -(-nbytes // kernels.LINE) * kernels.LINE
+        self.data = torch.ones(whole_lines // 8, dtype=torch.int64)
+        self._streams: dict[int, int] = {}  # the fastest, by number of threads
+
+    def read(self) -> None:
+        """Read the array once."""
+        library = kernels.chosen().library
+        if library is None:
+            self.data.sum()
+        else:
+            kernels.sum_memory(library, self.data, self._fastest(library))
+
+    def _fastest(self, library: Any) -> int:
+        threads = torch.get_num_threads()
+        if threads not in self._streams:
+            runs = {
+                str(streams): repeated(partial(kernels.sum_memory, library, self.data, streams), 1)
+                for streams in kernels.STREAMS
+            }
+            taken = interleaved(runs, 3)
+            self._streams[threads] = int(min(taken, key=lambda name: taken[name]["call"].min()))
+        return self._streams[threads]
+
+
+def read_bandwidth(device: str, megabytes: int | None = None, repeats: int = 15) -> float:
+    """Bytes/s that `device` reads from memory: the best of some runs over a large array.
+
+    A ceiling is the best run, not the median: a disturbance only makes a run slower. `megabytes`:
+    None is 512, on a CPU at least four times its last cache, as far as memory is free.
+    """
+    if device == "cpu":
+        beyond = 4 * max(processor().caches.values(), default=0)
+        usual = min(max(2**29, beyond), psutil.virtual_memory().available // 4)
+        reader = MemoryReader(megabytes * 2**20 if megabytes else usual)
+        data, work = reader.data, reader.read
+    else:
+        data = torch.ones((megabytes or 512) * 2**20 // 4, device=device)
+        work = data.sum
+    run = repeated(work, 1, device)
+    return data.nbytes / min(run()["call"] for _ in range(repeats + 1))
 
 
 def matrix_throughput(

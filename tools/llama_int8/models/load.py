@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PRECISIONS = tuple(BYTES_PER_VALUE)
+CACHES = ("bf16", "int8")  # formats of keys and values in int8-fast
 # Beyond the weights: activations, a short KV cache, the libraries' own buffers.
 HEADROOM = 1.1
 
@@ -61,13 +62,16 @@ def load_model(
     precision: str,
     device: str | None = None,
     threshold: float = THRESHOLD,
+    cache: str = "bf16",
 ) -> "PreTrainedModel":
     """Load a model in evaluation mode on one device ("auto": over all GPUs, through accelerate).
 
     `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
     Face's format. `precision`: "fp32", "bf16", "fp16", "int8" (bitsandbytes' LLM.int8() with
     outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
-    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision).
+    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision; its
+    `generate` reads each new token in one call of the compiled kernel).
+    `cache`: int8-fast can keep keys and values in "int8", too.
     `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
 
     A model is its shapes, its weights and its start and end tokens. What else a folder's configs
@@ -77,6 +81,7 @@ def load_model(
     name_or_folder = as_name(name_or_folder)
     device = device or ("cpu" if precision == "int8-fast" else default_device())
     check_precision(precision, device)
+    check_cache(cache, [precision])
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; it must be 0 (no decomposition) or more")
     config = config_of(name_or_folder)
@@ -93,6 +98,10 @@ def load_model(
             model = _from_folder(folder, precision, dtype, device, int8_threshold)
     check_layers(model, precision, dtype, threshold)
     model.generation_config = plain_generation(model)
+    if precision == "int8-fast":
+        from llama_int8.models.one_call import generating_in_one_call
+
+        generating_in_one_call(model, cache)
     return model
 
 
@@ -158,6 +167,17 @@ def check_precision(precision: str, device: str) -> None:
         raise PrecisionError(
             f"LLM.int8() needs compute capability 7.5; {torch.cuda.get_device_name()} has "
             f"{capability[0]}.{capability[1]}. Use precision='fp16', or device='cpu'"
+        )
+
+
+def check_cache(cache: str, precisions: Sequence[str]) -> None:
+    """Raise ValueError for an unknown format of keys and values, or one that no precision has."""
+    if cache not in CACHES:
+        raise ValueError(f"cache is {cache!r}; known are {', '.join(CACHES)}")
+    if cache == "int8" and "int8-fast" not in precisions:
+        raise ValueError(
+            f"cache is 'int8', which only the precision int8-fast has, not {', '.join(precisions)}; "
+            "ask for int8-fast, or leave the cache in bf16"
         )
 
 

@@ -43,8 +43,10 @@ from llama_int8.transformer.config import LlamaConfig
 BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
+INT8_CACHE = f"{ONE_CALL}, int8 cache"
 BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
+READING = "reading as "  # and a format: a path that only reads the bytes which that format has
 LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
 
 
@@ -137,6 +139,36 @@ class FastRunner:
 
     def _make_room(self, batch: int, length: int) -> None:
         self.model.make_room(max(length, self.model.context), batch, self.compiled)
+
+
+def with_int8_cache(runner: FastRunner) -> FastRunner:
+    """The same model, which keeps keys and values of its own, in int8."""
+    model = copy.copy(runner.model)
+    model.cache_format = "int8"
+    return FastRunner(model.reserve(model.context), runner.compiled)
+
+
+class ReadingRunner:
+    """A step that reads as many bytes of memory as a step in one format, and does nothing else.
+
+    What the caches can hold of a model they can hold of these bytes: no path of the format is
+    faster.
+    """
+
+    def __init__(self, config: LlamaConfig, stored: str) -> None:
+        self.config, self.stored = config, stored
+
+    def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
+        del steps
+        reader = latency.MemoryReader(forward_bytes(self.config, self.stored, 1, context, batch))
+        reader.read()  # finds out how it is fastest
+        return reader.read
+
+
+def readers(config: LlamaConfig, paths: Sequence[str]) -> dict[str, ReadingRunner]:
+    """A path that only reads for each format of `paths`: their ceilings, raced beside them."""
+    formats = dict.fromkeys(BACKENDS[path].stored for path in paths)
+    return {f"{READING}{stored}": ReadingRunner(config, stored) for stored in formats}
 
 
 class LoadedModels:
@@ -344,6 +376,10 @@ def _in_one_call(path: str) -> bool:
     return path in BACKENDS and BACKENDS[path].one_call
 
 
+def _decodes_only(path: str) -> bool:
+    return _in_one_call(path) or path == INT8_CACHE or path.startswith(READING)
+
+
 def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
     """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model."""
     unknown = [path for path in paths if path not in BACKENDS]
@@ -375,7 +411,7 @@ def race(
         with threads(case.threads):
             runs = {}
             for path, runner in runners.items():
-                if case.phase == "prefill" and _in_one_call(path):
+                if case.phase == "prefill" and _decodes_only(path):
                     continue
                 run, units = _work(runner, case, steps, vocabulary)
                 warm = run()
@@ -607,7 +643,10 @@ def record_race(
     config: LlamaConfig,
     roof: Mapping[int, tuple[float, Mapping[str, float]]],
 ) -> Race:
-    """Record speeds and ratios of a race. `roof`: {threads: (bytes/s, {precision: operations/s})}."""
+    """Record speeds and ratios of a race. `roof`: {threads: (bytes/s, {precision: operations/s})}.
+
+    Where `readers` took part, their time stands for the bandwidth.
+    """
     found = Race({}, {}, {})
     for case in cases:
         bandwidth, rates = roof[case.threads]
@@ -619,6 +658,9 @@ def record_race(
             found.over_bf16.setdefault(case, {})[path] = ratio
             if path in BACKENDS:  # other people's formats read other bytes
                 limit = ceiling(config, path, case, bandwidth, rates)
+                reading = taken.get(f"{READING}{BACKENDS[path].stored}")
+                if reading is not None:  # in the same rounds, and nothing reads faster
+                    limit = max(reading.min(), ceiling(config, path, case, math.inf, rates))
                 found.shares.setdefault(case, {})[path] = limit / float(np.median(times))
             for name, unit, value in ((f"{case.key}.{path}", "tokens/s", speed),
                                       (f"ratio.{case.key}.{path}", "x", ratio)):  # fmt: skip

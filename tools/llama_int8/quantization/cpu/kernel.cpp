@@ -30,7 +30,9 @@
 #include <vector>
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define WEIGHTS_ARE_UNSIGNED  // their instruction multiplies unsigned bytes by signed bytes
+constexpr int32_t OFFSET = 128;  // their instruction multiplies unsigned bytes, q + 128, by signed ones
+#else
+constexpr int32_t OFFSET = 0;
 #endif
 
 constexpr int64_t GROUP = 32;  // inputs that share a scale, of a token or of an output
@@ -63,9 +65,12 @@ struct Model {
     Linear head;
     const float* cos;  // (context, head_dim / 2)
     const float* sin;
-    // The cache, in bf16. A vector load of keys brings two dimensions of several keys.
-    uint16_t* keys;    // (layers, batch, kv_heads, context / KEYS, head_dim / 2, KEYS, 2)
-    uint16_t* values;  // (layers, batch, kv_heads, context, head_dim)
+    // The cache, in bf16; or as int8 codes, where there are scales, one for every token and head.
+    // A vector load of keys brings two dimensions of several keys.
+    void* keys;          // (layers, batch, kv_heads, context / KEYS, head_dim / 2, KEYS, 2)
+    void* values;        // (layers, batch, kv_heads, context, head_dim)
+    float* key_scale;    // (layers, batch, kv_heads, context), filled up to whole blocks; or null
+    float* value_scale;  // the same
     int64_t layer_count, width, inner, heads, kv_heads, head_dim, context, batch;
     float eps;
 };
@@ -88,6 +93,7 @@ static inline uint16_t to_bf16(float value) {  // to the nearest, ties to even
 
 static inline float load(const float* p) { return *p; }
 static inline float load(const uint16_t* p) { return from_bf16(*p); }
+static inline float load(const int8_t* p) { return *p; }
 static inline void store(float* p, float value) { *p = value; }
 static inline void store(uint16_t* p, float value) { *p = to_bf16(value); }
 
@@ -129,12 +135,13 @@ struct Activations {
     }
 };
 
-static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* start) {
+// Codes and scale of `count` numbers. Returns the sum of the codes.
+__attribute__((always_inline)) static inline int32_t quantize(const float* x, int64_t count, int8_t* codes, float* scale) {
     // The bits of |x|, read as integers, are in the order of the numbers, with infinity and NaN at
     // the end: one maximum finds the largest and does not lose a NaN.
     int32_t largest = 0;
 #pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < GROUP; i++) {
+    for (int64_t i = 0; i < count; i++) {
         int32_t bits;
         std::memcpy(&bits, x + i, 4);
         largest = std::max(largest, bits & 0x7FFFFFFF);
@@ -147,16 +154,16 @@ static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t*
     *scale = finite ? (zero ? 0.0f : absmax / 127.0f) : NAN;  // NaN in, NaN out
     int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < GROUP; i++) {
+    for (int64_t i = 0; i < count; i++) {
         const int32_t code = finite ? int32_t(round_to_even(x[i] * steps)) : 0;
         codes[i] = int8_t(code);
         sum += code;
     }
-#ifdef WEIGHTS_ARE_UNSIGNED
-    *start = -128 * sum;  // the product below takes q + 128 for q
-#else
-    *start = 0;
-#endif
+    return sum;
+}
+
+static void quantize_group(const float* x, int8_t* codes, float* scale, int32_t* start) {
+    *start = -OFFSET * quantize(x, GROUP, codes, scale);  // what the products below have too much
 }
 
 // One token: a row of codes, or with two planes a second row, of what rounding left in the first.
@@ -197,10 +204,12 @@ static inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 static inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 static inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
-    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
-    first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    second = _mm512_castsi512_ps(_mm512_and_si512(pairs, ints(int32_t(0xFFFF0000))));
+static inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+static inline Ints up16(Ints v) { return _mm512_slli_epi32(v, 16); }
+static inline Ints down16(Ints v) { return _mm512_srai_epi32(v, 16); }
+static inline Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
+static inline Ints load_int16(const int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
 }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     // One instruction: unsigned bytes times signed bytes. As assembly, because gcc 12 adds copies of
@@ -228,10 +237,12 @@ static inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 static inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 static inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 static inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
-    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
-    first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    second = _mm256_castsi256_ps(_mm256_and_si256(pairs, ints(int32_t(0xFFFF0000))));
+static inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+static inline Ints up16(Ints v) { return _mm256_slli_epi32(v, 16); }
+static inline Ints down16(Ints v) { return _mm256_srai_epi32(v, 16); }
+static inline Floats as_floats(Ints v) { return _mm256_castsi256_ps(v); }
+static inline Ints load_int16(const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
 }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
 #ifdef __AVXVNNI__
@@ -259,16 +270,28 @@ static inline Floats to_floats(Ints v) { return vcvtq_f32_s32(v); }
 static inline Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
 static inline Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
 static inline Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
-static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
-    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
-    first = vreinterpretq_f32_s32(vshlq_n_s32(pairs, 16));
-    second = vreinterpretq_f32_s32(vandq_s32(pairs, ints(int32_t(0xFFFF0000))));
-}
+static inline Floats load_floats(const float* p) { return vld1q_f32(p); }
+static inline Ints up16(Ints v) { return vshlq_n_s32(v, 16); }
+static inline Ints down16(Ints v) { return vshrq_n_s32(v, 16); }
+static inline Floats as_floats(Ints v) { return vreinterpretq_f32_s32(v); }
+static inline Ints load_int16(const int8_t* p) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(p))); }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     const Ints q = veorq_s32(weights, ints(int32_t(0x80808080)));  // q + 128 -> q: both are signed
     sum = vdotq_s32(sum, vreinterpretq_s8_s32(q), vreinterpretq_s8_s32(codes));
 }
 #endif
+
+// Pairs of neighbours: the first ones in one vector, the second ones in another.
+static inline void load_pairs(const uint16_t* p, Floats& first, Floats& second) {
+    const Ints pairs = load_ints(p);  // a bf16 is the upper half of a float
+    first = as_floats(up16(pairs));
+    second = as_floats(pairs & ints(int32_t(0xFFFF0000)));
+}
+static inline void load_pairs(const int8_t* p, Floats& first, Floats& second) {
+    const Ints pairs = load_int16(p);
+    first = to_floats(down16(up16(pairs)));
+    second = to_floats(down16(pairs));
+}
 
 template <int TOKENS>
 static void tile(const Activations& x, int64_t token, const uint8_t* weights, const uint16_t* scales,
@@ -449,13 +472,13 @@ static void rotate(float* head, const float* cos, const float* sin, int64_t half
 // It leaves for each query the largest score, the sum of exp(score - largest), and the values weighted
 // by those exponentials; `merge` joins the chunks. Chunks do not depend on the number of threads.
 
-// scores[h][t] = query h times key t, for `count` keys from a block's beginning on.
-template <int HEADS>
-static void score(const float* query, const uint16_t* keys, int64_t count, int64_t dim,
+// scores[h][t] = query h times key t, for `count` keys from a block's beginning on. T: of the cache.
+template <int HEADS, class T>
+static void score(const float* query, const T* keys, const float* scale, int64_t count, int64_t dim,
                   float (*scores)[CHUNK]) {
     constexpr int PAIRS = HEADS < 3 ? 4 / HEADS : 1;  // of dimensions at once: sums that do not wait
     for (int64_t t = 0; t < count; t += LANES) {
-        const uint16_t* block = keys + t / KEYS * KEYS * dim + t % KEYS * 2;
+        const T* block = keys + t / KEYS * KEYS * dim + t % KEYS * 2;
         Floats sum[HEADS][2 * PAIRS];
         for (auto& head : sum)
             for (auto& v : head) v = floats(0.0f);
@@ -477,14 +500,14 @@ static void score(const float* query, const uint16_t* keys, int64_t count, int64
         for (int h = 0; h < HEADS; h++) {
             Floats total = sum[h][0];
             for (int i = 1; i < 2 * PAIRS; i++) total = add(total, sum[h][i]);
-            store_floats(scores[h] + t, total);
+            store_floats(scores[h] + t, scale ? mul(total, load_floats(scale + t)) : total);
         }
     }
 }
 
 // out[h][0 .. LINES x 2 x LANES) = sum over t of weights[h][t] times value t. Rows of `dim` numbers.
-template <int HEADS, int LINES>
-static void weigh(const float (*weights)[CHUNK], const uint16_t* values, int64_t count, int64_t dim,
+template <int HEADS, int LINES, class T>
+static void weigh(const float (*weights)[CHUNK], const T* values, int64_t count, int64_t dim,
                   float* out, int64_t stride) {
     Floats sum[HEADS][2 * LINES];
     for (auto& head : sum)
@@ -512,12 +535,19 @@ static void weigh(const float (*weights)[CHUNK], const uint16_t* values, int64_t
         }
 }
 
+template <class T>
+struct Chunk {
+    const T *keys, *values;
+    const float *key_scale, *value_scale;  // null for bf16
+    int64_t count;
+};
+
 // `out`: HEADS rows of the largest score, the sum, and the `dim` weighted values.
-template <int HEADS>
-static void attend_chunk(const float* query, const uint16_t* keys, const uint16_t* values,
-                         int64_t count, int64_t dim, float* out) {
+template <int HEADS, class T>
+static void attend_chunk(const float* query, const Chunk<T>& c, int64_t dim, float* out) {
+    const int64_t count = c.count;
     float weights[HEADS][CHUNK];
-    score<HEADS>(query, keys, count, dim, weights);
+    score<HEADS>(query, c.keys, c.key_scale, count, dim, weights);
     const int64_t whole = (count + KEYS - 1) / KEYS * KEYS;  // full vectors
     for (int h = 0; h < HEADS; h++) {
         std::fill(weights[h] + count, weights[h] + whole, -INFINITY);  // less than 1e-37 after exp
@@ -531,17 +561,19 @@ static void attend_chunk(const float* query, const uint16_t* keys, const uint16_
         }
         out[h * (dim + 2)] = largest;
         out[h * (dim + 2) + 1] = sum;
+        if (c.value_scale)
+            for (int64_t t = 0; t < count; t++) weights[h][t] *= c.value_scale[t];
     }
     float* weighted = out + 2;
     int64_t d = 0;
     for (; d + 4 * LANES <= dim; d += 4 * LANES)
-        weigh<HEADS, 2>(weights, values + d, count, dim, weighted + d, dim + 2);
+        weigh<HEADS, 2>(weights, c.values + d, count, dim, weighted + d, dim + 2);
     for (; d + 2 * LANES <= dim; d += 2 * LANES)
-        weigh<HEADS, 1>(weights, values + d, count, dim, weighted + d, dim + 2);
+        weigh<HEADS, 1>(weights, c.values + d, count, dim, weighted + d, dim + 2);
     for (; d < dim; d++)
         for (int h = 0; h < HEADS; h++) {
             float sum = 0;
-            for (int64_t t = 0; t < count; t++) sum += weights[h][t] * from_bf16(values[t * dim + d]);
+            for (int64_t t = 0; t < count; t++) sum += weights[h][t] * load(c.values + t * dim + d);
             weighted[h * (dim + 2) + d] = sum;
         }
 }
@@ -563,9 +595,61 @@ static void merge(const float* parts, int64_t chunks, int64_t stride, int64_t di
     for (int64_t d = 0; d < dim; d++) out[d] *= inverse;
 }
 
+// One layer of the cache, and where the parts of a sequence's key-value head lie.
+template <class T>
+struct Cache {
+    T *keys, *values;
+    float *key_scale, *value_scale;
+    int64_t rows, context, dim;  // rows: tokens, filled up to whole blocks
+
+    Cache(const Model& m, int64_t layer)
+        : rows((m.context + KEYS - 1) / KEYS * KEYS), context(m.context), dim(m.head_dim) {
+        const int64_t pairs = layer * m.batch * m.kv_heads;
+        keys = (T*)m.keys + pairs * rows * dim;
+        values = (T*)m.values + pairs * context * dim;
+        key_scale = m.key_scale ? m.key_scale + pairs * rows : nullptr;
+        value_scale = m.value_scale ? m.value_scale + pairs * rows : nullptr;
+    }
+
+    Chunk<T> chunk(int64_t pair, int64_t first, int64_t count) const {
+        const int64_t scales = pair * rows + first;
+        return {keys + (pair * rows + first) * dim, values + (pair * context + first) * dim,
+                key_scale ? key_scale + scales : nullptr,
+                value_scale ? value_scale + scales : nullptr, count};
+    }
+
+    // Where a token's value begins, and where each dimension of its key lies.
+    T* value(int64_t pair, int64_t position) const {
+        return values + (pair * context + position) * dim;
+    }
+    T& key(int64_t pair, int64_t position, int64_t d) const {
+        T* block = keys + (pair * rows + position / KEYS * KEYS) * dim;
+        return block[d / 2 * 2 * KEYS + position % KEYS * 2 + d % 2];
+    }
+};
+
+static void write(const Cache<uint16_t>& c, int64_t pair, int64_t position, const float* key,
+                  const float* value) {
+    uint16_t* row = c.value(pair, position);
+    for (int64_t d = 0; d < c.dim; d++) {
+        c.key(pair, position, d) = to_bf16(key[d]);
+        row[d] = to_bf16(value[d]);
+    }
+}
+
+static void write(const Cache<int8_t>& c, int64_t pair, int64_t position, const float* key,
+                  const float* value) {
+    std::vector<int8_t> codes(c.dim);
+    const int64_t scale = pair * c.rows + position;
+    quantize(key, c.dim, codes.data(), c.key_scale + scale);
+    for (int64_t d = 0; d < c.dim; d++) c.key(pair, position, d) = codes[d];
+    quantize(value, c.dim, c.value(pair, position), c.value_scale + scale);
+}
+
 // The new token's keys and values join the cache, and its queries get their positions.
-static void take_in(const Model& m, float* token, int64_t position, uint16_t* keys, uint16_t* values) {
-    const int64_t dim = m.head_dim, half = dim / 2, rows = (m.context + KEYS - 1) / KEYS * KEYS;
+template <class T>
+static void take_in(const Model& m, const Cache<T>& cache, int64_t b, int64_t position, float* token) {
+    const int64_t dim = m.head_dim, half = dim / 2;
     const float *cos = m.cos + position * half, *sin = m.sin + position * half;
     const float scale = 1 / std::sqrt(float(dim));
     for (int64_t h = 0; h < m.heads; h++) {
@@ -575,28 +659,17 @@ static void take_in(const Model& m, float* token, int64_t position, uint16_t* ke
     }
     for (int64_t h = 0; h < m.kv_heads; h++) {
         float* key = token + (m.heads + h) * dim;
-        const float* value = key + m.kv_heads * dim;
         rotate(key, cos, sin, half);
-        uint16_t* block = keys + (h * rows + position / KEYS * KEYS) * dim + position % KEYS * 2;
-        uint16_t* row = values + (h * m.context + position) * dim;
-        for (int64_t d = 0; d < dim; d++) {
-            block[d / 2 * 2 * KEYS + d % 2] = to_bf16(key[d]);
-            row[d] = to_bf16(value[d]);
-        }
+        write(cache, b * m.kv_heads + h, position, key, key + m.kv_heads * dim);
     }
 }
 
-static void attention(const Model& m, int64_t layer, float* qkv, int64_t position, float* out,
+template <class T>
+static void attention(const Model& m, const Cache<T>& cache, float* qkv, int64_t position, float* out,
                       int threads) {
     const int64_t dim = m.head_dim, group = m.heads / m.kv_heads, length = position + 1;
     const int64_t row = (m.heads + 2 * m.kv_heads) * dim, pairs = m.batch * m.kv_heads;
-    const int64_t keys_each = (m.context + KEYS - 1) / KEYS * KEYS * dim;  // of a key-value head
-    const int64_t values_each = m.context * dim;
-    uint16_t* keys = m.keys + layer * pairs * keys_each;
-    uint16_t* values = m.values + layer * pairs * values_each;
-    for (int64_t b = 0; b < m.batch; b++)
-        take_in(m, qkv + b * row, position, keys + b * m.kv_heads * keys_each,
-                values + b * m.kv_heads * values_each);
+    for (int64_t b = 0; b < m.batch; b++) take_in(m, cache, b, position, qkv + b * row);
     const int64_t chunks = (length + CHUNK - 1) / CHUNK, part = dim + 2;
     static thread_local std::vector<float> parts_of_this_thread;
     parts_of_this_thread.resize(pairs * chunks * group * part);  // [pair][chunk][head of the group]
@@ -605,22 +678,26 @@ static void attention(const Model& m, int64_t layer, float* qkv, int64_t positio
 #pragma omp parallel for num_threads(threads) if (worth_it) schedule(static)
     for (int64_t task = 0; task < pairs * chunks; task++) {
         const int64_t pair = task / chunks, first = task % chunks * CHUNK;
-        const int64_t count = std::min(CHUNK, length - first);
+        const Chunk<T> chunk = cache.chunk(pair, first, std::min(CHUNK, length - first));
         const float* query = qkv + pair / m.kv_heads * row + pair % m.kv_heads * group * dim;
-        const uint16_t* k = keys + pair * keys_each + first * dim;
-        const uint16_t* v = values + pair * values_each + first * dim;
         float* to = parts + task * group * part;
         for (int64_t h = 0, taken; h < group; h += taken, query += taken * dim, to += taken * part) {
             taken = std::min<int64_t>(4, group - h);
-            if (taken == 4) attend_chunk<4>(query, k, v, count, dim, to);
-            else if (taken == 3) attend_chunk<3>(query, k, v, count, dim, to);
-            else if (taken == 2) attend_chunk<2>(query, k, v, count, dim, to);
-            else attend_chunk<1>(query, k, v, count, dim, to);
+            if (taken == 4) attend_chunk<4>(query, chunk, dim, to);
+            else if (taken == 3) attend_chunk<3>(query, chunk, dim, to);
+            else if (taken == 2) attend_chunk<2>(query, chunk, dim, to);
+            else attend_chunk<1>(query, chunk, dim, to);
         }
     }
     for (int64_t head = 0; head < pairs * group; head++)
         merge(parts + (head / group * chunks * group + head % group) * part, chunks, group * part,
               dim, out + head * dim);
+}
+
+static void attention(const Model& m, int64_t layer, float* qkv, int64_t position, float* out,
+                      int threads) {
+    if (m.key_scale) attention(m, Cache<int8_t>(m, layer), qkv, position, out, threads);
+    else attention(m, Cache<uint16_t>(m, layer), qkv, position, out, threads);
 }
 
 static void step(const Model& m, const int64_t* tokens, int64_t position, float* logits,
@@ -656,6 +733,25 @@ static void step(const Model& m, const int64_t* tokens, int64_t position, float*
     linear(normed.data(), B, m.head, logits, false, threads);
 }
 
+// ---- the ceiling of a step: reading memory, and nothing else -----------------------------------------
+
+typedef uint64_t Line __attribute__((vector_size(64), may_alias));  // of a cache
+
+// The sum of `count` lines, read in STREAMS places at once: the more, the more pages are underway.
+template <int STREAMS>
+static uint64_t sum_lines(const Line* lines, int64_t count) {
+    const int64_t each = count / STREAMS;
+    Line sum[STREAMS] = {};
+    for (int64_t i = 0; i < each; i++)
+#pragma GCC unroll 8
+        for (int s = 0; s < STREAMS; s++) sum[s] += lines[s * each + i];
+    for (int64_t i = STREAMS * each; i < count; i++) sum[0] += lines[i];
+    uint64_t total = 0;
+    for (const Line& line : sum)
+        for (int i = 0; i < 8; i++) total += line[i];
+    return total;
+}
+
 // ---- what Python calls -------------------------------------------------------------------------
 
 #define STRUCT(type) #type " " + std::to_string(sizeof(type))
@@ -678,6 +774,7 @@ const char* struct_layout() {
         FIELD(Layer, post_attention_norm) FIELD(Layer, gate_up) FIELD(Layer, down) + "\n" +
         STRUCT(Model) FIELD(Model, embedding) FIELD(Model, layers) FIELD(Model, norm)
         FIELD(Model, head) FIELD(Model, cos) FIELD(Model, sin) FIELD(Model, keys) FIELD(Model, values)
+        FIELD(Model, key_scale) FIELD(Model, value_scale)
         FIELD(Model, layer_count) FIELD(Model, width) FIELD(Model, inner) FIELD(Model, heads)
         FIELD(Model, kv_heads) FIELD(Model, head_dim) FIELD(Model, context) FIELD(Model, batch)
         FIELD(Model, eps);
@@ -696,6 +793,21 @@ void int8_linear_fp32(const float* x, int64_t tokens, const Linear* layer, float
 void decode_attention(const Model* model, int64_t layer, float* qkv, int64_t position, float* out,
                       int threads) {
     attention(*model, layer, qkv, position, out, threads);
+}
+
+// The sum of `lines` x 8 numbers, modulo 2^64. `lines` lie at a multiple of 64 bytes.
+uint64_t sum_memory(const void* memory, int64_t lines, int streams, int threads) {
+    uint64_t sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+    for (int64_t t = 0; t < threads; t++) {
+        const int64_t first = lines * t / threads, count = lines * (t + 1) / threads - first;
+        const Line* part = (const Line*)memory + first;
+        sum += streams == 8   ? sum_lines<8>(part, count)
+               : streams == 4 ? sum_lines<4>(part, count)
+               : streams == 2 ? sum_lines<2>(part, count)
+                              : sum_lines<1>(part, count);
+    }
+    return sum;
 }
 
 void llama_step(const Model* model, const int64_t* tokens, int64_t position, float* logits,

@@ -99,6 +99,8 @@ class ModelStruct(ctypes.Structure):
         ("sin", _Pointer),
         ("keys", _Pointer),
         ("values", _Pointer),
+        ("key_scale", _Pointer),
+        ("value_scale", _Pointer),
         *((name, _Int) for name in "layer_count width inner heads kv_heads head_dim".split()),
         ("context", _Int),
         ("batch", _Int),
@@ -243,6 +245,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.llama_step.argtypes = (model, _Pointer, _Int, _Pointer, ctypes.c_int)
     library.decode_attention.argtypes = (model, _Int, _Pointer, _Int, _Pointer, ctypes.c_int)
     library.llama_step.restype = library.decode_attention.restype = None
+    library.sum_memory.argtypes = (_Pointer, _Int, ctypes.c_int, ctypes.c_int)
+    library.sum_memory.restype = ctypes.c_uint64
     return library
 
 
@@ -279,3 +283,19 @@ def compiled_linear(library: ctypes.CDLL, x: Tensor, layer: LinearStruct) -> Ten
         product = library.int8_linear_bf16
     product(work.data_ptr(), len(x), layer, y.data_ptr(), torch.get_num_threads())
     return y.to(x.dtype)
+
+
+STREAMS = (1, 2, 4, 8)  # in how many places `sum_memory` can have each thread read
+LINE = 64  # bytes of a cache line
+
+
+def sum_memory(library: ctypes.CDLL, data: Tensor, streams: int) -> int:
+    """The sum of the tensor's 64-bit words, modulo 2^64, read by all threads of PyTorch.
+
+    Reading is all that it does: how fast it is, no step that reads as many bytes can exceed. Raises
+    ValueError for memory that is not made of whole cache lines.
+    """
+    if not data.is_contiguous() or data.data_ptr() % LINE or data.nbytes % LINE:
+        raise ValueError(f"{data.nbytes} bytes at {data.data_ptr():#x} are not whole cache lines")
+    threads = torch.get_num_threads()
+    return library.sum_memory(data.data_ptr(), data.nbytes // LINE, streams, threads)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_int8.quantization.cpu import kernels, packing
-from llama_int8.quantization.cpu.layout import GROUP, packed_shape, scale_shape
+from llama_int8.quantization.cpu.layout import GROUP, ROWS, packed_shape, scale_shape
 from llama_int8.quantization.linear_layers import linear_layers
 
 
@@ -66,7 +66,10 @@ class Int8FastLinear(nn.Module):
 
     @classmethod
     def merged(cls, layers: Sequence["Int8FastLinear"]) -> Self:
-        """One layer with all their outputs, one after another: their inputs are quantized once."""
+        """One layer with all their outputs, one after another: their inputs are quantized once.
+
+        Where they consist of whole blocks, they become views of it: nothing is held twice.
+        """
         for name in ("in_features", "planes"):
             found = {getattr(layer, name) for layer in layers}
             if len(found) != 1:
@@ -82,7 +85,14 @@ class Int8FastLinear(nn.Module):
             )
         codes = torch.cat([layer.codes() for layer in layers])
         scales = torch.cat([packing.unpack_rows(x.scale, x.out_features) for x in layers])
-        return cls._from_codes(codes, scales, bias, layers[0].planes)
+        whole = cls._from_codes(codes, scales, bias, layers[0].planes)
+        if all(layer.out_features % ROWS == 0 for layer in layers):
+            blocks = [layer.out_features // ROWS for layer in layers]
+            for layer, weight, scale in zip(
+                layers, whole.weight.split(blocks), whole.scale.split(blocks), strict=True
+            ):
+                layer.weight, layer.scale = weight, scale
+        return whole
 
     @classmethod
     def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:

@@ -47,12 +47,15 @@ class FastBlock(nn.Module):
 class FastLlama(nn.Module):
     """A LLaMA that has read `position` tokens of each of `batch` sequences into its cache."""
 
-    def __init__(self, model: nn.Module, context: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, context: int | None = None, batch: int = 1, cache: str = "bf16"
+    ) -> None:
         """From Hugging Face's model in "int8-fast", or any with the same names and such layers.
 
         `context`: tokens that the cache has room for; None for 1,024 or the model's own limit. The
-        layers that need no merging are shared with `model`. Raises TypeError for a model with layers
-        that the kernel cannot read.
+        layers that need no merging are shared with `model`. `cache`: keys and values are kept in
+        "bf16", or in "int8" with a scale for each: half the bytes. Raises TypeError for a model with
+        layers that the kernel cannot read.
         """
         super().__init__()
         for name, layer in model.named_modules():
@@ -69,6 +72,7 @@ class FastLlama(nn.Module):
         self.lm_head = model.lm_head
         if context is None:
             context = min(1024, self.config.max_position_embeddings)
+        self.cache_format = cache
         self.reserve(context, batch)
 
     def reserve(self, context: int, batch: int = 1, compiled: bool = True) -> Self:
@@ -87,7 +91,7 @@ class FastLlama(nn.Module):
         library = kernels.chosen().library if compiled else None
         block = library.keys_in_a_block() if library is not None else 1
         self.compiled = compiled
-        self.cache = KeyValueCache(config, batch, context, block)
+        self.cache = KeyValueCache(config, batch, context, block, self.cache_format)
         rotation = rope_rotation(torch.arange(context), rope_frequencies(config), torch.float32)
         self.cos, self.sin = (part.contiguous() for part in rotation)  # (S, D / 2)
         self._described: tuple[Any, Any] | None = None
@@ -133,6 +137,17 @@ class FastLlama(nn.Module):
         library.llama_step(model, tokens.data_ptr(), self.position, logits.data_ptr(), threads)
         self.position += 1
         return logits
+
+    def grow(self, context: int) -> Self:
+        """Make room for `context` tokens, or for twice as many as now, and keep what was read."""
+        if context <= self.context:
+            return self
+        before, position = self.cache, self.position
+        most = self.config.max_position_embeddings
+        self.reserve(max(context, min(2 * self.context, most)), self.batch, self.compiled)
+        self.cache.take_over(before)
+        self.position = position
+        return self
 
     def make_room(self, context: int, batch: int, compiled: bool = True) -> None:
         """Forget what was read, and reserve more room, or another kind, where that is needed."""
@@ -238,6 +253,8 @@ class FastLlama(nn.Module):
             sin=self.sin.data_ptr(),
             keys=self.cache.keys.data_ptr(),
             values=self.cache.values.data_ptr(),
+            key_scale=self.cache.key_scale.data_ptr() or None,  # of no scales: null
+            value_scale=self.cache.value_scale.data_ptr() or None,
             layer_count=config.num_hidden_layers,
             width=config.hidden_size,
             inner=config.intermediate_size,

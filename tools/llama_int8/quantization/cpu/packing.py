@@ -55,20 +55,21 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A group with NaN or infinity gets codes 0 and the scale NaN, so that its token's outputs are NaN.
     """
-    return _quantize_groups(in_groups(x))
+    return quantize_groups(in_groups(x))
 
 
 def quantize_in_planes(x: Tensor, planes: int) -> list[tuple[Tensor, Tensor]]:
     """Codes and scales as above; with 2 planes those of what rounding left as well, in int8 again."""
     groups = in_groups(x)
-    found = [_quantize_groups(groups)]
+    found = [quantize_groups(groups)]
     if planes == 2:
         codes, scale = found[0]
-        found.append(_quantize_groups(groups - scale[..., None] * codes))
+        found.append(quantize_groups(groups - scale[..., None] * codes))
     return found
 
 
-def _quantize_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., G, n) in FP32 -> int8 codes, and a scale for every n numbers, (..., G)."""
     absmax = groups.abs().amax(-1)  # (N, G)
     finite = absmax.isfinite()
     steps = torch.where(finite & (absmax >= TINY), _LARGEST / absmax, 0.0)
