@@ -88,7 +88,7 @@ def checked(name: str, body: str, function: str = "answer", arguments: str = "*a
 def right(name: str) -> str:
     source = find(name).source()
     function = find(name).reference.__name__
-    return f"{source}\n\n\n{function} = exercises.check({name!r}, {function})\n"
+    return f"import torch\n\n\n{source}\n\n\n{function} = exercises.check({name!r}, {function})\n"
 
 
 # Notebook 09 has nine exercises, none of which needs a model; these five need no other one.
