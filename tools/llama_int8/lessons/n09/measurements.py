@@ -214,8 +214,8 @@ def sentence_on_loop(found: Mapping[str, Mapping[str, np.ndarray]], tiles: float
 
     skipping = found["no mask"][YOURS] / found["causal"][YOURS]
     return (
-        f"Without a mask {compared(WRITTEN_OUT)}, and {compared(REUSED)}. Skipping makes your loop "
-        f"{times(skipping, 2)} times as fast, with {tiles:.2f} times fewer tiles."
+        f"Without a mask {compared(WRITTEN_OUT)}, and {compared(REUSED)}. Under the mask your "
+        f"loop takes {times(1 / skipping, 2)} of its time without, for {1 / tiles:.2f} of the tiles."
     )
 
 
