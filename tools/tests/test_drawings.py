@@ -17,6 +17,7 @@ from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n05 import figures as lesson_05
 from llama_int8.lessons.n06 import figures as lesson_06
+from llama_int8.lessons.n07 import figures as lesson_07
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
 SEVEN_WORDS = ["The", "capital", "of", "France", "is", "Paris", "."]
@@ -43,6 +44,8 @@ DRAWINGS = {
     "06_drawing_zero_point": lesson_06.drawing_zero_point,
     "06_drawing_clipping": lesson_06.drawing_clipping,
     "06_drawing_product": lesson_06.drawing_product,
+    "07_drawing_paths": lesson_07.drawing_paths,
+    "07_drawing_kept": lesson_07.drawing_kept,
 }
 TOUCHES = 0.01  # inches: about a pixel
 
