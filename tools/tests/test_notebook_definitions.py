@@ -42,8 +42,8 @@ HOMES = {
         flash_attention state_after block_sizes standard_traffic flash_traffic""".split(),
     ),
 }
-# Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py, test_llama.py
-# and test_int8_linear.py compare what both give.
+# Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py,
+# test_llama.py and test_int8_linear.py compare what both give.
 BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llama_int8 import models
+import llama_int8.models as models
 from llama_int8.course.tables import show_table
 from llama_int8.errors import ModelError
 from llama_int8.evaluation import perplexity
