@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from llama_int8.evaluation import perplexity
 from llama_int8.quantization.integers import fits, in_integers
@@ -91,7 +91,7 @@ def climb(
     names = {name: f"{name}, {len(windows)} windows, {len(shifts)} grids" for name in rungs}
     return {
         name: stage(names[name], lambda scheme=scheme: measure(scheme), timed=False)
-        for name, scheme in rungs.items()
+        for name, scheme in tqdm(rungs.items(), desc="rungs", leave=False)
     }
 
 
@@ -105,7 +105,8 @@ def losses(
     """
     if windows.is_cuda:
         return perplexity.token_nll(model, windows).mean(1).tolist()
+    perplexity.check_context(model, windows.shape[1])
     workers = workers or min(len(windows), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        scores = pool.map(lambda window: perplexity.token_nll(model, window[None]), windows)
-        return np.concatenate(list(scores)).mean(1).tolist()
+        rows = pool.map(lambda window: perplexity.window_nll(model, window), windows)
+        return perplexity.checked_nll(model, list(rows)).mean(1).tolist()
