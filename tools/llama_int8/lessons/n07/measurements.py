@@ -113,9 +113,11 @@ def features_in_both(
     return common
 
 
-def verdict_on_size(results: Results, common: Mapping[int, tuple[float, float]]) -> Verdict:
+def verdict_on_size(
+    results: Results, settings: Settings, common: Mapping[int, tuple[float, float]]
+) -> Verdict:
     """Do outlier features appear only from 6.7 billion parameters on?"""
-    small = count_parameters(models.config_of(results.model)) < 6.7e9
+    small = count_parameters(models.config_of(settings.model)) < 6.7e9
     most = max((layers for layers, _ in common.values()), default=0)
     where = f", in up to {most:.0%} of the layers." if common else "."
     return (
