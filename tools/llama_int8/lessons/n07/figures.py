@@ -251,9 +251,9 @@ def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
         panel.set_xlabel("change of loss (nats per token)")
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
-    right.legend(loc="lower right", fontsize=8)
+    right.legend(loc="upper left", fontsize=8)
     worst, best = changes["absmax"].mean, changes[LLM_INT8].mean
-    left.set_title(f"Here: from {worst:+.2f} (absmax) to {best:+.3f} (LLM.int8())", fontsize=10)
+    left.set_title(f"Here: {worst:+.2f} (first) to {best:+.3f} (last)", fontsize=10)
     right.set_title("The paper's models, by parameters", fontsize=10)
     return drawn
 
@@ -314,7 +314,7 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     axes.set_xlabel("outlier threshold (0: no decomposition)")
     axes.set_ylabel("KL divergence of the\nnext token (nats)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="center left", fontsize=9)
     medians = {t: np.median([e["neighbour"] for e in entries]) for t, entries in effects.items()}
     worst = max(medians, key=medians.get)
     axes.set_title(f"A neighbour changes my next token most at threshold {worst:g}")
