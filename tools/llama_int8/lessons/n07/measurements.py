@@ -364,8 +364,9 @@ def neighbours(
     """How far a neighbour or a continuation moves the distribution after a prompt, by threshold.
 
     `pieces`: (N + 1, T); each prompt's neighbour, and continuation, is the next piece. For each
-    prompt: KL divergence from the answer by itself ("neighbour", "continuation"), whether the next token
-    changes ("... flips"), and "error", the divergence of the answer by itself from the unquantized model.
+    prompt: KL divergence from the answer by itself ("neighbour", "continuation"), whether the next
+    token changes ("... flips"), and "error", the divergence of the answer by itself from the
+    unquantized model.
     """
     last = pieces.shape[1] - 1
 
