@@ -586,7 +586,7 @@ def verdict_on_decomposition(climbed: Climbed) -> Verdict:
         f"The decomposition changes the loss by {gap}; {gap.windows} windows, {gap.grids} grids."
     )
     if gap.high >= 0:
-        return measured, "undecided", "This sample is too small for the difference."
+        return measured, "undecided here", "This sample is too small for the difference."
     if left.low <= 0:
         return measured, "holds", "What is left cannot be told from zero."
     return (
