@@ -18,7 +18,7 @@ from llama_int8.evaluation.ladder import (
     climb,
     losses,
 )
-from llama_int8.lessons.n07.measurements import change_over_both
+from llama_int8.lessons.n07.measurements import Climbed, change_over_both, spent_error
 from llama_int8.quantization.integers import fits, in_integers
 from llama_int8.quantization.linear_layers import linear_layers
 from llama_int8.quantization.llm_int8 import replace_linears
@@ -169,3 +169,28 @@ def test_the_papers_table_has_our_methods_and_five_models():
     assert all(len(row) == len(table["columns"]) == 5 for row in table["rows"].values())
     full = [float(value) for value in table["rows"]["32-bit"]]
     assert full == sorted(full, reverse=True)  # the larger model is the better one
+
+
+def test_a_wider_confidence_gives_a_wider_interval_about_the_same_mean():
+    differences = np.random.default_rng(1).normal(0.01, 0.03, (4, 20))
+    single, together = change_over_both(differences), change_over_both(differences, 0.995)
+    assert single.mean == together.mean
+    assert together.low < single.low and together.high > single.high
+
+
+def test_a_fine_rung_can_be_compared_on_the_coarse_windows_and_the_first_grid():
+    generator = np.random.default_rng(2)
+    base, rung = generator.normal(3, 0.1, (1, 9)), generator.normal(3, 0.1, (4, 9))
+    some = np.array([0, 4, 8])
+    climbed = Climbed({"FP32": base, LLM_INT8: rung}, {}, some)
+    change = climbed.change("FP32", LLM_INT8, coarse=True)
+    assert (change.windows, change.grids) == (3, 1)
+    assert change.mean == pytest.approx((rung[0, some] - base[0, some]).mean())
+
+
+def test_the_error_of_a_layers_output_falls_with_what_is_kept():
+    torch.manual_seed(0)
+    x, weight = torch.randn(6, 32), torch.randn(8, 32)
+    x[2, 3] = 60.0
+    errors = [spent_error(x, x.abs() >= limit, weight) for limit in (100.0, 6.0, 0.0)]
+    assert errors[0] > 2 * errors[1] > errors[2] == 0

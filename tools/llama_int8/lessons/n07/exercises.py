@@ -103,7 +103,7 @@ inlier_absmax.mistake(
 )
 def row_codes(x, threshold):
     """int8 codes: a scale per row from its inliers, and 0 in the outlier columns."""
-    steps = 127 / inlier_absmax(x, threshold).clamp(min=1e-12)  # in a unit
+    steps = 127 / inlier_absmax(x, threshold).clamp(min=1e-12)  # codes per unit of magnitude
     codes = (x * steps[:, None]).round()
     codes[:, outlier_columns(x, threshold)] = 0
     return codes.to(torch.int8)
@@ -358,11 +358,11 @@ def _large(*layers):
         "large.float().mean((0, 1)) is the second. Both conditions hold at equality, too (>=).",
     ],
 )
-def criterion(large, layers, positions):
+def criterion(large, layer_share, position_share):
     """Channels that are large in enough layers, and at enough of all (layer, position) pairs."""
     by_layer = large.any(1).float().mean(0)  # (C,)
     by_position = large.float().mean((0, 1))  # (C,)
-    return ((by_layer >= layers) & (by_position >= positions)).nonzero().flatten()
+    return ((by_layer >= layer_share) & (by_position >= position_share)).nonzero().flatten()
 
 
 def _chosen(large, enough):

@@ -32,6 +32,7 @@ SHORT = {
     "absmax, another token": "another token kept",
     "absmax, first token": "first token kept",
     "absmax + decomposition": "outlier columns kept",
+    "vector-wise, random columns": "random columns kept",
     "vector-wise, columns of down_proj": "columns: down_proj only",
     "vector-wise, columns of the others": "columns: all others",
     "vector-wise, own outliers": "each row's own outliers",
@@ -116,7 +117,15 @@ def landscape(
     layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))
-    right.plot(100 * layers[ever], 100 * positions[ever], "o", color=COLOURS["bf16"])
+    dots = np.stack([100 * layers[ever], 100 * positions[ever]], 1).round(6)
+    places, counts = np.unique(dots, axis=0, return_counts=True)
+    right.plot(places[:, 0], places[:, 1], "o", color=COLOURS["bf16"])
+    for (x_place, y_place), count in zip(places, counts, strict=True):
+        if count > 1:
+            right.annotate(
+                f"{count} channels", (x_place, y_place), (6, -3), textcoords="offset points",
+                fontsize=7,
+            )  # fmt: skip
     for channel in np.nonzero((layers >= 0.1) & ever)[0]:
         right.annotate(
             str(channel), (100 * layers[channel], 100 * positions[channel]), (6, -3),
@@ -134,32 +143,39 @@ def landscape(
 
 
 def first_token(residual: Tensor, inputs: Mapping[str, Tensor]) -> Figure:
-    """Largest magnitudes of the first token and of the others, by layer.
+    """Largest magnitudes of the first token and of the others, by layer, and behind the norms.
 
-    `residual`: magnitudes (layers + 1, T, C), the embedding first.
+    `residual`: (layers + 1, T, C), the embedding first.
     """
-    drawn, (left, right) = figure(2, figsize=(9, 3.5), sharey=True)
-    down = _by_layer(inputs, "down_proj")
-    entering = torch.stack(list(down.values())).abs()  # (layers, T, C)
-    for panel, values, first_layer in ((left, residual, 0), (right, entering, 0)):
-        layers = np.arange(first_layer, first_layer + len(values))
+    drawn, (left, middle, right) = figure(3, figsize=(9.8, 3.7), sharey=True)
+    entering = torch.stack(list(_by_layer(inputs, "down_proj").values())).abs()  # (layers, T, C)
+    for panel, values in ((left, residual.abs()), (middle, entering)):
         for x, label, colour, shape in (
             (values[:, 0].amax(-1), "first token", COLOURS["int8"], "s"),
             (values[:, 1:].amax((1, 2)), "largest of the others", COLOURS["bf16"], "o"),
             (values.flatten(1).median(1).values, "median of all", COLOURS["predicted"], "."),
         ):
-            panel.plot(layers, x, marker=shape, color=colour, markersize=5, label=label)
-        panel.set_yscale("log")
-    left.set_xlabel("blocks passed")
-    right.set_xlabel("layer")
+            panel.plot(range(len(values)), x, marker=shape, color=colour, markersize=4, label=label)
+    largest = []
+    for kind, colour, shape in (("q_proj", CURVES[0], "^"), ("gate_proj", CURVES[1], "v")):
+        peaks = [x[0].abs().max().item() for x in _by_layer(inputs, kind).values()]
+        largest += [(peak, layer, kind) for layer, peak in enumerate(peaks)]
+        right.plot(range(len(peaks)), peaks, marker=shape, color=colour, markersize=4, label=kind)
+    limit = residual.shape[-1] ** 0.5
+    right.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"√C = {limit:.0f}")
+    left.set_yscale("log")
+    for panel, label in ((left, "blocks passed"), (middle, "layer"), (right, "layer")):
+        panel.set_xlabel(label)
     left.set_ylabel("magnitude (log)")
-    left.legend(fontsize=9)
-    ratio = (residual[:, 0].amax(-1) / residual[:, 1:].amax((1, 2))).max()
-    left.set_title(f"Residual: the first token up to {ratio:.0f} times the others", fontsize=10)
-    peaks = entering[:, 0].amax(-1)
-    large = [i for i, v in enumerate(peaks.tolist()) if v > 100]
+    left.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="upper left")
+    ratio = (residual[:, 0].abs().amax(-1) / residual[:, 1:].abs().amax((1, 2))).max()
+    left.set_title(f"Residual: first token\nup to {ratio:.0f} times the others", fontsize=10)
+    peak, layer = entering[:, 0].amax(-1).max(0)
+    middle.set_title(f"Into down_proj: up to\n{peak:,.0f}, in layer {layer}", fontsize=10)
+    peak, layer, kind = max(largest)
     right.set_title(
-        f"down_proj: above 100 on it in layers {', '.join(map(str, large)) or 'none'}", fontsize=10
+        f"First token after the norms:\nup to {peak:.1f} ({kind}, layer {layer})", fontsize=10
     )
     return drawn
 
@@ -224,17 +240,19 @@ def _marked(panel: Axes, change: Change, row: float, colour: str, shape: str) ->
 
 def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
     """The paper's methods: this model's changes of the loss, and beside them the published ones."""
-    names = [name for name in (*METHODS, *(f"{m} + decomposition" for m in METHODS))]
-    changes = {name: climbed.change("FP32", name) for name in names}
-    drawn, (left, right) = figure(2, figsize=(9.6, 3.9), sharey=True, sharex=True)
+    methods = [*METHODS, "zero point vector-wise"]  # the last one is the paper's only
+    names = [*methods, *(f"{name} + decomposition" for name in methods)]
+    drawn, (left, right) = figure(2, figsize=(9.6, 4.6), sharey=True, sharex=True)
     for row, name in enumerate(names):
-        kept = "decomposition" in name
-        colour = COLOURS["good"] if kept else COLOURS["bf16"]
-        _marked(left, changes[name], row, colour, "s" if kept else "o")
+        if name not in climbed.nll:
+            left.annotate("not measured", (0.012, row), va="center", fontsize=8)
+            continue
+        change = climbed.change("FP32", name)
+        _marked(left, change, row, "black", "s")
+        left.lines[-1].set_markerfacecolor("black" if change.grids > 1 else "white")
     full = np.array(paper["rows"]["32-bit"], float)
-    for place, (size, colour, shape) in enumerate(
-        zip(paper["columns"], CURVES, SHAPES, strict=False)
-    ):
+    sizes = zip(paper["columns"], CURVES, SHAPES, strict=False)
+    for place, (size, colour, shape) in enumerate(sizes):
         points = [
             (np.log(float(values[place]) / full[place]), names.index(name))
             for name, values in paper["rows"].items()
@@ -243,24 +261,26 @@ def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
         right.plot(*zip(*points, strict=True), shape, color=colour, label=size, alpha=0.85)
     for panel in (left, right):
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.axhline(len(METHODS) - 0.5, color=COLOURS["predicted"], linewidth=0.8)
+        panel.axhline(len(names) / 2 - 0.5, color=COLOURS["predicted"], linewidth=0.8)
         panel.set_xscale("symlog", linthresh=0.01)
         ticks = [-0.01, 0, 0.01, 0.1, 1]
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
         panel.set_xticks([], minor=True)
-        panel.set_xlabel("change of loss (nats per token)")
+        panel.set_xlim(-0.02, 3)
+        panel.set_xlabel("change of loss (nats per token);\nlinear to 0.01, logarithmic beyond")
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
-    right.legend(loc="upper left", fontsize=8)
-    worst, best = changes["absmax"].mean, changes[LLM_INT8].mean
-    left.set_title(f"Here: {worst:+.2f} (first) to {best:+.3f} (last)", fontsize=10)
-    right.set_title("The paper's models, by parameters", fontsize=10)
+    drawn.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
+    changes = {name: climbed.change("FP32", name).mean for name in names if name in climbed.nll}
+    worst, best = max(changes, key=changes.get), min(changes, key=changes.get)
+    left.set_title(f"Here: {changes[best]:+.3f} to {changes[worst]:+.2f}", fontsize=10)
+    right.set_title("The paper's models", fontsize=10)
     return drawn
 
 
 def controls(climbed: Climbed, pairs: Mapping[str, Sequence[str]]) -> Figure:
     """Each control below the rung that it belongs to: how it changes that rung's loss."""
-    drawn, panels = figure(len(pairs), figsize=(9.6, 2.7))
+    drawn, panels = figure(len(pairs), figsize=(9.6, 3.0))
     for panel, (base, names) in zip(panels, pairs.items(), strict=True):
         better = 0
         for row, name in enumerate(names):
@@ -275,8 +295,11 @@ def controls(climbed: Climbed, pairs: Mapping[str, Sequence[str]]) -> Figure:
         panel.set_yticks(range(len(names)), labels, fontsize=8)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.axvline(0, color="black", linewidth=0.8)
+        panel.locator_params(axis="x", nbins=4)
         panel.set_xlabel("change of loss\n(nats per token)")
-        panel.set_title(f"{SHORT.get(base, base)}:\n{better} of {len(names)} help", fontsize=9)
+        panel.set_title(
+            f"{SHORT.get(base, base)}:\n{better} of {len(names)} below zero", fontsize=9
+        )
     return drawn
 
 
@@ -286,7 +309,7 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     `effects`: for each threshold and prompt `neighbour`, `continuation` (each with ` flips`) and
     `error`, the divergence from the unquantized model.
     """
-    drawn, axes = figure(figsize=(8, 3.8))
+    drawn, axes = figure(figsize=(8, 4.2))
     smallest = 1e-8
     kinds = (("neighbour", "bf16", "o", -0.25), ("continuation", "good", "s", 0.0))
     for kind, named, shape, offset in (*kinds, ("error", "predicted", "D", 0.25)):
@@ -314,32 +337,12 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     axes.set_xlabel("outlier threshold (0: no decomposition)")
     axes.set_ylabel("KL divergence of the\nnext token (nats)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="center left", fontsize=9)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     medians = {t: np.median([e["neighbour"] for e in entries]) for t, entries in effects.items()}
     worst = max(medians, key=medians.get)
-    axes.set_title(f"A neighbour changes my next token most at threshold {worst:g}")
-    return drawn
-
-
-def features_over_size(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """The paper's picture: in how many layers, and at how many positions, a feature is large."""
-    drawn, axes = figure(figsize=(7.5, 3.4))
-    ordered = sorted(points, key=lambda point: point["size"])
-    sizes = [point["size"] / 1e9 for point in ordered]
-    for key, colour, shape in (("layers", CURVES[0], "o"), ("positions", CURVES[1], "s")):
-        shares = [100 * point[key] for point in ordered]
-        axes.plot(sizes, shares, marker=shape, color=colour, label=f"% of {key}")
-    for point in ordered:
-        axes.annotate(
-            point["model"], (point["size"] / 1e9, 102), rotation=20, fontsize=8, ha="left"
-        )
-    axes.set_xscale("log")
-    axes.set_ylim(-3, 125)
-    axes.set_xlabel("parameters (billions)")
-    axes.set_ylabel("most over all outlier features")
-    axes.legend(loc="center right")
-    most = max(ordered, key=lambda point: point["layers"])
-    axes.set_title(f"Largest share of layers: {most['layers']:.0%}, in {most['model']}")
+    axes.set_title(
+        f"A neighbour moves my next token's distribution most at threshold {worst:g} (median)"
+    )
     return drawn
 
 
