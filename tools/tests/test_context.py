@@ -23,7 +23,7 @@ READS = {  # tokens at once, of each notebook whose lengths a short model cuts
     "04": lambda s: s.text_tokens,
     "05": lambda s: s.text_tokens,
     "06": lambda s: max(s.window, s.text_tokens),
-    "07": lambda s: max(s.atlas_tokens, 4 * s.check_tokens, s.window, 16 + 2 * s.new_tokens),
+    "07": lambda s: max(s.atlas_tokens, 4 * s.check_tokens, s.window),
     "08": lambda s: max(s.window, *(length + s.decode_tokens for _, length in s.points)),
     "09": lambda s: max(*s.prompt_lengths, *(n + 1 for n in s.contexts)),
     "10": lambda s: max(s.window, s.prompt_tokens, *(n + s.decode_tokens for n in s.contexts)),

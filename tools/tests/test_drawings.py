@@ -17,6 +17,7 @@ from llama_int8.lessons.n03 import figures as lesson_03
 from llama_int8.lessons.n04 import figures as lesson_04
 from llama_int8.lessons.n05 import figures as lesson_05
 from llama_int8.lessons.n06 import figures as lesson_06
+from llama_int8.lessons.n07 import figures as lesson_07
 from llama_int8.lessons.n08 import figures as lesson_08
 from llama_int8.lessons.n09 import figures as lesson_09
 
@@ -45,6 +46,8 @@ DRAWINGS = {
     "06_drawing_zero_point": lesson_06.drawing_zero_point,
     "06_drawing_clipping": lesson_06.drawing_clipping,
     "06_drawing_product": lesson_06.drawing_product,
+    "07_drawing_paths": lesson_07.drawing_paths,
+    "07_drawing_kept": lesson_07.drawing_kept,
     "08_drawing_paired": lesson_08.drawing_paired,
     "08_drawing_scoring": lesson_08.drawing_scoring,
     "09_drawing_memory": lesson_09.drawing_memory,

@@ -16,6 +16,7 @@ from tiny_llama import tiny_llama
 from torch import Tensor, nn
 
 from llama_int8.data import evaluation_text
+from llama_int8.lessons.n07 import exercises as shown
 from llama_int8.models import load_model, load_tokenizer
 from llama_int8.quantization.linear_layers import linear_layers, watching
 from llama_int8.quantization.llm_int8 import Int8Linear, replace_linears, vectorwise_quantize
@@ -414,3 +415,28 @@ def test_a_layer_that_is_the_model_is_refused_and_a_refusal_replaces_nothing():
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="float64"):
         Int8Linear.from_linear(nn.Linear(4, 3))(torch.zeros(1, 4, dtype=torch.float64))
+
+
+# --- what the lesson shows as solutions, and what the package holds ---------------------------
+
+
+@pytest.mark.parametrize(("N", "K", "M"), [(1, 1, 1), (1, 7, 3), (5, 33, 2), (16, 64, 40)])
+@pytest.mark.parametrize("threshold", [2.0, 6.0, float("inf")])
+def test_the_steps_shown_are_the_packages(N, K, M, threshold):
+    x = (normal(N, K, seed=1) * 4).half().float()
+    x[N // 2] = 0
+    linear = some_linear(K, M, bias=False)
+    package = Int8Linear.from_linear(linear, 0.0 if threshold == float("inf") else threshold)
+    codes, absmax, columns = vectorwise_quantize(x, package.threshold)
+    assert torch.equal(shown.row_codes(x, threshold), codes)
+    assert torch.equal(shown.inlier_absmax(x, threshold), absmax)
+    assert torch.equal(shown.outlier_columns(x, threshold), columns)
+    y = shown.llm_int8(x, package.weight, package.SCB, threshold)
+    torch.testing.assert_close(y, package(x), rtol=1e-5, atol=1e-5)
+
+
+def test_in_a_call_of_one_row_own_outliers_are_llm_int8():
+    x, linear = normal(1, 24) * 6, some_linear(24, 5, bias=False)
+    package = Int8Linear.from_linear(linear)
+    own = shown.own_outliers(x, package.weight, package.SCB, 6.0)
+    torch.testing.assert_close(own, shown.llm_int8(x, package.weight, package.SCB, 6.0))

@@ -32,7 +32,7 @@ HOMES = {
     ),
     "07_outliers_and_llm_int8": (
         [llm_int8],
-        "vectorwise_quantize Int8Linear replace_linears".split(),
+        ["replace_linears"],
     ),
     "10_fast_int8": ([vectorwise], ["VectorwiseLinear"]),
     "09_flash_attention": (
@@ -43,7 +43,7 @@ HOMES = {
     ),
 }
 # Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py,
-# test_llama.py and test_flash.py compare what both give.
+# test_llama.py, test_int8_linear.py and test_flash.py compare what both give.
 BY_THE_LEARNER = {
     "01_attention_and_causal_masking": "causal_mask padding_mask MultiHeadAttention",
     "02_the_transformer": "EncoderBlock DecoderBlock",
@@ -51,6 +51,7 @@ BY_THE_LEARNER = {
     penalize_repetition sampling_probabilities Sampler greedy generate extend beam_search""",
     "04_llama_from_scratch": """RMSNorm SwiGLU rotate single_query_attention
     GroupedQueryAttention LlamaBlock Llama""",
+    "07_outliers_and_llm_int8": "vectorwise_quantize Int8Linear",
     "09_flash_attention": "online_softmax",
 }
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]

@@ -861,15 +861,6 @@ def spacing(x, mantissa_bits):
             "spacing(1.0, 7) gives 1.1920928955078125e-07, expected 0.0078125",
         ),
         (
-            "07.inference_bytes",
-            "gigabytes",
-            """
-def inference_bytes(parameters):
-    return round(parameters * 2 / 1e9, 1)
-""",
-            "gives 13.5, expected 13476831232",
-        ),
-        (
             "10.group_codes",
             "nested lists",
             """
@@ -1111,35 +1102,32 @@ def spacing(x, mantissa_bits):
 """,
     ),
     (
-        "07.decomposed_row",
+        "07.llm_int8",
         """
 import torch
-def decomposed_row(x, weights, threshold):
-    x, W = torch.tensor(x), torch.tensor(weights)                   # FP32
+def llm_int8(x, CB, SCB, threshold):
     big = x.abs() >= threshold
+    columns = big.any(0)
     small = torch.where(big, 0, x)
-    SCA = small.abs().max().clamp(min=1e-9)
-    SCB = W.abs().amax(1).clamp(min=1e-9)
-    CA, CB = (small * 127 / SCA).round().int(), (W * 127 / SCB[:, None]).round().int()
-    y = (CB * CA).sum(1) * (SCA * SCB / 127 ** 2)
-    return y + (CB[:, big] * (SCB / 127)[:, None]) @ x[big]
+    SCA = small.abs().amax(1, keepdim=True).clamp(min=1e-9)
+    CA = torch.where(columns, 0, (small * 127 / SCA).round())
+    y = (CA @ CB.float().T) * (SCA * SCB / 127 ** 2)
+    return y + x[:, columns] @ (CB[:, columns] * (SCB / 127)[:, None]).T
 """,
     ),
     (
         "07.kept_share",
         """
-import torch
 def kept_share(x, threshold):
-    return (torch.tensor(x).abs() >= threshold).any(0).float().mean()
+    return (x.abs() >= threshold).any(0).float().mean()
 """,
     ),
     (
         "07.smoothing",
         """
-import numpy as np
+import torch
 def smoothing(x_absmax, w_absmax, alpha):
-    x, w = np.float32(x_absmax), np.float32(w_absmax)
-    return list(x ** alpha / w ** (1 - alpha))
+    return torch.exp(alpha * torch.log(x_absmax) - (1 - alpha) * torch.log(w_absmax))
 """,
     ),
     (

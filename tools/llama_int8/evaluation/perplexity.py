@@ -49,12 +49,20 @@ def token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> np.ndarray:
     """
     check_context(model, tokens.shape[1])
     device = next(model.parameters()).device
-    rows = []
-    with torch.inference_mode():
-        for window in tqdm(tokens.to(device), desc="windows", leave=False):
-            logits = model(window[None], use_cache=False).logits[0, :-1].float()  # (T - 1, V)
-            rows.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
-    nll = torch.stack(rows).double().cpu().numpy()
+    windows_ = tqdm(tokens.to(device), desc="windows", leave=False)
+    return checked_nll(model, [window_nll(model, window) for window in windows_])
+
+
+@torch.inference_mode()
+def window_nll(model: torch.nn.Module, window: torch.Tensor) -> torch.Tensor:
+    """NLL in nats of every token but the first of one window (T,), as (T - 1,)."""
+    logits = model(window[None], use_cache=False).logits[0, :-1].float()  # (T - 1, V)
+    return torch.nn.functional.cross_entropy(logits, window[1:], reduction="none")
+
+
+def checked_nll(model: torch.nn.Module, rows: Sequence[torch.Tensor]) -> np.ndarray:
+    """The windows' NLL as one array, (N, T - 1), in float64. Raises ValueError for NaN."""
+    nll = torch.stack(list(rows)).double().cpu().numpy()
     if np.isnan(nll).any():
         bad = sorted(set(np.argwhere(np.isnan(nll))[:, 0].tolist()))
         raise ValueError(f"NLL is NaN in window(s) {bad}: {overflow(model)}")

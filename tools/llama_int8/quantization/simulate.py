@@ -30,6 +30,7 @@ class Scheme:
     activations: Blocks | None = None
     zero_point: bool = False
     threshold: float = 0.0  # columns of activations with such a magnitude stay; 0: none
+    own_values: bool = False  # not whole columns: each row keeps its own outliers only
     random_columns: bool = False  # instead of these columns, as many others, drawn at random
     decomposed: tuple[str, ...] | None = None  # layers whose columns stay: "down_proj"; None: all
     original_weights: bool = False  # columns that stay meet the weights as they were (the paper)
@@ -163,7 +164,7 @@ def _rounded_input(
         order = order[~columns[order]]  # fewer than wanted only if most columns hold outliers
         columns = torch.zeros_like(columns).scatter(0, order[: int(columns.sum())], True)
         hidden = columns.expand_as(x)
-    stays = columns.expand_as(x)
+    stays = hidden if scheme.own_values else columns.expand_as(x)
     if scheme.token is not None:
         place = torch.zeros_like(x, dtype=torch.bool)
         place[..., scheme.token, :] = True

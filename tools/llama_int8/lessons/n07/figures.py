@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from llama_int8.course.drawings import SMALL, WIDTH, arrow, box, canvas, matrix, sign, write
 from llama_int8.course.plots import COLOURS, CURVES, INKS, SHAPES, figure
 from llama_int8.course.predict import Guess
-from llama_int8.evaluation.ladder import CONTROLS, LLM_INT8, RUNGS, THRESHOLDS
-from llama_int8.measure.statistics import PairedDifference
+from llama_int8.evaluation.ladder import LLM_INT8, METHODS
+from llama_int8.lessons.n07.measurements import Change, Climbed
 from llama_int8.quantization.llm_int8 import vectorwise_quantize
 from llama_int8.quantization.outliers import (
     layer_of,
@@ -23,6 +25,20 @@ from llama_int8.quantization.outliers import (
 )
 from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.quantization.quantize import absmax_quantize, dequantize
+
+SHORT = {
+    LLM_INT8: "LLM.int8()",
+    "absmax, random columns": "random columns kept",
+    "absmax, another token": "another token kept",
+    "absmax, first token": "first token kept",
+    "absmax + decomposition": "outlier columns kept",
+    "vector-wise, random columns": "random columns kept",
+    "vector-wise, columns of down_proj": "columns: down_proj only",
+    "vector-wise, columns of the others": "columns: all others",
+    "vector-wise, own outliers": "each row's own outliers",
+    "vector-wise, original weights": "original weights",
+    "vector-wise, SmoothQuant": "SmoothQuant",
+}
 
 
 def _by_layer(inputs: Mapping[str, Tensor], entrance: str) -> dict[int, Tensor]:
@@ -45,7 +61,9 @@ def atlas(inputs: Mapping[str, Tensor], entrances: Sequence[str]) -> Figure:
         image = panel.pcolormesh(ranks, layers, grid, cmap="viridis", norm=norm, shading="nearest")
         counts = (grid >= THRESHOLD).sum(1)
         edges = np.append(layers, layers[-1] + 1) - 0.5
-        panel.stairs(np.maximum(counts, 0.5) + 0.5, edges, orientation="horizontal", color="white")
+        # At rank n + 0.5: behind the channels above 6.0; at the axis, out of sight, where none is.
+        panel.stairs(counts + 0.5, edges, orientation="horizontal", color="white")
+        panel.set_xlim(0.5, grid.shape[1] + 0.5)
         panel.set_title(f"{kind}: {(grid >= THRESHOLD).sum():,} above", fontsize=10)
         panel.set_xscale("log")
         panel.set_xlabel(f"rank of {grid.shape[1]} channels")
@@ -99,7 +117,15 @@ def landscape(
     layers, positions = (shares.numpy() for shares in outlier_shares(chosen))
     ever = layers > 0
     right.add_patch(Rectangle((25, 6), 80, 100, color=COLOURS["good"], alpha=0.15, linewidth=0))
-    right.plot(100 * layers[ever], 100 * positions[ever], "o", color=COLOURS["bf16"])
+    dots = np.stack([100 * layers[ever], 100 * positions[ever]], 1).round(6)
+    places, counts = np.unique(dots, axis=0, return_counts=True)
+    right.plot(places[:, 0], places[:, 1], "o", color=COLOURS["bf16"])
+    for (x_place, y_place), count in zip(places, counts, strict=True):
+        if count > 1:
+            right.annotate(
+                f"{count} channels", (x_place, y_place), (6, -3), textcoords="offset points",
+                fontsize=7,
+            )  # fmt: skip
     for channel in np.nonzero((layers >= 0.1) & ever)[0]:
         right.annotate(
             str(channel), (100 * layers[channel], 100 * positions[channel]), (6, -3),
@@ -117,32 +143,39 @@ def landscape(
 
 
 def first_token(residual: Tensor, inputs: Mapping[str, Tensor]) -> Figure:
-    """Largest magnitudes of the first token and of the others, by layer.
+    """Largest magnitudes of the first token and of the others, by layer, and behind the norms.
 
-    `residual`: magnitudes (layers + 1, T, C), the embedding first.
+    `residual`: (layers + 1, T, C), the embedding first.
     """
-    drawn, (left, right) = figure(2, figsize=(9, 3.5), sharey=True)
-    down = _by_layer(inputs, "down_proj")
-    entering = torch.stack(list(down.values())).abs()  # (layers, T, C)
-    for panel, values, first_layer in ((left, residual, 0), (right, entering, 0)):
-        layers = np.arange(first_layer, first_layer + len(values))
+    drawn, (left, middle, right) = figure(3, figsize=(9.8, 3.7), sharey=True)
+    entering = torch.stack(list(_by_layer(inputs, "down_proj").values())).abs()  # (layers, T, C)
+    for panel, values in ((left, residual.abs()), (middle, entering)):
         for x, label, colour, shape in (
             (values[:, 0].amax(-1), "first token", COLOURS["int8"], "s"),
             (values[:, 1:].amax((1, 2)), "largest of the others", COLOURS["bf16"], "o"),
             (values.flatten(1).median(1).values, "median of all", COLOURS["predicted"], "."),
         ):
-            panel.plot(layers, x, marker=shape, color=colour, markersize=5, label=label)
-        panel.set_yscale("log")
-    left.set_xlabel("blocks passed")
-    right.set_xlabel("layer")
+            panel.plot(range(len(values)), x, marker=shape, color=colour, markersize=4, label=label)
+    largest = []
+    for kind, colour, shape in (("q_proj", CURVES[0], "^"), ("gate_proj", CURVES[1], "v")):
+        peaks = [x[0].abs().max().item() for x in _by_layer(inputs, kind).values()]
+        largest += [(peak, layer, kind) for layer, peak in enumerate(peaks)]
+        right.plot(range(len(peaks)), peaks, marker=shape, color=colour, markersize=4, label=kind)
+    limit = residual.shape[-1] ** 0.5
+    right.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"√C = {limit:.0f}")
+    left.set_yscale("log")
+    for panel, label in ((left, "blocks passed"), (middle, "layer"), (right, "layer")):
+        panel.set_xlabel(label)
     left.set_ylabel("magnitude (log)")
-    left.legend(fontsize=9)
-    ratio = (residual[:, 0].amax(-1) / residual[:, 1:].amax((1, 2))).max()
-    left.set_title(f"Residual: the first token up to {ratio:.0f} times the others", fontsize=10)
-    peaks = entering[:, 0].amax(-1)
-    large = [i for i, v in enumerate(peaks.tolist()) if v > 100]
+    left.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="upper left")
+    ratio = (residual[:, 0].abs().amax(-1) / residual[:, 1:].abs().amax((1, 2))).max()
+    left.set_title(f"Residual: first token\nup to {ratio:.0f} times the others", fontsize=10)
+    peak, layer = entering[:, 0].amax(-1).max(0)
+    middle.set_title(f"Into down_proj: up to\n{peak:,.0f}, in layer {layer}", fontsize=10)
+    peak, layer, kind = max(largest)
     right.set_title(
-        f"down_proj: above 100 on it in layers {', '.join(map(str, large)) or 'none'}", fontsize=10
+        f"First token after the norms:\nup to {peak:.1f} ({kind}, layer {layer})", fontsize=10
     )
     return drawn
 
@@ -156,7 +189,7 @@ def one_outlier(values: Tensor, size: float, threshold: float) -> Figure:
     decomposed[:, columns] = x[:, columns]
     versions = {
         "one scale": dequantize(absmax_quantize(x)),
-        "one a row": dequantize(absmax_quantize(x, granularity="row")),
+        "one per row": dequantize(absmax_quantize(x, granularity="row")),
         f"decomposed, {columns.numel()} of {x.shape[1]} kept": decomposed,
     }
     drawn, panels = figure(3, figsize=(9, 2.7))
@@ -200,135 +233,85 @@ def columns_by_layer(
     return drawn
 
 
-def ladder(changes: Mapping[str, PairedDifference], paper: Mapping[str, Any]) -> Figure:
-    """Change of loss of every scheme with its interval; the published changes beside it."""
-    names = [name for name in changes if name != "FP32"]
-    drawn, (left, right) = figure(
-        2, figsize=(9.6, 0.29 * len(names) + 1.2), sharey=True, width_ratios=(3, 2)
-    )
-    rows = {name: row for row, name in enumerate(names)}
-    styles = {
-        "operands rounded": (COLOURS["bf16"], "o"),
-        "outlier columns kept": (COLOURS["good"], "s"),
-        "controls": (COLOURS["highlight"], "D"),
-        "real layers": (COLOURS["fp32"], "^"),
-    }
-    for name, row in rows.items():
-        change = changes[name]
-        if name in CONTROLS:
-            group = "controls"
-        elif "decomposition" in name or name in THRESHOLDS:
-            group = "outlier columns kept"
-        else:
-            group = "operands rounded" if name in RUNGS else "real layers"
-        colour, shape = styles.get(group)
-        left.plot([change.low, change.high], [row, row], color=colour, linewidth=2)
-        left.plot(change.mean, row, shape, color=colour, markersize=6)
-    for group, (colour, shape) in styles.items():
-        left.plot([], [], shape, color=colour, label=group)
-    left.legend(loc="lower left", fontsize=8)
+def _marked(panel: Axes, change: Change, row: float, colour: str, shape: str) -> None:
+    panel.plot([change.low, change.high], [row, row], color=colour, linewidth=2)
+    panel.plot(change.mean, row, shape, color=colour, markersize=7)
+
+
+def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
+    """The paper's methods: this model's changes of the loss, and beside them the published ones."""
+    methods = [*METHODS, "zero point vector-wise"]  # the last one is the paper's only
+    names = [*methods, *(f"{name} + decomposition" for name in methods)]
+    drawn, (left, right) = figure(2, figsize=(9.6, 4.6), sharey=True, sharex=True)
+    for row, name in enumerate(names):
+        if name not in climbed.nll:
+            left.annotate("not measured", (0.012, row), va="center", fontsize=8)
+            continue
+        change = climbed.change("FP32", name)
+        _marked(left, change, row, "black", "s")
+        left.lines[-1].set_markerfacecolor("black" if change.grids > 1 else "white")
+    full = np.array(paper["rows"]["32-bit"], float)
+    sizes = zip(paper["columns"], CURVES, SHAPES, strict=False)
+    for place, (size, colour, shape) in enumerate(sizes):
+        points = [
+            (np.log(float(values[place]) / full[place]), names.index(name))
+            for name, values in paper["rows"].items()
+            if name in names
+        ]
+        right.plot(*zip(*points, strict=True), shape, color=colour, label=size, alpha=0.85)
     for panel in (left, right):
         panel.axvline(0, color="black", linewidth=0.8)
+        panel.axhline(len(names) / 2 - 0.5, color=COLOURS["predicted"], linewidth=0.8)
         panel.set_xscale("symlog", linthresh=0.01)
         ticks = [-0.01, 0, 0.01, 0.1, 1]
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
         panel.set_xticks([], minor=True)
+        panel.set_xlim(-0.02, 3)
+        panel.set_xlabel("change of loss (nats per token);\nlinear to 0.01, logarithmic beyond")
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
-    left.set_xlabel("change of loss against FP32\n(nats a token; linear up to 0.01, then log)")
-    right.set_xlabel("ln(perplexity / 32-bit perplexity)")
-    full = np.array(paper["rows"]["32-bit"], float)
-    for place, (size, colour, shape) in enumerate(
-        zip(paper["columns"], CURVES, SHAPES, strict=False)
-    ):
-        points = [
-            (np.log(float(values[place]) / full[place]), rows[name])
-            for name, values in paper["rows"].items()
-            if name in rows
-        ]
-        right.plot(*zip(*points, strict=True), shape, color=colour, label=size, alpha=0.85)
-    right.legend(loc="lower center", fontsize=8)
-    best = changes[LLM_INT8].mean
-    worst = changes["absmax"].mean
-    left.set_title(f"From {worst:+.2f} (absmax) to {best:+.3f} (LLM.int8())", fontsize=10)
-    right.set_title("The paper's models, C4", fontsize=10)
+    drawn.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
+    changes = {name: climbed.change("FP32", name).mean for name in names if name in climbed.nll}
+    worst, best = max(changes, key=changes.get), min(changes, key=changes.get)
+    left.set_title(f"Here: {changes[best]:+.3f} to {changes[worst]:+.2f}", fontsize=10)
+    right.set_title("The paper's models", fontsize=10)
     return drawn
 
 
-def quality_against_share(
-    changes: Mapping[str, PairedDifference], kept: Mapping[str, float | None]
-) -> Figure:
-    """Change of loss against the share kept, for both bases: one scale a tensor, and vector-wise."""
-    drawn, panels = figure(2, figsize=(9.4, 4.2))
-    looks = {
-        "random columns": ("X", COLOURS["predicted"]),
-        "first token": ("D", COLOURS["highlight"]),
-        "another token": ("d", COLOURS["predicted"]),
-        "first token + columns": ("P", COLOURS["highlight"]),
-        "columns of down_proj": ("<", "#56B4E9"),
-        "columns of the others": (">", COLOURS["bf16"]),
-        "SmoothQuant": ("^", COLOURS["good"]),
-    }
-    for panel, base in zip(panels, ("absmax", "vector-wise"), strict=True):
-        marks = [(base, "nothing kept", "o", "#000000")]
-        marks += [
-            (f"{base}, {control}", control, *look)
-            for control, look in looks.items()
-            if f"{base}, {control}" in changes
-        ]
-        marks += [(f"{base} + decomposition", "outlier columns, 6.0", "s", COLOURS["int8"])]
-        for name, label, shape, colour in marks:
-            _with_interval(panel, changes[name], kept[name] or 0.0, label, shape, colour)
-        if base == "vector-wise":
-            line = {THRESHOLD: LLM_INT8} | {s.threshold: n for n, s in THRESHOLDS.items()}
-            points = [(t, kept[line[t]] or 0.0, changes[line[t]]) for t in sorted(line)]
-            panel.plot(
-                [100 * share for _, share, _ in points], [c.mean for *_, c in points], "--",
-                color=COLOURS["int8"], linewidth=1,
-            )  # fmt: skip
-            for threshold, share, change in points:
-                if threshold != THRESHOLD:
-                    _with_interval(panel, change, share, None, ".", COLOURS["int8"])
-                panel.annotate(
-                    f"{threshold:g}", (100 * share, change.mean), (4, 5),
-                    textcoords="offset points", fontsize=8, color=INKS["int8"],
-                )  # fmt: skip
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_xscale("symlog", linthresh=0.1)
-        panel.set_xlim(-0.02, 25)
-        panel.set_xticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
-        panel.set_xticks([], minor=True)
-        panel.set_xlabel("% of activations in high precision")
-        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
-    panels[0].set_ylabel("change of loss (nats a token)")
-    token = 1 - changes["absmax, first token"].mean / changes["absmax"].mean
-    columns = 1 - changes["absmax + decomposition"].mean / changes["absmax"].mean
-    panels[0].set_title(f"absmax: columns repair {columns:.0%}, one token {token:.0%}", fontsize=10)
-    base, best = changes["vector-wise"].mean, changes[LLM_INT8].mean
-    panels[1].set_title(f"vector-wise: columns repair {1 - best / base:.0%}", fontsize=10)
+def controls(climbed: Climbed, pairs: Mapping[str, Sequence[str]]) -> Figure:
+    """Each control below the rung that it belongs to: how it changes that rung's loss."""
+    drawn, panels = figure(len(pairs), figsize=(9.6, 3.0))
+    for panel, (base, names) in zip(panels, pairs.items(), strict=True):
+        better = 0
+        for row, name in enumerate(names):
+            change = climbed.change(base, name)
+            told = change.high < 0 or change.low > 0
+            better += change.high < 0
+            colour = COLOURS["good"] if change.high < 0 else COLOURS["predicted"]
+            _marked(
+                panel, change, row, colour if told else COLOURS["predicted"], "s" if told else "o"
+            )
+        labels = [SHORT.get(name, name).replace(f"{base}, ", "") for name in names]
+        panel.set_yticks(range(len(names)), labels, fontsize=8)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.locator_params(axis="x", nbins=4)
+        panel.set_xlabel("change of loss\n(nats per token)")
+        panel.set_title(
+            f"{SHORT.get(base, base)}:\n{better} of {len(names)} below zero", fontsize=9
+        )
     return drawn
-
-
-def _with_interval(
-    panel: Any, change: PairedDifference, share: float, label: str | None, shape: str, colour: str
-) -> None:
-    x = 100 * share
-    panel.plot([x, x], [change.low, change.high], color=colour, linewidth=1.2)
-    panel.plot(x, change.mean, shape, color=colour, markersize=7, label=label)
 
 
 def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Relative change of the logits by threshold: one dot a prompt, with the number of flips.
+    """KL divergence by threshold: one dot per prompt, with the number of flips.
 
     `effects`: for each threshold and prompt `neighbour`, `continuation` (each with ` flips`) and
-    `error`, the distance from the unquantized model.
+    `error`, the divergence from the unquantized model.
     """
-    drawn, axes = figure(figsize=(8, 3.8))
+    drawn, axes = figure(figsize=(8, 4.2))
     smallest = 1e-8
-    kinds = (
-        ("neighbour", "bf16", "o", -0.25),
-        ("continuation", "good", "s", 0.0),
-    )
+    kinds = (("neighbour", "bf16", "o", -0.25), ("continuation", "good", "s", 0.0))
     for kind, named, shape, offset in (*kinds, ("error", "predicted", "D", 0.25)):
         colour = COLOURS[named]
         for place, entries in enumerate(effects.values()):
@@ -348,16 +331,88 @@ def neighbours(effects: Mapping[float, Sequence[Mapping[str, Any]]]) -> Figure:
     axes.annotate(f"flips of {count}:", (-0.4, 1), (0, -12), ha="right", fontsize=9,
                   textcoords="offset points", xycoords=("data", "axes fraction"))  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(smallest / 2, 5)
+    axes.set_ylim(smallest / 2, 20)
     axes.set_xlim(-1.15, len(effects) - 0.5)
     axes.set_xticks(range(len(effects)), [f"{threshold:g}" for threshold in effects])
     axes.set_xlabel("outlier threshold (0: no decomposition)")
-    axes.set_ylabel("change of the logits\n(relative)")
+    axes.set_ylabel("KL divergence of the\nnext token (nats)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower center", fontsize=9)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     medians = {t: np.median([e["neighbour"] for e in entries]) for t, entries in effects.items()}
     worst = max(medians, key=medians.get)
     axes.set_title(
-        f"A neighbour moves the logits by {medians[worst]:.0%} at threshold {worst:g} (median)"
+        f"A neighbour moves my next token's distribution most at threshold {worst:g} (median)"
     )
+    return drawn
+
+
+# --- drawings -----------------------------------------------------------------------------------
+
+PATHS_ALT = (
+    "Activations X enter at the left. Their outlier columns go the lower way: in 16 bit, times the "
+    "restored weights of these columns. Everything else goes the upper way: int8 codes with a scale "
+    "per row, an exact product with the int8 weights, then both scales. At the right the two "
+    "results are added to Y."
+)
+
+
+def drawing_paths() -> Figure:
+    """LLM.int8(): the outlier columns take their own way."""
+    drawn, axes = canvas(WIDTH, 4.1, "Two ways through one layer")
+    outliers = [(row, 2) for row in range(3)]
+    x = matrix(
+        axes, (0.25, 2.5), (3, 5), "X: tokens × channels", "activations", {"highlight": outliers},
+        size=0.26,
+    )  # fmt: skip
+    codes = matrix(
+        axes, (2.45, 3.5), (3, 5), "int8 codes, scale per row", "int8", {"neutral": outliers},
+        size=0.22,
+    )  # fmt: skip
+    product = box(axes, "× int8 weights,\nsums exact", (4.75, 3.17), (1.25, 0.6), "int8")
+    scaled = box(axes, "× both\nscales", (6.1, 3.17), (0.75, 0.6), "neutral")
+    columns = matrix(axes, (2.85, 1.35), (3, 1), "outlier columns", "16 bit", size=0.22)
+    restored = box(
+        axes, "× weights of these channels,\nrestored from int8", (5.05, 1.02), (2.0, 0.6), "16 bit"
+    )
+    added = sign(axes, "+", (6.95, 2.1))
+    middle = x.centre[1]
+    arrow(axes, (x.x1, middle), codes, corners=[(1.95, middle), (1.95, codes.centre[1])])
+    arrow(axes, (x.x1, middle), columns, corners=[(1.95, middle), (1.95, columns.centre[1])])
+    arrow(axes, codes, product)
+    arrow(axes, product, scaled)
+    arrow(axes, scaled, added, corners=[(6.95, scaled.centre[1])])
+    arrow(axes, columns, restored)
+    arrow(axes, restored, added, corners=[(6.95, restored.centre[1])])
+    write(axes, (7.2, 2.1), "Y", weight="bold")
+    write(
+        axes,
+        (3.0, 0.3),
+        "marked: a column with an outlier; its codes are 0 on the upper way",
+        SMALL,
+    )
+    return drawn
+
+
+KEPT_ALT = (
+    "The same small matrix of activations twice, with three outliers. On the left their whole "
+    "columns are marked as kept in 16 bit, on the right only the outliers themselves."
+)
+
+
+def drawing_kept() -> Figure:
+    """What is kept: whole columns, or each row's own outliers."""
+    drawn, axes = canvas(WIDTH, 2.75, "What must stay in 16 bit?")
+    values = np.array(
+        [[0.3, -8, 1, 0.5, 0.1, 2], [1, 0.4, -0.2, 1, -1, 0.6], [0.2, 1, 0.9, -7, 0, 0.3],
+         [-1, 0.1, 0.4, 9, 0.8, 1]]
+    )  # fmt: skip
+    outliers = [tuple(place) for place in np.argwhere(np.abs(values) >= 6).tolist()]
+    held = {column for _, column in outliers}
+    columns = [(row, column) for row in range(len(values)) for column in held]
+    size = (0.46, 0.36)
+    whole = f"whole columns: {len(columns)} of {values.size} values"
+    own = f"each row's own: {len(outliers)} of {values.size} values"
+    matrix(axes, (0.5, 2.2), values, whole, "int8", {"16 bit": columns}, size=size)
+    matrix(axes, (4.2, 2.2), values, own, "int8", {"16 bit": outliers}, size=size)
+    write(axes, (WIDTH / 2, 0.2), "blue: kept in 16 bit    orange: rounded to int8", SMALL)
     return drawn
