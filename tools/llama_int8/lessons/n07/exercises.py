@@ -246,6 +246,10 @@ own_outliers.mistake(
         (torch.tensor([[1.0, -9.0, 2.0], [8.0, 7.5, -1.0], [5.0, 0.5, -0.25]]), 2),
         (torch.tensor([[10.0, 9.5, 9.0, 1.0], [6.0, 1.0, 0.5, 0.25]]), 1),
         (torch.tensor([[10.0, 9.5, 9.0, 1.0], [6.0, 1.0, 0.5, 0.25]]), 3),
+        (
+            torch.tensor([[10.0, 8.0, -1.0], [5.0, -2.0, 0.5]]),
+            1,
+        ),  # 2 and 3 apart, 36 and 21 squared
     ],
     hints=[
         "A row's noise grows with the square of its absmax. Taking its largest value out lowers it "
