@@ -443,22 +443,14 @@ class Report:
         A column for a T4 is there once a T4 has run a lesson.
         """
         rows = []
+        on_t4 = {path.stem: self._on_t4(path.stem) for path in sync_notebooks.notebook_paths()}
+        t4 = ["run on a T4"] if any(on_t4.values()) else []
         for path in sync_notebooks.notebook_paths():
             link = f"[{sync_notebooks.title(path.stem)}](notebooks/{path.name})"
-            run, on_t4 = self._run(path.stem), self._on_t4(path.stem)
-            times = _study_minutes(path), _minutes(run), _minutes(on_t4)
+            times = [_study_minutes(path), _minutes(self._run(path.stem))]
+            times += [_minutes(on_t4[path.stem])] if t4 else []
             rows.append([link, question(path.stem), *times, _badge(path.stem)])
-        header = [
-            "lesson",
-            "its question",
-            "study, minutes",
-            "run, minutes",
-            "run on a T4",
-            "Colab",
-        ]
-        if not any(self._on_t4(path.stem) for path in sync_notebooks.notebook_paths()):
-            header.pop(4)
-            rows = [[*row[:4], row[5]] for row in rows]
+        header = ["lesson", "its question", "study, minutes", "run, minutes", *t4, "Colab"]
         return markdown_table(header, rows).replace("---:", "---", 1)  # a question is no number
 
     # --- helpers

@@ -1,4 +1,4 @@
-"""Schemes of `simulate.Scheme` computed with exact integer products, several times faster.
+"""Schemes of `simulate.Scheme` computed with exact integer products, faster than simulated.
 
 Weights and activations are int8 codes with one scale per tensor or per row. What a scheme keeps in
 high precision is added in floating point. The result is that of `simulate.simulated` but for FP32's
