@@ -572,7 +572,7 @@ def test_the_loss_of_windows_does_not_depend_on_how_many_share_a_pass(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("alone", "says"), [(8, "before any rounding"), (1, "with the rounding"), (4, "undecided")]
+    ("alone", "says"), [(8, "cut alone"), (1, "with the rounding"), (4, "undecided")]
 )
 def test_a_clip_is_blamed_only_where_the_intervals_allow_one_answer(alone, says):
     def loss(mean):

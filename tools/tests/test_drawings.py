@@ -322,6 +322,20 @@ def test_no_number_of_bits_hides_a_mark_another_number_or_the_line_at_zero():
             assert not label.contains(*axes.transData.transform(place))
 
 
+@pytest.mark.parametrize(
+    ("grids", "title"), [([0.5, 1.6], "costs more than 4 times"), ([0.5, 9.0], "against the noise")]
+)
+def test_a_clip_is_set_beside_every_grid_of_the_same_noise(grids, title):
+    def cost(decibels, mean):
+        loss = SimpleNamespace(mean=mean, low=mean - 0.1, high=mean + 0.1)
+        return SimpleNamespace(decibels=decibels, loss=loss)
+
+    rows, clip = ("per-channel", "4 bits"), ("per-tensor, clipped", "4 bits")
+    costs = {rows: cost(16.2, 0.5), clip: cost(16.5, 8.0)}
+    (axes,) = lesson_06.loss_against_noise(costs, {rows: grids}).axes
+    assert title in axes.get_title(loc="left") + axes.get_title()
+
+
 def test_the_lopsided_values_meet_a_zero_point_that_is_computed_and_not_zero():
     drawn = lesson_06.drawing_zero_point()
     texts = [text.get_text() for axes in drawn.axes for text in axes.texts]

@@ -455,8 +455,15 @@ def clipping(shares: Sequence[float], curves: Mapping[int, Sequence[float]]) -> 
     return drawn
 
 
-def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
-    """Change of the loss against the SNR of the weights, for each scheme and number of bits."""
+def loss_against_noise(
+    costs: Mapping[tuple[str, str], Any],
+    by_grid: Mapping[tuple[str, str], Sequence[float]] | None = None,
+) -> Figure:
+    """Change of the loss against the SNR of the weights, for each scheme and number of bits.
+
+    `by_grid`: changes on several grids of the same noise, drawn as a thin line from end to end.
+    """
+    by_grid = by_grid or {}
     drawn, axes = figure(figsize=(7.8, 4.4))
     schemes = list(dict.fromkeys(scheme for scheme, _ in costs))
     inks = dict(zip(schemes, [*INKS.values(), "#7A5200"], strict=False))  # CURVES, darker
@@ -471,6 +478,10 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
         axes.errorbar(
             x, y, spread, fmt=shape, capsize=3, label=scheme, **look
         )  # hollow: none hides
+        for name in costs:
+            if name[0] == scheme and name in by_grid:
+                ends = min(by_grid[name]), max(by_grid[name])
+                axes.plot(2 * [costs[name].decibels], ends, color=colour, linewidth=1, zorder=1)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.02)
     ticks = [0, 0.01, 0.1, 1, 10]
@@ -482,20 +493,25 @@ def loss_against_noise(costs: Mapping[tuple[str, str], Any]) -> Figure:
     axes.set_xlabel("SNR of the weights (dB); the numbers are bits")
     axes.set_ylabel("change of the loss\n(nats per token; linear below 0.02)")
     axes.legend(fontsize=9)
-    axes.set_title(_title_of_loss(costs))
+    axes.set_title(_title_of_loss(costs, by_grid))
     _label_bits(axes, costs, inks)
     return drawn
 
 
-def _title_of_loss(costs: Mapping[tuple[str, str], Any]) -> str:
-    """The loss of a clip beside that of a scheme with the same noise, to a decibel."""
-    others = [cost for (scheme, _), cost in costs.items() if "clip" not in scheme]
-    for (scheme, _), clip in costs.items():
-        like = min(others, key=lambda cost: abs(cost.decibels - clip.decibels))
-        same_noise = abs(like.decibels - clip.decibels) < 1
-        if "clip" in scheme and same_noise and clip.loss.low > like.loss.high > 0:
-            ratio = clip.loss.mean / like.loss.mean
-            return f"With about the same noise, the clip costs {ratio:.0f} times the loss"
+def _title_of_loss(
+    costs: Mapping[tuple[str, str], Any], by_grid: Mapping[tuple[str, str], Sequence[float]]
+) -> str:
+    """The loss of a clip beside that of a scheme with the same noise, to a decibel, on every grid."""
+    others = [name for name in costs if "clip" not in name[0]]
+    for name, clip in costs.items():
+        like = min(others, key=lambda other: abs(costs[other].decibels - clip.decibels))
+        same_noise = abs(costs[like].decibels - clip.decibels) < 1
+        highest = max(costs[like].loss.high, *by_grid.get(like, [0.0]))
+        if "clip" in name[0] and same_noise and clip.loss.low > highest > 0:
+            ratio = clip.loss.low / highest
+            return (
+                f"With about the same noise, the clip costs more than {int(ratio)} times the loss"
+            )
     return "Loss against the noise of the weights"
 
 

@@ -195,7 +195,7 @@ def blame_for_clip(alone: PairedDifference, rounded: PairedDifference) -> str:
     """Does the cut do the damage of a clip? From its loss `alone`, and `rounded` as well."""
     said = f"Clip without rounding {alone.mean:+.3f} nats, clip and rounding {rounded.mean:+.3f}."
     if alone.low > rounded.high / 2:
-        return f"{said} Most of the damage is there before any rounding."
+        return f"{said} The cut alone is enough to do most of the damage."
     if alone.high < rounded.low / 2:
         return f"{said} Most of the damage comes only with the rounding."
     return f"{said} Which of them does most of the damage is undecided here."
@@ -237,11 +237,8 @@ def floor_against_round(
         results.record(f"weights.{name}", mean, "nats", low=low, high=high, n=len(values))
         single = ", ".join(f"{value:+.4f}" for value in values)
         table.append([name, f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", single])
-    rounded, floor, bias = (np.mean(values) for values in changes.values())
-    said = f"The bias of floor multiplies perplexity by {np.exp(bias):.4f}"
-    if rounded > 0:
-        said += f"; floor costs {floor / rounded:.1f} times what round does"
-    return table, f"{said}."
+    bias = np.mean(changes["floor minus round"])
+    return table, f"The bias of floor multiplies perplexity by {np.exp(bias):.4f}."
 
 
 def continued(
