@@ -678,6 +678,12 @@ def set_up() -> None:
     )
     step(f"installing {torch}", [*pip, torch])
     step("installing the rest", [*pip, *constraints, "-e", f"{ROOT}[headless]"])
+    has_triton = [str(venv_python()), "-c", "import triton"]  # a CUDA build of torch brings its own
+    if sys.platform == "linux" and subprocess.run(has_triton, capture_output=True).returncode:
+        try:
+            step("installing Triton", [*pip, *constraints, "-e", f"{ROOT}[triton]"])
+        except CourseError:
+            print("  not to be had here: lesson 09 goes without its kernel for GPUs", flush=True)
     stamp.write_text(fingerprint)
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
 
