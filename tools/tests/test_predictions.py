@@ -1,5 +1,6 @@
 """Predictions: whatever a learner types, the notebook goes on; a guess is compared, marked and kept."""
 
+import ast
 import csv
 import json
 import re
@@ -363,6 +364,18 @@ def test_a_notebooks_predictions_carry_its_number_are_blank_and_are_met_later(pa
             here = cell[cell.index(f'predict("{name}"') :]
             later = "\n".join([here, *cells[number + 1 :]])
             assert re.search(rf"\b{variable}\.(compare|mark)\(", later), f"{name} is never met"
+
+
+@pytest.mark.parametrize("path", sync_notebooks.notebook_paths(), ids=lambda path: path.stem)
+def test_a_guess_has_a_cell_of_its_own_so_that_it_stands_before_its_answer(path):
+    for cell in code_cells(path):
+        if "= predict(" in cell:
+            body = ast.parse(cell).body
+            assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign) for node in body)
+            calls = [
+                node.value for node in body if isinstance(getattr(node, "value", None), ast.Call)
+            ]
+            assert {ast.unparse(call.func) for call in calls} == {"predict"}, cell
 
 
 def test_some_notebooks_ask_for_predictions_each_name_once():
