@@ -241,6 +241,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--memory", metavar="GIB", type=float, default=6.0, help="limit of a kernel (default: 6)"
     )
 
+    quiz_ = commands.add_parser("quiz", help="five questions per lesson, for Moodle and on paper")
+    quiz_.add_argument("folder", metavar="FOLDER", help="where to")
+
     fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
     fetch_.add_argument("folder", metavar="FOLDER", help="where to")
     fetch_.add_argument(
@@ -539,6 +542,12 @@ def grade(options: argparse.Namespace) -> int:
     )
 
 
+def quiz(options: argparse.Namespace) -> int:
+    import quiz as questions
+
+    return questions.main(path_of(options.folder))
+
+
 def fetch(options: argparse.Namespace) -> int:
     import offline
 
@@ -584,6 +593,7 @@ COMMANDS = {
     "models": models,
     "compare": compare,
     "grade": grade,
+    "quiz": quiz,
     "fetch": fetch,
     "evaluate": evaluate,
     "generate": generate,
