@@ -241,6 +241,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--memory", metavar="GIB", type=float, default=6.0, help="limit of a kernel (default: 6)"
     )
 
+    guesses = commands.add_parser("predictions", help="what a class guessed, as pictures")
+    guesses.add_argument(
+        "source", metavar="FILE", help="points-predictions.csv, as `grade` wrote it"
+    )
+    guesses.add_argument("folder", metavar="FOLDER", help="where the pictures go")
+
     quiz_ = commands.add_parser("quiz", help="five questions per lesson, for Moodle and on paper")
     quiz_.add_argument("folder", metavar="FOLDER", help="where to")
 
@@ -542,6 +548,12 @@ def grade(options: argparse.Namespace) -> int:
     )
 
 
+def predictions(options: argparse.Namespace) -> int:
+    import class_predictions
+
+    return class_predictions.main(path_of(options.source), path_of(options.folder))
+
+
 def quiz(options: argparse.Namespace) -> int:
     import quiz as questions
 
@@ -593,6 +605,7 @@ COMMANDS = {
     "models": models,
     "compare": compare,
     "grade": grade,
+    "predictions": predictions,
     "quiz": quiz,
     "fetch": fetch,
     "evaluate": evaluate,
