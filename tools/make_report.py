@@ -3,6 +3,7 @@
 `report_template.md` asks for numbers by name. Each notebook is shown from the machine that last ran
 it in place, and what `run` does not make (PIQA, WikiText-2, the benchmarks) from a machine that made
 it. A number that nobody measured reads "not measured": it is never an error, and never typed by hand.
+A sentence that a new run could turn false takes its wording from `told` or `side`.
 """
 
 import json
