@@ -3,6 +3,7 @@
 `report_template.md` asks for numbers by name. Each notebook is shown from the machine that last ran
 it in place, and what `run` does not make (PIQA, WikiText-2, the benchmarks) from a machine that made
 it. A number that nobody measured reads "not measured": it is never an error, and never typed by hand.
+A sentence that a new run could turn false takes its wording from `told` or `side`.
 """
 
 import json
@@ -19,6 +20,7 @@ import jinja2
 
 import sync_notebooks
 from common import ROOT, TOOLS, CourseError
+from llama_int8 import __version__
 from llama_int8.course.claims import VERDICTS, claims, often_heard
 from llama_int8.course.tables import markdown_table
 from llama_int8.data import load
@@ -99,7 +101,7 @@ class Report:
         self.reference = read_reference(root / "results")
         self.missing: set[str] = set()  # what the templates name and nobody has measured
         template = _read(TOOLS / "report_template.md")
-        self.numbered = re.findall(r'numbered_figure\("(\w+)"\)', template)
+        self.numbered = re.findall(r'numbered_figure\("(\w+)"', template)
         self.mentioned: set[str] = set()
         self.published = load("published")
 
@@ -166,10 +168,16 @@ class Report:
             "setting": self.setting,
             "shown": self.shown,
             "interval": self.interval,
+            "told": self.told,
+            "side": side,
             "percent": self.percent,
             "environment": self.environment,
             "total_minutes": self.total_minutes,
             "measured_by": self.measured_by,
+            "dates": self.dates,
+            "gpus": self.gpus,
+            "version": __version__,
+            "lesson": lesson,
             "one_line": lambda text: " ".join(str(text).split()),
             "figure": self.figure,
             "badge": _badge,
@@ -190,6 +198,7 @@ class Report:
             "papers": load("llama_papers"),
             "published_values": self.published,
             "t4_bound": t4_bound,
+            "read_ratio": read_ratio,
         }
         environment.filters["format"] = _filled_in
         return environment
@@ -223,6 +232,22 @@ class Report:
             return f"[{NOT_MEASURED}]"
         return "[" + ", ".join(format(end, digits) for end in ends) + "]"
 
+    def told(
+        self,
+        notebook: str,
+        name: str,
+        below: str,
+        inside: str,
+        above: str,
+        than: float = 0.0,
+        model: str = DEFAULT_MODEL,
+    ) -> str:
+        """The wording for where a number's interval lies: below `than`, around it, or above it."""
+        low, high = (self.value(notebook, name, end, model) for end in ("low", "high"))
+        if any(isinstance(number, NotMeasured) for number in (low, high, than)):
+            return NOT_MEASURED
+        return below if high < than else above if low > than else inside
+
     def setting(self, notebook: str, name: str) -> Any:
         """A parameter of the reference run, or NotMeasured."""
         return self._property(notebook, "settings", name)
@@ -242,6 +267,20 @@ class Report:
         runs = [self._run(path.stem) for path in sync_notebooks.notebook_paths()]
         seconds = [run["run_seconds"] for run in runs if run and "run_seconds" in run]
         return f"{sum(seconds) / 60:.0f}" if seconds else NOT_MEASURED
+
+    def dates(self) -> str:
+        """The first and the last day of all measurements."""
+        if not self.runs:
+            return NOT_MEASURED
+        silent = any("date" not in run for run in self.runs)
+        return _about(self.runs)["measured"] + (" and on days not recorded" if silent else "")
+
+    def gpus(self) -> str:
+        """Which GPUs have measured something, as a sentence."""
+        names = {r["environment"]["GPU"] for r in self.runs if "GPU" in r["environment"]}
+        if not names:
+            return "No GPU has been measured."
+        return f"GPUs that have measured something: {', '.join(sorted(names))}."
 
     def measured_by(self, *notebooks: str) -> str:
         """Which machine made what, in words; without arguments for everything that is shown."""
@@ -266,9 +305,9 @@ class Report:
             return f"\n\n*{name}: {self._not_measured(f'figure {name}')}*"
         return f"![{entry['alt']}](figures/{name}.png)\n\n*{caption or entry['caption']}*"
 
-    def numbered_figure(self, name: str) -> str:
+    def numbered_figure(self, name: str, caption: str | None = None) -> str:
         """The same with its number, counted in the order of the template."""
-        alt, caption = self.figure(name).split("\n\n*", 1)
+        alt, caption = self.figure(name, caption).split("\n\n*", 1)
         return f"{alt}\n\n*Figure {self._number(name)}. {caption}"
 
     def ref(self, name: str) -> str:
@@ -277,9 +316,9 @@ class Report:
         return f"figure {self._number(name)}"
 
     def by_machine(
-        self, notebook: str, rows: dict[str, str], digits: str = ",.1f", scale: float = 1.0
+        self, notebook: str, columns: dict[str, str], digits: str = ",.1f", scale: float = 1.0
     ) -> str:
-        """A table: a row for each label (and the measurement's name), a column for each machine.
+        """A table: a row for each machine and model, a column for each label and measurement.
 
         `{half}` in a name stands for the machine's 16-bit baseline, bf16 or fp16.
         """
@@ -287,13 +326,13 @@ class Report:
         def find(run: dict[str, Any], name: str) -> dict[str, Any] | None:
             return run["measurements"].get(name.format(half=_half(run)))
 
-        # A model without a tokenizer has no quality: no column of its own in such a table.
+        # A model without a tokenizer has no quality: no row of its own in such a table.
         runs = [
             run
             for run in self.runs
-            if _is_run_of(run, notebook) and any(find(run, name) for name in rows.values())
+            if _is_run_of(run, notebook) and any(find(run, name) for name in columns.values())
         ]
-        for name in rows.values():
+        for name in columns.values():
             if not any(find(run, name) for run in runs):
                 self._not_measured(f"{notebook}: {name}")
         if not runs:
@@ -302,10 +341,8 @@ class Report:
         def cell(run: dict[str, Any], name: str) -> str:
             return _cell(run, name.format(half=_half(run)), digits, scale)
 
-        header = ["", *map(_column, runs)]
-        return markdown_table(
-            header, [[label, *(cell(r, name) for r in runs)] for label, name in rows.items()]
-        )
+        rows = [[_who(run), *(cell(run, name) for name in columns.values())] for run in runs]
+        return markdown_table(["", *columns], rows)
 
     def by_path(
         self, notebook: str, cases: dict[str, str], paths: list[str], digits: str = ",.1f"
@@ -361,9 +398,10 @@ class Report:
         return markdown_table(["", *columns], rows)
 
     def claims_table(self) -> str:
-        """Every claim with source, deciding cell, measurement and verdict of each machine.
+        """Every claim with source, verdict, measurement and deciding cell of the reference runs.
 
-        Two tables: claims whose source can be cited, and those that are only often heard.
+        Two tables, each sorted by verdict: claims whose source can be cited, and those that are
+        only often heard. A machine that ends otherwise is named.
         """
         heard = {name for name, entry in claims().items() if often_heard(entry)}
         cited = [name for name in claims() if name not in heard]
@@ -381,35 +419,48 @@ class Report:
             notebook, where = entry["notebook"], "its notebook is not in this copy"
             if (sync_notebooks.NOTEBOOKS / f"{notebook}.ipynb").exists():
                 cell = deciding_cell(name, notebook)
-                colab = CELL.format(
+                where = CELL.format(
                     address=sync_notebooks.repository_address(), notebook=notebook, cell=cell
                 )
-                where = f"[{notebook[:2]}](notebooks/{notebook}.ipynb), cell [`{cell}`]({colab})"
+                where = f"[{notebook[:2]}, `{cell}`]({where})"
             said = f"{entry['claim']} ({entry['source']})"
             tried = [run for run in self.runs if name in run["claims"]]
-            for run in tried:
-                v = run["claims"][name]
-                measured = f"{v['measured']} ({run['environment']['machine']})"
-                rows.append([said, measured, f"**{v['verdict']}**: {v['because']}", where])
-            if not tried:
-                rows.append([said, NOT_MEASURED, "", where])
-        table = markdown_table(["claim", "measured", "verdict", "decided in"], rows)
-        return table.replace("---:", "---")
+            shown = self._run(notebook)
+            run = shown if shown in tried else next(iter(tried), None)
+            if run is None:
+                rows.append((len(VERDICTS), [said, "", NOT_MEASURED, where]))
+                continue
+            found = run["claims"][name]
+            others = [
+                f"; {other['claims'][name]['verdict']} by `{other['environment']['machine']}`"
+                for other in tried
+                if other["claims"][name]["verdict"] != found["verdict"]
+            ]
+            verdict = f"**{found['verdict']}**"
+            if found["verdict"].endswith("if"):  # the condition is a part of the verdict
+                verdict += f": {_first_sentence(found['because'])}"
+            place = VERDICTS.index(found["verdict"])
+            rows.append((place, [said, verdict + "".join(others), found["measured"], where]))
+        rows.sort(key=lambda row: row[0])
+        header = ["claim", "verdict", "measured", "decided in"]
+        return markdown_table(header, [row for _, row in rows], right=False)
 
-    def verdicts(self) -> str:
-        """How the claims ended in the reference runs, in words."""
-        runs = {name: self._run(entry["notebook"]) for name, entry in claims().items()}
+    def verdicts(self, heard: bool | None = None) -> str:
+        """How the claims ended in the reference runs, in words: all, or those (not) only heard."""
+        names = [n for n, entry in claims().items() if heard in (None, often_heard(entry))]
+        runs = {name: self._run(claims()[name]["notebook"]) for name in names}
         tried = [run["claims"][name] for name, run in runs.items() if run and name in run["claims"]]
         found = Counter(verdict["verdict"] for verdict in tried)
         words = (
-            "hold",
-            "hold under a condition only",
-            "fail here",
-            "stay undecided here",
-            "cannot be tested here",
+            ("holds", "hold"),
+            ("holds under a condition only", "hold under a condition only"),
+            ("fails here", "fail here"),
+            ("stays undecided here", "stay undecided here"),
+            ("cannot be tested here", "cannot be tested here"),
         )
         ends = dict(zip(VERDICTS, words, strict=True))
-        parts = [f"{found[verdict]} {end}" for verdict, end in ends.items() if found[verdict]]
+        counts = [(found[verdict], end) for verdict, end in ends.items() if found[verdict]]
+        parts = [f"{count} {one if count == 1 else more}" for count, (one, more) in counts]
         if len(tried) < len(runs):
             parts.append(f"{len(runs) - len(tried)} have not been tried")
         return f"of {len(runs)} claims {', '.join(parts)}"
@@ -506,10 +557,10 @@ def _is_run_of(run: dict[str, Any], notebook: str) -> bool:
     return run["notebook"][:2] == notebook[:2] if numbered else run["notebook"] == notebook
 
 
-def _column(run: dict[str, Any]) -> str:
-    """A column's head: machine, model, and the first digits of the hash of its data, if it has any.
+def _who(run: dict[str, Any]) -> str:
+    """A row's head: machine, model, and the first digits of the hash of its data, if it has any.
 
-    Two columns are comparable only where these digits are equal.
+    Two rows are comparable only where these digits are equal.
     """
     parts = [run["environment"]["machine"], run["model"]]
     if "sha256" in run["settings"]:
@@ -600,6 +651,30 @@ def deciding_cell(claim: str, notebook: str) -> str:
     if len(cells) != 1:
         raise CourseError(f"{notebook} has {len(cells)} cells that try {claim}; it must be one")
     return cells[0]
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.)]) (?=[A-Z(])", text, maxsplit=1)[0]
+
+
+def side(number: Any, limit: float, below: str, above: str) -> str:
+    """One of two wordings, by the side of `limit` on which a computed number lies."""
+    if isinstance(number, NotMeasured):
+        return NOT_MEASURED
+    return below if number < limit else above
+
+
+def lesson(number: str) -> str:
+    """A link to a lesson's notebook, or its bare name where this copy lacks the notebook."""
+    there = [p for p in sync_notebooks.notebook_paths() if p.stem.startswith(f"{number}_")]
+    return f"[lesson {number}](notebooks/{there[0].name})" if there else f"lesson {number}"
+
+
+def read_ratio(model: str, slow: str, fast: str) -> float:
+    """How many times as many bytes of weights one token reads in precision `slow` as in `fast`."""
+    config = MODELS[model].config
+    read = [cost.weight_bytes(config, precision).read_per_token for precision in (slow, fast)]
+    return read[0] / read[1]
 
 
 def t4_bound(model: str, precision: str) -> float:

@@ -146,8 +146,9 @@ class TestTheCommittedReport:
     @pytest.mark.parametrize("reference", ["elsewhere\n", None])
     def test_after_all_notebooks_on_another_machine(self, root, reference):
         names = [path.stem for path in sync_notebooks.notebook_paths()]
-        for machine in {self.machine(root, f"{name}.json") for name in names}:  # one or several
-            rename(root / "results", machine, "elsewhere", keep="[0-9]*.json")
+        for name in names:  # one machine or several
+            machine = self.machine(root, f"{name}.json")
+            rename(root / "results", machine, "elsewhere", keep=f"{name}*.json")
         lines = "".join(f"{name} elsewhere\n" for name in names)
         (root / "results/reference.txt").write_text(reference or lines)
         text, missing = self.rendered(root)
@@ -173,7 +174,7 @@ class TestTheCommittedReport:
         shutil.rmtree(root / "results")
         shutil.rmtree(root / "figures")
         text, missing = self.rendered(root)
-        assert "not measured" in text and "08: decode.int8" in missing
+        assert "not measured" in text and "08: decode.int8.ratio" in missing
 
     def test_after_an_evaluation_of_fewer_precisions(self, root):
         (path,) = (root / "results").glob("*/piqa@smollm2-135m.json")
@@ -181,7 +182,7 @@ class TestTheCommittedReport:
         kept = {k: v for k, v in content["measurements"].items() if "fp32" not in k}
         kept = {k: v for k, v in kept.items() if not k.startswith("wrong_rule")}
         path.write_text(json.dumps({**content, "measurements": kept}))
-        assert "piqa: wrong_rule.question scored" in self.rendered(root)[1]
+        assert "piqa: wrong_rule.first token alone" in self.rendered(root)[1]
 
     def test_each_data_set_is_named_by_the_first_digits_of_its_hash(self, root):
         rename(root / "results", self.machine(root, "piqa*"), "elsewhere", keep="piqa*")
@@ -193,6 +194,40 @@ class TestTheCommittedReport:
         text = self.rendered(root)[0]
         assert f"smollm2-135m, data {here} |" in text
         assert "elsewhere, smollm2-135m, data 01234567 |" in text
+
+    @pytest.mark.parametrize(
+        "low, high, wording",
+        [
+            (-0.02, -0.01, "lowers the perplexity"),
+            (-0.01, 0.01, "by no amount that we could tell"),
+            (0.01, 0.02, "costs some quality"),
+        ],
+    )
+    def test_a_finding_says_what_its_interval_says(self, root, low, high, wording):
+        (path,) = (root / "results").glob("*/wikitext2-words@smollm2-135m.json")
+        content = json.loads(path.read_text())
+        content["measurements"]["nll_difference.int8"] |= {"low": low, "high": high}
+        path.write_text(json.dumps(content))
+        assert wording in self.rendered(root)[0]
+
+    def test_a_machine_that_ends_otherwise_is_named_beside_the_verdict(self, root):
+        here = self.machine(root, "01*")
+        rename(root / "results", here, "elsewhere", keep="01*")
+        path = root / "results/elsewhere/01_attention_and_causal_masking.json"
+        content = json.loads(path.read_text())
+        assert "by `elsewhere`" not in make_report.Report(root).claims_table()
+        content["claims"]["sink-whatever-the-token"]["verdict"] = "fails here"
+        path.write_text(json.dumps(content))
+        assert "; fails here by `elsewhere` |" in make_report.Report(root).claims_table()
+
+    def test_what_a_gpu_has_measured_is_said(self, root):
+        assert "No GPU has been measured." in self.rendered(root)[0]
+        path = next((root / "results").glob("*/00*.json"))
+        content = json.loads(path.read_text())
+        content["environment"]["GPU"] = "Tesla T4"
+        path.write_text(json.dumps(content))
+        text = self.rendered(root)[0]
+        assert "No GPU has been measured." not in text and "measured something: Tesla T4." in text
 
     @pytest.mark.parametrize(
         "change",
@@ -314,6 +349,44 @@ def test_claims_with_a_source_come_first_and_what_is_often_heard_stands_apart():
     for entry in claims().values():
         assert entry["claim"] in (heard if often_heard(entry) else cited)
         assert entry["claim"] not in (cited if often_heard(entry) else heard)
+
+
+def test_claims_are_sorted_by_their_verdict():
+    for part in make_report.Report(ROOT).claims_table().split("Often heard, without a source"):
+        found = re.findall(r"\| \*\*(.*?)\*\*", part)
+        assert len(found) > 5 and found == sorted(found, key=VERDICTS.index)
+
+
+def test_a_wording_by_the_side_of_a_number_that_nobody_measured_reads_so():
+    nobody = make_report.NotMeasured()
+    assert make_report.side(1, 2, "less", "more") == "less"
+    assert make_report.side(2, 2, "less", "more") == "more"
+    assert make_report.side(nobody / 2, 2, "less", "more") == "not measured"
+    report = make_report.Report(ROOT)
+    assert report.told("08", "no such number", "-", "0", "+") == "not measured"
+    assert report.told("08", "decode.int8.ratio", "-", "0", "+", than=nobody) == "not measured"
+
+
+def test_every_link_of_the_report_leads_somewhere():
+    text = make_report.Report(ROOT).render()
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {link[1:] for link in links if link.startswith("#")} <= slugs
+    for link in links:
+        assert link.startswith(("#", "https://")) or (ROOT / link).is_file(), link
+    # The README sends its readers here.
+    assert "claims-on-trial" in slugs
+
+
+def test_findings_come_first_and_each_leads_to_its_section_and_lesson():
+    text = make_report.Report(ROOT).render()
+    findings = text.partition("## Findings")[2].partition("\n## ")[0]
+    findings = [line for line in findings.splitlines() if re.match(r"\d+\. ", line)]
+    assert 8 <= len(findings) <= 12
+    for finding in findings:
+        assert re.search(r"\(\[[^]]+\]\(#[\w-]+\); \[lesson \d\d\]\(notebooks/", finding), finding
+        assert re.search(r"\d", finding.split("([")[0])
 
 
 def test_every_claim_has_a_verdict_once_its_notebook_has_run():
