@@ -415,7 +415,10 @@ def swiglu_on_trial(
     base = seconds["ReLU, 4x"]
     names = "SwiGLU, 4x", "SwiGLU, 8/3x", "ReLU, 4x, again"
     timed = [median_interval(seconds[name] / base) for name in names]
-    shown = [f"{median:.2f} [{low:.2f}, {high:.2f}]" for median, low, high in timed]
+    shown = [
+        f"{median:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low < high else " (too few rounds)")
+        for median, low, high in timed
+    ]
     verdict = saving_verdict(*timed)
     condition = "the inner width is two thirds. " if verdict == "holds only if" else ""
     put_on_trial(
@@ -427,7 +430,7 @@ def swiglu_on_trial(
         verdict,
         f"{condition}The rule: a saving counts from a tenth on, so the claim holds at a width whose "
         f"interval ends below {SAVING}, fails here if both begin above it, and is undecided "
-        "otherwise, or if the control leaves that tenth. "
+        "otherwise, or if the interval of ReLU's own again leaves that tenth. "
         f"512 tokens at once, FP32, 95 % intervals of the median of {base.size} rounds. What SwiGLU "
         "can give is a lower loss for the same number of weights.",
     )
