@@ -379,7 +379,7 @@ def time_feed_forward(
     for name, network in networks.items():
         network.to(settings.device).requires_grad_(False)
         calls[name] = repeated(partial(network, x), 5, settings.device)
-    timed = interleaved(calls, 3 * settings.rounds)
+    timed = interleaved(calls, 6 * settings.rounds)  # an interval of the median needs more than 15
     sizes = {name: sum(p.numel() for p in n.parameters()) for name, n in networks.items()}
     base = sizes["ReLU, 4x"]
     seconds = {name: phases["call"] for name, phases in timed.items()}
