@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import normal, random_tokens, refused, same
@@ -772,6 +773,63 @@ def test_a_reordered_copy_leaves_the_model_as_it_was_and_shares_all_else():
             assert not torch.equal(other, parameter)
         else:
             assert other is parameter
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("width", "refused"),
+    [
+        (48, "its slice in one of two files transposed"),  # 48 x 48, cut into 48 x 24
+        (24, "`wo` of one layer transposed"),  # 24 x 48, cut into 24 x 24
+    ],
+)
+def test_each_mistake_changes_the_logits_and_is_refused_only_by_its_shape(width, refused):
+    model = twin(random_llama(hidden_size=width))
+    tokens = random_tokens(1, 9)
+    right, before = model(tokens), [p.clone() for p in model.parameters()]
+    converted = measurements.mistakes(model)
+    assert [name for name, broken in converted.items() if broken is None] == [refused]
+    assert converted.pop("none") is model
+    for broken in converted.values():
+        if broken is not None:
+            assert (broken(tokens) - right).abs().max() > 1e-2 * right.abs().max()
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+@torch.inference_mode()
+def test_the_llama_of_lesson_04_scales_as_llama_31_beyond_the_original_context(lesson):
+    theirs, config, tokens = measurements.small_llama3()
+    beyond = theirs(tokens).logits[:, config.rope_scaling["original_max_position_embeddings"] :]
+    assert beyond.shape[1] > 0
+    allowed = lesson["tolerance"](beyond, config.num_hidden_layers)
+    for scaling, equal in ((config.rope_scaling, True), (None, False)):
+        ours = lesson["Llama"](replace(config, rope_scaling=scaling))
+        ours.load_state_dict(theirs.state_dict())
+        gap = (ours(tokens)[:, -beyond.shape[1] :] - beyond).abs().max()
+        assert (gap < allowed) == equal
+
+
+@pytest.mark.parametrize(
+    ("same", "less", "control", "verdict"),
+    [
+        ((1.4, 1.6), (0.98, 1.05), (0.95, 1.01), "fails here"),
+        ((1.4, 1.6), (0.85, 1.05), (0.95, 1.01), "undecided here"),
+        ((1.4, 1.6), (0.98, 1.05), (0.85, 1.01), "undecided here"),
+        ((1.4, 1.6), (0.70, 0.85), (0.95, 1.01), "holds only if"),
+        ((0.7, 0.8), (0.50, 0.60), (0.95, 1.01), "holds"),
+        ((math.nan, math.nan), (math.nan, math.nan), (math.nan, math.nan), "undecided here"),
+    ],
+)
+def test_a_saving_is_judged_by_its_intervals(same, less, control, verdict):
+    timed = ((sum(ends) / 2, *ends) for ends in (same, less, control))
+    assert measurements.saving_verdict(*timed) == verdict
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    draws = np.random.default_rng(0).lognormal(size=(400, 15))
+    intervals = [measurements.median_interval(row)[1:] for row in draws]
+    assert 0.94 < np.mean([low <= 1 <= high for low, high in intervals]) < 1  # median exp(0)
+    assert np.isnan(measurements.median_interval(draws[0, :3])[1:]).all()
 
 
 def test_the_parts_of_a_model_are_all_its_parameters_but_the_norms():

@@ -56,7 +56,10 @@ BLOCKS_ALT = (
 def blocks() -> Figure:
     """The block of 2017 and LLaMA's, side by side; the same number marks the same job."""
     drawn, axes = canvas(WIDTH, 7.7)
-    notes = {"Transformer (2017)": "one block", "LLaMA (2023)": "one block, without biases"}
+    notes = {
+        "Transformer (2017)": "one block",
+        "LLaMA, with shared heads": "one block, without biases",
+    }
     for left, (name, note) in zip((0.0, 3.78), notes.items(), strict=True):
         write(axes, (left + 0.12, 7.5), name, TITLE, ha="left", weight="bold")
         frame = group(axes, Area(left + 0.06, 1.3, left + 3.66, 7.03), "")
