@@ -301,7 +301,7 @@ def test_a_rule_is_compared_with_the_same_model_at_the_same_positions():
     torch.testing.assert_close(changes["x.near"], torch.full([3], 0.25))
     torch.testing.assert_close(changes["x.far"], torch.full([3], -0.5))
     plain, by_x, by_y = measurements.rule_rows(curves)
-    assert plain[0] == "none" and plain[3:] == ["", ""]
+    assert plain[0] == "no rule" and plain[3:] == ["", ""]
     assert by_x[3:] == ["+0.25 [+0.25, +0.25]", "-0.50 [-0.50, -0.50]"]
     assert all(change.endswith("undecided") for change in by_y[3:])
     near, far = (float(x) - float(p) for x, p in zip(by_x[1:3], plain[1:3], strict=True))

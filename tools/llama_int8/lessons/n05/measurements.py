@@ -400,7 +400,7 @@ def rise_rows(curves: Mapping[str, Tensor]) -> list[list[str]]:
 def rule_rows(curves: Mapping[str, Tensor]) -> list[list[str]]:
     """Rows (rule, near, far, change of near, change of far), the first one without a rule."""
     changes = intervals(changes_by_rule(curves))
-    rows = [["none", *_levels(curves["rotary"]), "", ""]]
+    rows = [["no rule", *_levels(curves["rotary"]), "", ""]]
     for name, curve in curves.items():
         rule = name.partition(", ")[2].removesuffix(" scaling")
         if rule:
