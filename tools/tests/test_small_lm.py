@@ -217,6 +217,18 @@ def test_the_byte_entropy_is_the_loss_of_who_knows_frequencies_alone():
     assert small_lm.byte_entropy() == pytest.approx(nll.item(), rel=1e-4)
 
 
+def test_counting_and_compressing_are_scored_on_text_that_they_have_not_read():
+    found = small_lm.baselines()
+    assert found["guessing"] == (8, 8)
+    assert found["counted bytes"][0] == pytest.approx(small_lm.byte_entropy(), rel=0.01)
+    held = [held_out for _, held_out in found.values()]
+    assert held == sorted(held, reverse=True) and held[-1] > 1
+    text, held_out = corpus()
+    ones = {i: 1 + (text == i).sum().item() for i in range(256)}
+    bits = [-math.log2(ones[b] / sum(ones.values())) for b in held_out.tolist()]
+    assert found["counted bytes"][1] == pytest.approx(sum(bits) / len(bits))
+
+
 @torch.inference_mode()
 def test_scaling_concerns_rotary_positions_alone():
     tokens = some_bytes()
@@ -293,14 +305,16 @@ def test_each_seed_of_each_variant_is_kept_under_its_own_name(monkeypatch):
         names.append(name)
         return {"held_out": name}
 
-    found = train_all({"a": ORIGINAL, "b": LLAMA}, 1, 2, stage)
+    found, by_rate = train_all({"a": ORIGINAL, "b": LLAMA}, 1, 2, stage, {"a": [0.5]})
     assert found["b"] == [{"held_out": "b-0"}, {"held_out": "b-1"}]
-    assert sorted(names) == ["a-0", "a-1", "b-0", "b-1"]
+    assert by_rate == {"a": {0.5: {"held_out": "a-0 at 0.5"}, small_lm.PEAK_RATE: found["a"][0]}}
+    assert sorted(names) == ["a-0", "a-0 at 0.5", "a-1", "b-0", "b-1"]
 
 
 def test_measured_models_say_where_they_were_scored(monkeypatch):
-    monkeypatch.setattr(small_lm, "train", lambda *_: (made(LLAMA), []))
-    measured = small_lm.train_and_measure(LLAMA, 1, 0)
+    monkeypatch.setattr(small_lm, "train", lambda *_, rate: (made(LLAMA), [9.0] * 18 + [3.0, 2.0]))
+    measured = small_lm.train_and_measure(LLAMA, 20, 0)
+    assert measured["training"] == 2.5  # the last tenth of the steps
     assert set(measured["beyond"]) == set(SCALINGS)
     bins = torch.tensor(measured["beyond"]["as trained"])
     whole = loss_by_position(made(LLAMA), small_lm.BEYOND)

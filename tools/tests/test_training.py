@@ -226,10 +226,11 @@ def test_small_training_sees_the_packages_batches():
     assert len(batches) == len(losses) == steps
 
 
-def test_a_change_is_decided_only_where_its_interval_over_seeds_leaves_zero():
-    def runs(*bits):
-        return [{"held_out": b} for b in bits]
+def runs(*bits):
+    return [{"held_out": b, "training": b - 0.5} for b in bits]
 
+
+def test_a_change_is_decided_only_where_its_interval_over_seeds_leaves_zero():
     trained = {
         "original": runs(3.0, 3.1, 3.2),
         "better": runs(2.5, 2.61, 2.7),
@@ -237,23 +238,50 @@ def test_a_change_is_decided_only_where_its_interval_over_seeds_leaves_zero():
         "luck": runs(2.9, 3.3, 3.1),
         "by itself": runs(3.06, 3.17, 3.3),
     }
-    groups = measurements.decided(trained)
+    groups = measurements.decided(measurements.differences(trained))
     unsure = ["luck", "by itself"]
     assert groups == {"lower": ["better"], "higher": ["worse"], "undecided": unsure}
+    alone = measurements.differences({name: trained[name] for name in ("original", "by itself")})
+    assert measurements.decided(alone)["higher"] == ["by itself"]
 
 
-def test_a_change_that_is_sure_only_by_itself_is_undecided_among_several():
-    difference = np.array([0.06, 0.07, 0.1])
-    assert measurements.mean_interval(difference)[1] > 0
-    assert measurements.mean_interval(difference, 1 - 0.05 / 4)[1] < 0
+def test_all_intervals_of_a_table_hold_together():
+    draws = np.random.default_rng(0).normal(size=(2000, 8, 3))  # no change has an effect
+    held = 0
+    for table in draws:
+        compared = {str(row): torch.from_numpy(values) for row, values in enumerate(table)}
+        held += len(measurements.decided(compared)["undecided"]) == 8
+    assert 0.935 < held / len(draws) < 0.975
 
 
-def test_a_gap_compares_the_same_bytes_for_each_seed():
+def test_training_and_held_out_loss_stand_beside_what_needs_no_network():
+    rows = measurements.loss_rows({"original": runs(3.0, 3.2)})
+    assert rows[0] == ["guessing", "8.00", "8.00"]
+    assert [row[0] for row in rows[1:]] == [
+        "counted bytes",
+        "counted pairs of bytes",
+        "xz",
+        "original",
+    ]
+    assert rows[-1][1:] == ["2.60", "3.10"]
+
+
+def test_each_variant_is_compared_at_the_best_of_its_rates():
+    by_rate = {
+        "original": {3e-3: runs(3.0)[0], 1e-3: runs(3.4)[0], 1e-2: runs(2.9)[0]},
+        "+ rotary": {3e-3: runs(2.5)[0], 1e-3: runs(2.8)[0], 1e-2: runs(2.6)[0]},
+    }
+    rows = measurements.rate_rows(by_rate)
+    assert rows[0] == ["original", "3.40", "3.00", "2.90", "+0.00"]
+    assert rows[1] == ["+ rotary", "2.80", "2.50", "2.60", "-0.40"]
+
+
+def test_a_rise_compares_the_same_bytes_for_each_seed():
     windows, bins = 6, 16
     position = torch.arange(bins).float().expand(2, windows, bins)
-    gaps = measurements.gaps_beyond({"rotary": position, "rotary, x scaling": position + 1})
-    torch.testing.assert_close(gaps["rotary"], torch.full([2], 14.5 - 2.5))
-    torch.testing.assert_close(gaps["rotary, x scaling"], torch.full([2], 15.5 - 2.5))
+    rises = measurements.rises({"rotary": position, "rotary, x scaling": position + 1})
+    assert list(rises) == ["rotary"]
+    torch.testing.assert_close(rises["rotary"], torch.full([2], 14.5 - 2.5))
 
 
 def test_a_rule_is_compared_with_the_same_model_at_the_same_positions():
@@ -261,17 +289,23 @@ def test_a_rule_is_compared_with_the_same_model_at_the_same_positions():
     scaled = unscaled.clone()
     scaled[:, :, :4] += 0.25  # worse within the 128 bytes that the models are trained on
     scaled[:, :, 4:] -= 0.5
-    curves = {"rotary": unscaled, "rotary, x scaling": scaled, "none": unscaled}
-    changes = measurements.changes_by_rule(curves)
-    assert list(changes) == ["x"]
-    torch.testing.assert_close(changes["x"]["inside"], torch.full([3], 0.25))
-    torch.testing.assert_close(changes["x"]["beyond"], torch.full([3], -0.5))
     noise = torch.tensor([0.1, -0.1, 0.0])[:, None, None]
-    curves["rotary, y scaling"] = unscaled + noise
-    words = measurements.rules_in_words(curves)
-    assert [row[0] for row in words] == ["x", "y"]
-    assert words[0][1].endswith("costs") and words[0][2].endswith("gains")
-    assert words[1][1].endswith("undecided")
+    curves = {
+        "none": unscaled,
+        "rotary": unscaled,
+        "rotary, x scaling": scaled,
+        "rotary, y scaling": unscaled + noise,
+    }
+    changes = measurements.changes_by_rule(curves)
+    assert list(changes) == ["x.near", "x.far", "y.near", "y.far"]
+    torch.testing.assert_close(changes["x.near"], torch.full([3], 0.25))
+    torch.testing.assert_close(changes["x.far"], torch.full([3], -0.5))
+    plain, by_x, by_y = measurements.rule_rows(curves)
+    assert plain[0] == "no rule" and plain[3:] == ["", ""]
+    assert by_x[3:] == ["+0.25 [+0.25, +0.25]", "-0.50 [-0.50, -0.50]"]
+    assert all(change.endswith("undecided") for change in by_y[3:])
+    near, far = (float(x) - float(p) for x, p in zip(by_x[1:3], plain[1:3], strict=True))
+    assert near == pytest.approx(0.25, abs=0.011) and far == pytest.approx(-0.5, abs=0.011)
 
 
 def test_checkpointing_keeps_less_and_its_time_has_an_interval():

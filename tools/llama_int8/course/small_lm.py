@@ -3,12 +3,14 @@
 Every part is the course's own: the blocks of notebook 02 and of notebook 04.
 """
 
+import lzma
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -210,6 +212,28 @@ def byte_entropy() -> float:
     return -(shares * shares.clamp_min(1e-12).log2()).sum().item()
 
 
+def baselines() -> dict[str, tuple[float | None, float]]:
+    """Bits per byte, (training, held out), without a neural network; all learn on `corpus`'s text.
+
+    A uniform guess; counted bytes; counted pairs, each row of counts with one more count that is
+    spread like the counted bytes; and xz, whose figure is what the held-out text adds to the
+    compressed size of the training text.
+    """
+    texts = corpus()
+    read, held_out = texts
+    counts = torch.bincount(read, minlength=BYTES).double() + 1
+    single = counts / counts.sum()
+    pairs = torch.bincount(read[:-1] * BYTES + read[1:], minlength=BYTES**2).view(BYTES, BYTES)
+    after = (pairs + single) / (pairs.sum(1, keepdim=True) + 1)
+    packed = [len(lzma.compress(bytes(t.tolist()))) for t in (read, torch.cat(texts))]
+    found = {
+        "guessing": tuple(math.log2(BYTES) for _ in texts),
+        "counted bytes": tuple(-single.log2()[t].mean().item() for t in texts),
+        "counted pairs of bytes": tuple(-after.log2()[t[:-1], t[1:]].mean().item() for t in texts),
+    }
+    return {**found, "xz": (None, 8 * (packed[1] - packed[0]) / len(held_out))}
+
+
 def corpus() -> tuple[Tensor, Tensor]:
     """Bytes to train on and bytes held out: the last fifth of each of the package's two texts."""
     parts = [torch.tensor(list(t.encode())) for t in (evaluation_text(), calibration_text())]
@@ -273,14 +297,21 @@ def loss_by_position(model: SmallLM, length: int, scaling: dict | None = None) -
     return torch.cat(nll) / math.log(2)
 
 
-def train_and_measure(parts: Parts, steps: int, seed: int) -> dict[str, Any]:
-    """Train, and return plain data: the held-out loss, and that by position beyond the context.
+def train_and_measure(
+    parts: Parts, steps: int, seed: int, rate: float = PEAK_RATE
+) -> dict[str, Any]:
+    """Train, and return plain data: losses in bits per byte, also by position beyond the context.
 
-    `held_out`: bits a byte over windows of the trained length. `beyond`, for LLaMA with any kind of
-    positions: bits by window and bin of BIN bytes, for each rotary scaling.
+    `training`: mean over the last tenth of the steps. `held_out`: over windows of the trained
+    length. `beyond`, for LLaMA with any kind of positions: by window and bin of BIN bytes, for each
+    rotary scaling.
     """
-    model, _ = train(parts, steps, seed)
-    measured: dict[str, Any] = {"held_out": loss_by_position(model, CONTEXT).mean().item()}
+    model, losses = train(parts, steps, seed, rate=rate)
+    last = losses[-max(1, steps // 10) :]
+    measured: dict[str, Any] = {
+        "training": sum(last) / len(last),
+        "held_out": loss_by_position(model, CONTEXT).mean().item(),
+    }
     if parts in POSITIONS.values():
         scalings = SCALINGS if parts.positions == "rotary" else {"as trained": None}
         measured["beyond"] = {
@@ -325,12 +356,28 @@ def train_all(
     steps: int,
     seeds: int,
     stage: Callable[[str, Callable[[], Any]], Any],
-) -> dict[str, list[dict[str, Any]]]:
-    """Results of `train_and_measure` for each seed of every variant; `stage` as in `in_parallel`."""
+    rates: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[float, dict[str, Any]]]]:
+    """Results of `train_and_measure`, all from one pool of processes; `stage` as in `in_parallel`.
+
+    First for each seed of every variant at PEAK_RATE; then for the variants in `rates`, by peak
+    rate, of the first seed: those rates and PEAK_RATE.
+    """
     arguments = {
         f"{name}-{seed}": (parts, steps, seed)
         for seed in range(seeds)
         for name, parts in variants.items()
     }
+    arguments |= {
+        f"{name}-0 at {rate:g}": (variants[name], steps, 0, rate)
+        for name, several in rates.items()
+        for rate in several
+    }
     found = in_parallel(train_and_measure, arguments, stage)
-    return {name: [found[f"{name}-{seed}"] for seed in range(seeds)] for name in variants}
+    by_seed = {name: [found[f"{name}-{seed}"] for seed in range(seeds)] for name in variants}
+    by_rate = {
+        name: {rate: found[f"{name}-0 at {rate:g}"] for rate in several}
+        | {PEAK_RATE: by_seed[name][0]}
+        for name, several in rates.items()
+    }
+    return by_seed, by_rate

@@ -23,7 +23,7 @@ from llama_int8.course.drawings import (
 from llama_int8.course.plots import AFTER, BEFORE, COLOURS, CURVES, GREY, SHAPES, figure
 from llama_int8.course.predict import Guess
 from llama_int8.data import load
-from llama_int8.measure.statistics import Spread, mean_interval
+from llama_int8.measure.statistics import Spread
 
 SIX_ALT = (
     "One weight in three products. Forward: input times weight, 2 FLOPs. Backward: gradient of the "
@@ -43,9 +43,10 @@ PARALLEL_ALT = (
     "on each, the same text; the outputs are put side by side."
 )
 AFTER_ALT = (
-    "From the pre-trained model to supervised fine-tuning on written answers; its answers are ranked by "
-    "people; the rankings train a reward model, or DPO directly. Rejection sampling goes from the "
-    "reward model back to fine-tuning, PPO on to the chat model, which starts the next round."
+    "The pre-trained model becomes the SFT model by written answers. PPO and DPO both start from its "
+    "weights and end in the chat model. People rank answers: DPO learns from the choices, PPO from the "
+    "scores of a reward model that the choices train. Rejection sampling leads from the reward model "
+    "back to SFT; the chat model's answers start the next round."
 )
 
 
@@ -159,24 +160,27 @@ def _held(axes: Axes, centre: tuple[float, float], part: str, number: int) -> No
 
 def drawing_after() -> Figure:
     """From a model that continues text to one that answers."""
-    drawn, axes = canvas(WIDTH, 3.15)
-    base = box(axes, "pre-trained\nmodel", (0.72, 1.75), (1.1, 0.5), "weights")
-    tuned = box(axes, "SFT model", (2.55, 1.75), (1.1, 0.5), "weights")
-    ranked = box(axes, "people rank\nits answers", (4.4, 1.75), (1.2, 0.5), "activations")
-    reward = box(axes, "reward\nmodel", (6.45, 2.35), (1.15, 0.46), "highlight")
-    better = box(axes, "chat model", (6.45, 0.55), (1.15, 0.46), "weights")
+    drawn, axes = canvas(WIDTH, 3.3)
+    middle = 1.85
+    base = box(axes, "pre-trained\nmodel", (0.68, middle), (1.1, 0.5), "weights")
+    tuned = box(axes, "SFT model", (2.35, middle), (1.1, 0.5), "weights")
+    ranked = box(axes, "people rank\nanswers", (4.3, middle), (1.15, 0.5), "activations")
+    chat = box(axes, "chat model", (6.75, middle), (1.15, 0.5), "weights")
+    reward = box(axes, "reward\nmodel", (4.3, 0.95), (1.15, 0.5), "highlight")
+    direct = box(axes, "train with DPO", (5.75, 2.9), (1.35, 0.36), "neutral")
+    ppo = box(axes, "train with PPO", (5.75, 0.3), (1.35, 0.36), "neutral")
     arrow(axes, base, tuned)
-    write(axes, (1.64, 2.13), "written answers", SMALL)
-    arrow(axes, tuned, ranked)
-    write(axes, (3.45, 2.13), "two or more", SMALL)
-    arrow(axes, ranked, reward, corners=[(4.4, 2.35)])
-    arrow(axes, reward, better, "PPO", beside="right")
-    arrow(axes, reward, tuned, corners=[(6.45, 2.8), (2.55, 2.8)])
-    write(axes, (4.5, 2.95), "rejection sampling: fine-tune on the best of many answers", SMALL)
-    arrow(axes, ranked, better, corners=[(4.4, 0.55)])
-    write(axes, (5.13, 0.7), "DPO: no reward model", SMALL)
-    arrow(axes, better, tuned, corners=[(6.45, 0.12), (2.55, 0.12)])
-    write(axes, (3.45, 0.3), "the next round", SMALL, style="italic")
+    write(axes, (1.5, 2.28), "SFT on\nwritten answers", SMALL)
+    arrow(axes, tuned, ranked, "its answers", beside="above")
+    arrow(axes, ranked, reward)
+    for method, height, side in ((direct, 2.9, "above"), (ppo, 0.3, "below")):
+        arrow(axes, tuned, method, "starts from its weights", [(2.35, height)], beside=side)
+        arrow(axes, method, chat, corners=[(6.75, height)])
+    arrow(axes, ranked, direct, "choices", [(4.3, 2.45), (5.75, 2.45)], beside="below")
+    arrow(axes, reward, ppo, "scores", [(5.75, 0.95)], beside="above")
+    arrow(axes, (3.725, 1.07), (2.62, 1.6), corners=[(2.62, 1.07)])
+    write(axes, (3.15, 0.88), "rejection sampling", SMALL)
+    arrow(axes, chat, ranked, "the next round", beside="above")
     return drawn
 
 
@@ -317,16 +321,20 @@ def checkpointing(
     return drawn
 
 
-def ablation(differences: Mapping[str, Tensor], guess: Guess | None = None) -> Figure:
-    """Held-out loss of each variant minus the original's, by seed, with means and intervals."""
+def ablation(
+    differences: Mapping[str, Tensor],
+    intervals: Mapping[str, tuple[float, float, float]],
+    guess: Guess | None = None,
+) -> Figure:
+    """Held-out loss of each variant minus the original's, by seed, with (mean, low, high) of each."""
     drawn, axes = figure(2, figsize=(11, 3.9))
-    means = {name: mean_interval(values)[0] for name, values in differences.items()}
+    means = {name: interval[0] for name, interval in intervals.items()}
     small = [name for name, mean in means.items() if abs(mean) < 0.2]
     for panel, shown in zip(axes, (list(differences), small), strict=True):
         for row, name in enumerate(shown):
             values = differences[name].numpy()
             panel.plot(values, [row] * len(values), "o", color=GREY, markersize=4)
-            mean, low, high = mean_interval(values)
+            mean, low, high = intervals[name]
             error = [[mean - low], [high - mean]]
             panel.errorbar(mean, row, xerr=error, capsize=4, **{**AFTER, "marker": "D"})
         panel.axvline(0, color="black", linewidth=1)

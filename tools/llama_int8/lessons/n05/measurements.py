@@ -240,149 +240,199 @@ def benchmarks_on_trial(results: Results) -> None:
     )
 
 
-def ablation(settings: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Train every variant with every seed; record each one's difference from the original."""
-    trained = small_lm.train_all(
-        small_lm.CHANGES, settings.training_steps, settings.seeds, results.stage
+@dataclass(frozen=True)
+class Trainings:
+    """What `small_lm.train_and_measure` gave for every model of the lesson's two experiments."""
+
+    variants: dict[str, list[dict[str, Any]]]
+    """By variant of the ablation, one for each seed."""
+    kinds: dict[str, list[dict[str, Any]]]
+    """By kind of positions, everything else as in LLaMA."""
+    rates: dict[str, dict[float, dict[str, Any]]]
+    """By variant and peak rate, the first seed."""
+
+
+TRIED = ("original", "+ rotary", "all: LLaMA")
+RATES = (1e-2, 3e-2)  # above PEAK_RATE: at a third of it the first two are worse
+
+
+def trainings(settings: Any, results: Results) -> Trainings:
+    """Train every model; record losses, and each variant's difference from the original."""
+    others = {name: p for name, p in small_lm.POSITIONS.items() if name != "rotary"}
+    by_seed, by_rate = small_lm.train_all(
+        {**small_lm.CHANGES, **others},
+        settings.training_steps,
+        settings.seeds,
+        results.stage,
+        dict.fromkeys(TRIED, RATES),
     )
-    for name, difference in differences(trained).items():
-        mean, low, high = mean_interval(difference)
-        results.record(f"ablation.{name}", mean, "bits", low=low, high=high, n=len(difference))
-    original = torch.tensor(held_out(trained)["original"]).mean().item()
-    results.record("ablation.original.loss", original, "bits", n=settings.seeds)
-    return trained
+    variants = {name: by_seed[name] for name in small_lm.CHANGES}
+    kinds = {name: by_seed[name] for name in others} | {"rotary": variants["all: LLaMA"]}
+    for name, (mean, low, high) in intervals(differences(variants)).items():
+        results.record(f"ablation.{name}", mean, "bits", low=low, high=high, n=settings.seeds)
+    for name, (training, held) in losses(variants).items():
+        results.record(f"ablation.{name}.loss", held, "bits", n=settings.seeds)
+        results.record(f"ablation.{name}.training", training, "bits", n=settings.seeds)
+    for name, by_peak in by_rate.items():
+        for rate, run in by_peak.items():
+            results.record(f"rates.{name}.{rate:g}", run["held_out"], "bits", n=1)
+        best = min(run["held_out"] for run in by_peak.values())
+        results.record(f"rates.{name}.best", best, "bits", n=1)
+    for name, (_, held) in small_lm.baselines().items():
+        results.record(f"baseline.{name}", held, "bits")
+    return Trainings(variants, kinds, by_rate)
 
 
-def held_out(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+def held_out(variants: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
     """Held-out loss in bits per byte of each seed, by variant."""
-    return {name: [run["held_out"] for run in runs] for name, runs in trained.items()}
+    return {name: [run["held_out"] for run in runs] for name, runs in variants.items()}
 
 
-def differences(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, Tensor]:
+def losses(variants: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[float, float]]:
+    """Mean over the seeds of the (training, held-out) loss, by variant."""
+    return {
+        name: tuple(
+            float(np.mean([run[kind] for run in runs])) for kind in ("training", "held_out")
+        )
+        for name, runs in variants.items()
+    }
+
+
+def differences(variants: Mapping[str, list[dict[str, Any]]]) -> dict[str, Tensor]:
     """Each variant's held-out loss minus the original's with the same seed, (seeds,)."""
-    bits = {name: torch.tensor(v, dtype=torch.float64) for name, v in held_out(trained).items()}
+    bits = {name: torch.tensor(v, dtype=torch.float64) for name, v in held_out(variants).items()}
     return {name: v - bits["original"] for name, v in bits.items() if name != "original"}
 
 
-def decided(trained: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-    """Names of the changes whose interval over seeds leaves zero: "lower", "higher", "undecided".
+def intervals(compared: Mapping[str, Tensor]) -> dict[str, tuple[float, float, float]]:
+    """Mean and interval over seeds of each comparison of one table, (seeds,) each.
 
-    Bonferroni: the 5 % are shared out over all comparisons, so the whole table errs in one of 20.
+    The lesson's one rule, Bonferroni: the 5 % are shared out over the comparisons, so that all
+    intervals of a table hold together with 95 %.
     """
+    return {
+        name: mean_interval(values, 1 - 0.05 / len(compared)) for name, values in compared.items()
+    }
+
+
+def decided(compared: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of the comparisons whose interval leaves zero: "lower", "higher"; and "undecided"."""
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "undecided": []}
-    changes = differences(trained)
-    for name, difference in changes.items():
-        _, low, high = mean_interval(difference, 1 - 0.05 / len(changes))
+    for name, (_, low, high) in intervals(compared).items():
         groups["lower" if high < 0 else "higher" if low > 0 else "undecided"].append(name)
     return groups
 
 
-def beyond(
-    trained: Mapping[str, list[dict[str, Any]]], settings: Any, results: Results
-) -> dict[str, Tensor]:
+def loss_rows(variants: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Rows (name, training, held out) of what needs no network, and of every variant."""
+    both = {**small_lm.baselines(), **losses(variants)}
+    return [[name, *("" if x is None else f"{x:.2f}" for x in pair)] for name, pair in both.items()]
+
+
+def rate_rows(by_rate: Mapping[str, Mapping[float, dict[str, Any]]]) -> list[list[str]]:
+    """Rows of the held-out loss by peak rate, and of the difference of the best from the original's.
+
+    Each variant at the best of its rates, the original too.
+    """
+    bits = {
+        name: {rate: runs[rate]["held_out"] for rate in sorted(runs)}
+        for name, runs in by_rate.items()
+    }
+    best = {name: min(losses.values()) for name, losses in bits.items()}
+    return [
+        [name, *(f"{loss:.2f}" for loss in tried.values()), f"{best[name] - best['original']:+.2f}"]
+        for name, tried in bits.items()
+    ]
+
+
+def beyond(kinds: Mapping[str, list[dict[str, Any]]], results: Results) -> dict[str, Tensor]:
     """Loss beyond the trained length, (seeds, windows, bins), for each kind of positions.
 
-    `trained`: what `ablation` gave; its LLaMA is the model with rotary positions. Records what the
-    same bytes cost far out, over what they cost where the text is cut; intervals are over seeds.
+    And for each rule of scaling. Records how far each kind's loss rises, and what each rule changes.
     """
-    others = {name: p for name, p in small_lm.POSITIONS.items() if name != "rotary"}
-    kinds = small_lm.train_all(others, settings.training_steps, settings.seeds, results.stage)
-    kinds["rotary"] = trained["all: LLaMA"]
     curves = {}
     for kind, runs in kinds.items():
         for scaling in runs[0]["beyond"]:
             name = kind if scaling == "as trained" else f"{kind}, {scaling} scaling"
             curves[name] = torch.tensor([run["beyond"][scaling] for run in runs])
-    for name, gap in gaps_beyond(curves).items():
-        mean, low, high = mean_interval(gap)
-        results.record(f"beyond.{name}", mean, "bits", low=low, high=high, n=len(gap))
-    for name, places in changes_by_rule(curves).items():
-        for place, change in places.items():
-            mean, low, high = mean_interval(change)
-            results.record(
-                f"scaling.{name}.{place}", mean, "bits", low=low, high=high, n=len(change)
-            )
+    compared = {"beyond": rises(curves), "scaling": changes_by_rule(curves)}
+    for table, values in compared.items():
+        for name, (mean, low, high) in intervals(values).items():
+            seeds = len(values[name])
+            results.record(f"{table}.{name}", mean, "bits", low=low, high=high, n=seeds)
     return curves
 
 
-def gaps_beyond(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each seed: the same bytes at positions 448 to 511 minus at 64 to 127, in bits, (seeds,).
-
-    Near, and without scaling: what a user gets who cuts the text to the trained length.
-    """
-    gaps = {}
-    for name, losses in curves.items():
-        unscaled = curves[name.split(",")[0]]
-        far = losses[:, :-APART, FAR].mean((1, 2))
-        gaps[name] = far - unscaled[:, APART:, NEAR].mean((1, 2))
-    return gaps
+def near_and_far(curve: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of the same bytes at positions 64 to 127 and at 448 to 511, (seeds,) each."""
+    return curve[:, APART:, NEAR].mean((1, 2)), curve[:, :-APART, FAR].mean((1, 2))
 
 
-INSIDE = small_lm.CONTEXT // small_lm.BIN  # bins within the trained length
+def rises(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each kind of positions, without scaling: far minus near, the same bytes, (seeds,)."""
+    pairs = {name: near_and_far(curve) for name, curve in curves.items() if "," not in name}
+    return {name: far - near for name, (near, far) in pairs.items()}
 
 
-def changes_by_rule(curves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """For each rule and seed: loss minus that without scaling, inside and beyond, (seeds,).
+def changes_by_rule(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each rule: loss minus that without scaling at the same positions, "near" and "far".
 
-    Inside the trained length and beyond it; the same model, the same bytes at the same positions.
+    The same model, the same bytes; (seeds,) each.
     """
     changes = {}
-    for name, losses in curves.items():
+    for name, curve in curves.items():
         kind, _, rule = name.partition(", ")
         if rule:
-            change = losses - curves[kind]
-            changes[rule.removesuffix(" scaling")] = {
-                "inside": change[:, :, :INSIDE].mean((1, 2)),
-                "beyond": change[:, :, INSIDE:].mean((1, 2)),
-            }
+            pairs = zip(near_and_far(curve), near_and_far(curves[kind]), strict=True)
+            for place, (scaled, unscaled) in zip(("near", "far"), pairs, strict=True):
+                changes[f"{rule.removesuffix(' scaling')}.{place}"] = scaled - unscaled
     return changes
 
 
-def rules_in_words(curves: Mapping[str, Tensor]) -> list[list[str]]:
-    """Rows for each rule: what it changes inside the trained length and beyond, and a verdict."""
-    words = {"lower": "gains", "higher": "costs", "undecided": "undecided"}
-    rows = []
-    for rule, places in changes_by_rule(curves).items():
-        row = [rule]
-        for change in places.values():
-            mean, low, high = mean_interval(change)
-            verdict = "lower" if high < 0 else "higher" if low > 0 else "undecided"
-            row.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {words[verdict]}")
-        rows.append(row)
+def rise_rows(curves: Mapping[str, Tensor]) -> list[list[str]]:
+    """Rows (kind of positions, near, far, far minus near with its interval)."""
+    return [
+        [name, *_levels(curves[name]), _written(*interval)]
+        for name, interval in intervals(rises(curves)).items()
+    ]
+
+
+def rule_rows(curves: Mapping[str, Tensor]) -> list[list[str]]:
+    """Rows (rule, near, far, change of near, change of far), the first one without a rule."""
+    changes = intervals(changes_by_rule(curves))
+    rows = [["no rule", *_levels(curves["rotary"]), "", ""]]
+    for name, curve in curves.items():
+        rule = name.partition(", ")[2].removesuffix(" scaling")
+        if rule:
+            written = (_written(*changes[f"{rule}.{place}"]) for place in ("near", "far"))
+            rows.append([rule, *_levels(curve), *written])
     return rows
 
 
-def near_and_far(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Mean loss of the same bytes at 64 to 127, unscaled, and at 448 to 511, in bits."""
-    return {
-        name: (
-            curves[name.split(",")[0]][:, APART:, NEAR].mean().item(),
-            losses[:, :-APART, FAR].mean().item(),
-        )
-        for name, losses in curves.items()
-    }
+def _levels(curve: Tensor) -> list[str]:
+    return [f"{bits.mean():.2f}" for bits in near_and_far(curve)]
+
+
+def _written(mean: float, low: float, high: float) -> str:
+    """A difference with its interval; "undecided" where it holds zero."""
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" + (", undecided" if low <= 0 <= high else "")
 
 
 def rope_on_trial(results: Results, curves: Mapping[str, Tensor]) -> None:
     """The claim that rotary positions generalize to longer texts."""
-    gaps = gaps_beyond(curves)
-    plain, scaled = (mean_interval(gaps[n]) for n in ("rotary", "rotary, llama3 scaling"))
-    seeds = len(gaps["rotary"])
+    plain = intervals(rises(curves))["rotary"]
+    scaled = intervals(changes_by_rule(curves))["llama3.far"]
     put_on_trial(
         results,
         "rope-extrapolates",
         f"The same bytes at positions 448 to 511 cost {plain[0]:+.2f} bits more than at 64 to 127 "
-        f"[{plain[1]:+.2f}, {plain[2]:+.2f}], {seeds} seeds; far out with llama3 scaling, and no "
-        f"further training, {scaled[0]:+.2f} [{scaled[1]:+.2f}, {scaled[2]:+.2f}] against the same.",
-        "holds" if plain[2] <= 0 else "fails here",
+        f"[{plain[1]:+.2f}, {plain[2]:+.2f}], {len(curves['rotary'])} seeds. Far out, llama3 scaling "
+        f"without further training changes the loss by {scaled[0]:+.2f} "
+        f"[{scaled[1]:+.2f}, {scaled[2]:+.2f}].",
+        "fails here" if plain[1] > 0 else "undecided here" if plain[2] > 0 else "holds",
         "Small byte-level models trained on 128 bytes. Rotation can be computed for any position; that "
         "does not mean that the model has learned what to do with it.",
     )
-
-
-def beyond_intervals(curves: Mapping[str, Tensor]) -> dict[str, tuple[float, float, float]]:
-    """Mean and 95 % interval over seeds of what `gaps_beyond` gives."""
-    return {name: mean_interval(gap) for name, gap in gaps_beyond(curves).items()}
 
 
 def small_training(steps: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
