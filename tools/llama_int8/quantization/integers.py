@@ -1,8 +1,8 @@
 """Schemes of `simulate.Scheme` computed with exact integer products, faster than simulated.
 
-Weights and activations are int8 codes with one scale per tensor or per row. What a scheme keeps in
-high precision is added in floating point. The result is that of `simulate.simulated` but for FP32's
-rounding, and windows can be computed side by side in threads.
+Weights and activations are int8 codes with one scale per tensor or per row, with or without a zero
+point. What a scheme keeps in high precision is added in floating point. The result is that of
+`simulate.simulated` but for FP32's rounding, and windows can be computed side by side in threads.
 """
 
 import threading
@@ -20,24 +20,23 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def fits(scheme: Scheme) -> bool:
-    """Whether a scheme has int8 operands on both sides and no zero points: what is computed here."""
-    blocks = {scheme.weights, scheme.activations}
-    return blocks <= {"tensor", "row"} and not scheme.zero_point
+    """Whether a scheme has int8 operands on both sides, by tensor or row: what is computed here."""
+    return {scheme.weights, scheme.activations} <= {"tensor", "row"}
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """A weight matrix (M, K) on a grid moved by `shift` steps: (codes + shift) times the step."""
+    """A weight matrix (M, K) on a grid moved by `shift` steps: (codes + moved) times the step."""
 
     codes: Tensor
     step: Tensor  # (M,) or (1,)
-    shift: float
+    moved: Tensor  # (M,) or (1,): the shift less the zero point
     original: Tensor | None  # where what is kept meets the weights as they were
 
     def columns(self, chosen: Tensor | slice) -> Tensor:
         if self.original is not None:
             return self.original[:, chosen]
-        return (self.codes[:, chosen] + self.shift) * self.step[:, None]
+        return (self.codes[:, chosen] + self.moved[:, None]) * self.step[:, None]
 
 
 @dataclass(frozen=True)
@@ -46,52 +45,79 @@ class _Input:
 
     codes: Tensor
     step: Tensor  # (N, 1) or (1, 1)
+    zero_point: Tensor | None  # as `step`: the code of 0
     columns: Tensor  # where something is kept
     kept: Tensor  # (N, k): these columns, zeros where a value is not kept
     count: int
 
 
-def _steps(values: Tensor, blocks: str) -> Tensor:
-    largest = values.abs().amax(1) if blocks == "row" else values.abs().max()[None]
-    return largest.clamp(min=1e-30) / 127
+def _absmax_steps(sizes: Tensor, blocks: str) -> Tensor:
+    """One step per row or for all, (N, 1) or (1, 1), from magnitudes (N, K)."""
+    largest = sizes.amax(1) if blocks == "row" else sizes.max()[None]
+    return largest.clamp(min=1e-30)[:, None] / 127
+
+
+def _zero_point_steps(values: Tensor, blocks: str) -> tuple[Tensor, Tensor]:
+    """Step and code of 0 for 256 codes from the least value to the largest, shaped as above."""
+    dims = (1,) if blocks == "row" else (0, 1)
+    low = values.amin(dims, keepdim=True).clamp(max=0)
+    high = values.amax(dims, keepdim=True).clamp(min=0)
+    step = ((high - low) / 255).clamp(min=1e-30)
+    return step, -128 - (low / step).round()
 
 
 def _quantized_weight(weight: Tensor, scheme: Scheme, shift: float) -> _Weights:
-    step = _steps(weight, scheme.weights)
-    codes = (weight / step[:, None] - shift).round().to(torch.int8)
-    return _Weights(codes, step, shift, weight if scheme.original_weights else None)
+    if scheme.zero_point:
+        step, zero_point = _zero_point_steps(weight, scheme.weights)
+    else:
+        step = _absmax_steps(weight.abs(), scheme.weights)
+        zero_point = torch.zeros_like(step)
+    codes = ((weight / step - shift).round() + zero_point).clamp(-128, 127).to(torch.int8)
+    original = weight if scheme.original_weights else None
+    return _Weights(codes, step[:, 0], (shift - zero_point)[:, 0], original)
 
 
 def _quantized_input(x: Tensor, scheme: Scheme, threshold: float, order: Tensor) -> _Input:
-    """`order`: the layer's columns in random order, for a scheme that keeps random ones."""
-    outliers, inliers = None, x
+    """`order`: the layer's columns in random order, for a scheme that keeps random ones.
+
+    Few passes over all values: comparisons of whole matrices would take most of the time.
+    """
+    sizes = x.abs()
     columns = torch.zeros(0, dtype=torch.long, device=x.device)
+    outliers = None
     if threshold:
-        outliers = x.abs() >= threshold
-        held = outliers.any(0)
+        held = sizes.amax(0) >= threshold
         columns = held.nonzero().flatten()
         if scheme.random_columns:
-            others = order[~held[order]]
-            columns = others[: columns.numel()]
-            inliers = x.clone()
-            inliers[:, columns] = 0
+            columns = order[~held[order]][: columns.numel()]
+            sizes[:, columns] = 0
         elif columns.numel():
-            inliers = x.masked_fill(outliers, 0)
+            outliers = sizes[:, columns] >= threshold
+            sizes[:, columns] = sizes[:, columns].masked_fill(outliers, 0)
     if scheme.token is not None:
-        inliers = inliers.clone()
-        inliers[scheme.token] = 0
-    step = _steps(inliers, scheme.activations)[:, None]
-    codes = inliers / step
+        sizes[scheme.token] = 0
+    zero_point = None
+    if scheme.zero_point:
+        inliers = sizes.copysign_(x)
+        step, zero_point = _zero_point_steps(inliers, scheme.activations)
+    else:
+        step = _absmax_steps(sizes, scheme.activations)
+    codes = torch.div(x, step, out=sizes).round_()
     kept = x[:, columns]
+    count = x.shape[0] * columns.numel()
     if scheme.own_values and outliers is not None:
-        kept = kept * outliers[:, columns]
+        kept = kept * outliers
+        codes[:, columns] = codes[:, columns].masked_fill(outliers, 0)
         count = int(outliers.sum())
     else:
         codes[:, columns] = 0
-        count = x.shape[0] * columns.numel()
     if scheme.token is not None:
+        codes[scheme.token] = 0
         count += x.shape[1] - columns.numel()
-    return _Input(codes.round_().to(torch.int8), step, columns, kept, count)
+    if zero_point is not None:
+        codes += zero_point
+        codes.clamp_(-128, 127)
+    return _Input(codes.to(torch.int8), step, zero_point, columns, kept, count)
 
 
 @contextmanager
@@ -121,6 +147,8 @@ def in_integers(
             factors = smoothing_factors(weight, absmax[name], scheme.smoothing)
             weight = weight * factors
         quantized = _quantized_weight(weight, scheme, shift)
+        moved = bool(quantized.moved.any())
+        sums = quantized.codes.sum(1) + weight.shape[1] * quantized.moved  # of codes + moved
         chosen = scheme.decomposed is None or name.rpartition(".")[2] in scheme.decomposed
         threshold = scheme.threshold if chosen else 0.0
         generator = torch.Generator().manual_seed(number)
@@ -133,10 +161,12 @@ def in_integers(
                 latest.input = _quantized_input(rows, scheme, threshold, order)
             entered = latest.input
             counts.append((rows.numel(), entered.count))
-            product = int8_matmul(entered.codes, quantized.codes).float()
-            if quantized.shift:
-                product += quantized.shift * entered.codes.sum(1, dtype=torch.float32)[:, None]
-            y = product.mul_(entered.step).mul_(quantized.step)
+            y = int8_matmul(entered.codes, quantized.codes).float()
+            if moved:
+                y += entered.codes.sum(1, dtype=torch.float32)[:, None] * quantized.moved
+            if entered.zero_point is not None:
+                y -= entered.zero_point * sums
+            y.mul_(entered.step).mul_(quantized.step)
             if entered.columns.numel():
                 y += entered.kept @ quantized.columns(entered.columns).T
             if scheme.token is not None:
