@@ -139,6 +139,19 @@ def test_a_moved_grid_is_another_draw_of_the_same_size_of_error():
     assert not torch.allclose(errors[0], errors[1], atol=sizes[0] / 2)
 
 
+def test_schemes_share_the_codes_of_weights_that_they_round_alike(model):
+    names = ("vector-wise", LLM_INT8, "absmax", "row-wise", "zero point")
+    together = climb(model, WINDOWS, {name: SCHEMES[name] for name in names}, {}, shifts=(0.0, 0.5))
+    for name in names:
+        by_itself = climb(model, WINDOWS, {name: SCHEMES[name]}, {}, shifts=(0.0, 0.5))
+        assert together[name] == by_itself[name]
+    known, linears = {}, linear_layers(model)
+    for name in names:
+        with in_integers(linears, SCHEMES[name], known=known):
+            pass
+    assert len(known) == 3 * len(linears)  # by row, by tensor, and by tensor with zero points
+
+
 @pytest.mark.parametrize("name", ["zero point", "zero point + decomposition", LLM_INT8])
 def test_on_a_moved_grid_a_product_is_that_of_the_values_on_this_grid(name):
     """Weights that lie on the moved grid come back exactly, so only the activations are rounded."""

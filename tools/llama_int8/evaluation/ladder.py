@@ -73,6 +73,7 @@ def climb(
     `stage`: `Results.stage`, so that an interrupted session goes on where it was.
     """
     linears = linear_layers(model)
+    known: dict[tuple, Any] = {}  # many rungs share their weights' codes
 
     def measure(scheme: Scheme) -> dict[str, Any]:
         if not fits(scheme):
@@ -83,7 +84,7 @@ def climb(
         for number, shift in enumerate(shifts):
             turn = slice(number, None, len(shifts)) if in_turns else slice(None)
             row: list[float | None] = [None] * len(windows)
-            with in_integers(linears, scheme, absmax, shift) as kept:
+            with in_integers(linears, scheme, absmax, shift, known) as kept:
                 row[turn] = losses(model, windows[turn])
             nll.append(row)
             total.values, total.kept = total.values + kept.values, total.kept + kept.kept

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,10 @@ class _Weights:
 
     codes: Tensor
     step: Tensor  # (M,) or (1,)
-    moved: Tensor  # (M,) or (1,): the shift less the zero point
-    original: Tensor | None  # where what is kept meets the weights as they were
+    moved: Tensor  # (1,), with zero points by row (M,): the shift less the zero point
+    sums: Tensor  # (M,): of codes + moved
 
     def columns(self, chosen: Tensor | slice) -> Tensor:
-        if self.original is not None:
-            return self.original[:, chosen]
         return (self.codes[:, chosen] + self.moved[:, None]) * self.step[:, None]
 
 
@@ -71,10 +70,10 @@ def _quantized_weight(weight: Tensor, scheme: Scheme, shift: float) -> _Weights:
         step, zero_point = _zero_point_steps(weight, scheme.weights)
     else:
         step = _absmax_steps(weight.abs(), scheme.weights)
-        zero_point = torch.zeros_like(step)
+        zero_point = step.new_zeros(1, 1)
     codes = ((weight / step - shift).round() + zero_point).clamp(-128, 127).to(torch.int8)
-    original = weight if scheme.original_weights else None
-    return _Weights(codes, step[:, 0], (shift - zero_point)[:, 0], original)
+    moved = (shift - zero_point)[:, 0]
+    return _Weights(codes, step[:, 0], moved, codes.sum(1) + weight.shape[1] * moved)
 
 
 def _quantized_input(x: Tensor, scheme: Scheme, threshold: float, order: Tensor) -> _Input:
@@ -126,17 +125,20 @@ def in_integers(
     scheme: Scheme,
     absmax: Mapping[str, Tensor] | None = None,
     shift: float = 0.0,
+    known: dict[tuple, Any] | None = None,
 ) -> Iterator[Kept]:
     """Within the block, `linears` compute as `scheme` says, in integers; yields the count of kept.
 
     One window (1, T, C) per call. `absmax`: of each layer's input channels, for smoothing. `shift`:
-    by how much of a step the weights' grid is moved: other rounding errors of the same size. Raises
-    ValueError for a scheme that is not computed here, and for smoothing without absmax.
+    by how much of a step the weights' grid is moved: other rounding errors of the same size. `known`:
+    quantized weights of these layers, kept from one scheme to the next. Raises ValueError for a
+    scheme that is not computed here, and for smoothing without absmax.
     """
     if not fits(scheme):
         raise ValueError(f"{scheme} is not in integers; use simulate.simulated")
     if scheme.smoothing is not None and absmax is None:
         raise ValueError("smoothing needs the absmax of every layer's input channels")
+    known = {} if known is None else known
     latest = threading.local()  # q, k and v get one input, and so do gate and up
     counts: list[tuple[int, int]] = []
     total = Kept()
@@ -146,9 +148,11 @@ def in_integers(
         if scheme.smoothing is not None:
             factors = smoothing_factors(weight, absmax[name], scheme.smoothing)
             weight = weight * factors
-        quantized = _quantized_weight(weight, scheme, shift)
+        key = (name, scheme.weights, scheme.zero_point, scheme.smoothing, shift)
+        if key not in known:
+            known[key] = _quantized_weight(weight, scheme, shift)
+        quantized = known[key]
         moved = bool(quantized.moved.any())
-        sums = quantized.codes.sum(1) + weight.shape[1] * quantized.moved  # of codes + moved
         chosen = scheme.decomposed is None or name.rpartition(".")[2] in scheme.decomposed
         threshold = scheme.threshold if chosen else 0.0
         generator = torch.Generator().manual_seed(number)
@@ -165,10 +169,14 @@ def in_integers(
             if moved:
                 y += entered.codes.sum(1, dtype=torch.float32)[:, None] * quantized.moved
             if entered.zero_point is not None:
-                y -= entered.zero_point * sums
+                y -= entered.zero_point * quantized.sums
             y.mul_(entered.step).mul_(quantized.step)
             if entered.columns.numel():
-                y += entered.kept @ quantized.columns(entered.columns).T
+                if scheme.original_weights:
+                    columns = weight[:, entered.columns]
+                else:
+                    columns = quantized.columns(entered.columns)
+                y += entered.kept @ columns.T
             if scheme.token is not None:
                 y[scheme.token] = quantized.columns(slice(None)) @ rows[scheme.token]
             return (y if linear.bias is None else y + linear.bias)[None]

@@ -220,18 +220,22 @@ def compare_with_bitsandbytes(
     off, steps = 0, 0
     for name, linear in linears.items():
         linear, x = copy.deepcopy(linear).cpu().float(), inputs[name][0].half()
-        pairs = [(x, THRESHOLD), (linear.weight.data.half(), 0.0)]
-        for values, threshold in pairs:
-            ours = quantize(values, threshold or float("inf"))
-            theirs = _their_codes(values, threshold)
+        mine, other = layer_of(linear), their_layer(linear)
+        codes = [(quantize(x, THRESHOLD), _their_codes(x, THRESHOLD))]
+        codes.append(((mine.weight, mine.SCB), (other.weight.data, other.weight.SCB)))
+        for ours, theirs in codes:
             same = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert same, f"bitsandbytes has other codes, scales or columns in {name}"
-            compared += values.numel()
-            if device != "cpu":
-                apart = (_their_codes(values.to(device), threshold)[0].cpu().int() - ours[0]).abs()
+            compared += ours[0].numel()
+        if device != "cpu":
+            for values, threshold, ours in (
+                (x, THRESHOLD, codes[0][0][0]),
+                (linear.weight.data.half(), 0.0, mine.weight),
+            ):
+                apart = (_their_codes(values.to(device), threshold)[0].cpu().int() - ours).abs()
                 off, steps = off + int((apart > 0).sum()), max(steps, int(apart.max()))
-        y = their_layer(linear)(x.float())
-        difference = (layer_of(linear)(x.float()) - y).abs().max() / y.abs().max()
+        y = other(x.float())
+        difference = (mine(x.float()) - y).abs().max() / y.abs().max()
         largest = max(largest, difference.item())
     assert largest < 1e-4, f"the outputs differ by up to {largest:.0e} of the largest"
     print(
