@@ -61,13 +61,26 @@ def residual_stream(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     return torch.stack([state[0].float().cpu() for state in stream])
 
 
-def who_writes(
-    model: PreTrainedModel, residual: Tensor, inputs: Mapping[str, Tensor], channel: int
-) -> None:
-    """Blocks that change one channel of the first token most, as a table: writers and erasers.
+@dataclass(frozen=True)
+class Writers:
+    """The largest value of a residual stream, and the blocks that change its channel most."""
+
+    block: int  # how many blocks have been passed where it stands
+    position: int
+    channel: int
+    largest: float
+    median: float  # magnitude, of all values there
+    rows: list[tuple]  # what the table of `show_writers` shows
+
+
+def who_writes(model: PreTrainedModel, residual: Tensor, inputs: Mapping[str, Tensor]) -> Writers:
+    """Blocks that change the largest value's channel most on the first token: writers and erasers.
 
     A block counts whose change is at least a tenth of the largest. `residual`: (blocks + 1, T, C).
     """
+    peak = residual.abs().amax((1, 2)).argmax().item()
+    sizes = residual[peak].abs()
+    position, channel = divmod(sizes.argmax().item(), residual.shape[-1])
     values = residual[:, 0, channel]
     changes = values.diff()
     rows = []
@@ -81,8 +94,20 @@ def who_writes(
         gain = layer.post_attention_layernorm.weight[channel].item()
         numbers = (f"{number:+,.0f}" for number in (before, change, by_down))
         rows.append((block, *numbers, "writes" if grows else "erases", f"{gain:+.4f}"))
+    return Writers(peak, position, channel, sizes.max().item(), sizes.median().item(), rows)
+
+
+def show_writers(results: Results, writers: Writers) -> None:
+    """The largest value, and which layers write and erase it, as a table."""
+    results.record("massive.largest", writers.largest, "magnitude", kind="quality")
+    times = writers.largest / writers.median
+    print(
+        f"largest: after {writers.block} blocks, position {writers.position}, channel "
+        f"{writers.channel}: {writers.largest:,.0f}, {times:,.0f} times that layer's median"
+    )
+    print(f"channel {writers.channel} on the first token:")
     header = ("layer", "before", "it adds", "by down_proj", "so it", "norm's gain before the FFN")
-    show_table(header, rows)
+    show_table(header, writers.rows)
 
 
 def columns_by_tokens(inputs: Mapping[str, Tensor], counts: Sequence[int]) -> str:
