@@ -14,11 +14,15 @@ from llama_int8.evaluation.ladder import (
     LLM_INT8,
     METHODS,
     RUNGS,
-    THRESHOLDS,
     climb,
     losses,
 )
-from llama_int8.lessons.n07.measurements import Climbed, change_over_both, spent_error
+from llama_int8.lessons.n07.measurements import (
+    Climbed,
+    change_over_both,
+    spent_error,
+    verdict_on_decomposition,
+)
 from llama_int8.quantization.integers import fits, in_integers
 from llama_int8.quantization.linear_layers import linear_layers
 from llama_int8.quantization.llm_int8 import replace_linears
@@ -26,7 +30,7 @@ from llama_int8.quantization.outliers import channel_absmax
 from llama_int8.quantization.simulate import Scheme, simulated
 
 WINDOWS = (torch.arange(48).reshape(3, 16) * 5) % 97
-SCHEMES = {**RUNGS, **THRESHOLDS, **CONTROLS}
+SCHEMES = {**RUNGS, **CONTROLS}
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +139,42 @@ def test_a_moved_grid_is_another_draw_of_the_same_size_of_error():
     assert not torch.allclose(errors[0], errors[1], atol=sizes[0] / 2)
 
 
-def test_zero_points_and_one_sided_schemes_are_left_to_the_simulation():
-    for name in ("zero point", "weights alone, row", "FP32"):
-        assert not fits(SCHEMES[name])
-    with pytest.raises(ValueError, match="simulate"), in_integers({}, SCHEMES["zero point"]):
-        pass
+def test_schemes_share_the_codes_of_weights_that_they_round_alike(model):
+    names = ("vector-wise", LLM_INT8, "absmax", "row-wise", "zero point")
+    together = climb(model, WINDOWS, {name: SCHEMES[name] for name in names}, {}, shifts=(0.0, 0.5))
+    for name in names:
+        by_itself = climb(model, WINDOWS, {name: SCHEMES[name]}, {}, shifts=(0.0, 0.5))
+        assert together[name] == by_itself[name]
+    known, linears = {}, linear_layers(model)
+    for name in names:
+        with in_integers(linears, SCHEMES[name], known=known):
+            pass
+    assert len(known) == 3 * len(linears)  # by row, by tensor, and by tensor with zero points
+
+
+@pytest.mark.parametrize("name", ["zero point", "zero point + decomposition", LLM_INT8])
+def test_on_a_moved_grid_a_product_is_that_of_the_values_on_this_grid(name):
+    """Weights that lie on the moved grid come back exactly, so only the activations are rounded."""
+    torch.manual_seed(0)
+    scheme, shift = SCHEMES[name], 0.25
+    codes = torch.randint(-120, 121, (10, 24)).float()
+    codes[:, 0], codes[:, 1] = -127.0, 127.0
+    linear, x = torch.nn.Linear(24, 10, bias=False), torch.randn(1, 12, 24)
+    linear.weight.data = codes + shift
+    with torch.inference_mode():
+        exact = linear(x)
+        errors = []
+        for moved in (0.0, shift):
+            with in_integers({"it": linear}, scheme, shift=moved):
+                errors.append((linear(x) - exact).square().mean().sqrt())
+    assert errors[1] < 1.02 * errors[0] < 0.05 * exact.square().mean().sqrt()
+
+
+def test_one_sided_schemes_are_left_to_the_simulation():
+    for scheme in (Scheme("row"), Scheme(None, "row"), SCHEMES["FP32"]):
+        assert not fits(scheme)
+        with pytest.raises(ValueError, match="simulate"), in_integers({}, scheme):
+            pass
 
 
 # --- the interval over windows and grids ------------------------------------------------------
@@ -178,14 +213,54 @@ def test_a_wider_confidence_gives_a_wider_interval_about_the_same_mean():
     assert together.low < single.low and together.high > single.high
 
 
-def test_a_fine_rung_can_be_compared_on_the_coarse_windows_and_the_first_grid():
-    generator = np.random.default_rng(2)
-    base, rung = generator.normal(3, 0.1, (1, 9)), generator.normal(3, 0.1, (4, 9))
-    some = np.array([0, 4, 8])
-    climbed = Climbed({"FP32": base, LLM_INT8: rung}, {}, some)
-    change = climbed.change("FP32", LLM_INT8, coarse=True)
-    assert (change.windows, change.grids) == (3, 1)
-    assert change.mean == pytest.approx((rung[0, some] - base[0, some]).mean())
+def test_windows_that_take_turns_give_an_interval_over_the_grids_means():
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(300):
+        losses = generator.normal(0, 0.03, (4, 40)) + generator.normal(0, 0.01, (4, 1)) + 1
+        losses[np.arange(4)[:, None] != np.arange(40) % 4] = np.nan
+        change = change_over_both(losses)
+        assert (change.windows, change.grids) == (40, 4)
+        covered += change.low <= 1 <= change.high
+    assert covered / 300 >= 0.92
+
+
+def test_rungs_in_turns_and_on_every_grid_are_compared_on_the_same_pairs(model):
+    shifts = (0.0, 0.5)
+    rungs = {name: SCHEMES[name] for name in ("row-wise", "vector-wise")}
+    every = climb(model, WINDOWS, rungs, {}, shifts=shifts)
+    turns = climb(model, WINDOWS, rungs, {}, shifts=shifts, in_turns=True)
+    whole, some = (np.array(run["row-wise"]["nll"], float) for run in (every, turns))
+    met = np.isfinite(some)
+    assert met.tolist() == [[True, False, True], [False, True, False]]
+    np.testing.assert_array_equal(whole[met], some[met])
+    other = np.array(every["vector-wise"]["nll"], float)
+    change = Climbed({"one": some, "two": other}, {}).change("one", "two")
+    means = [(other - whole)[grid][met[grid]].mean() for grid in (0, 1)]
+    assert change.mean == pytest.approx(np.mean(means))
+
+
+def test_one_rule_says_what_is_decided():
+    differences = np.random.default_rng(4).normal(0, 0.001, (4, 20))
+    decided = [change_over_both(differences + mean).decided for mean in (-0.1, 0.0, 0.1)]
+    assert decided == ["lower", "undecided", "higher"]
+
+
+def test_the_verdict_on_the_decomposition_follows_the_rule_of_the_controls():
+    noise = np.random.default_rng(5).normal(0, 0.001, (3, 4, 20))
+    names = (LLM_INT8, "vector-wise, original weights", "vector-wise")
+
+    def verdict(left, before):
+        losses = {"FP32": np.zeros((1, 20))}
+        losses |= dict(
+            zip(names, noise + np.array([left, left, before])[:, None, None], strict=True)
+        )
+        return verdict_on_decomposition(Climbed(losses, {}), "tiny")
+
+    assert verdict(0.1, 0.2)[1] == "fails here"
+    assert "restores a part of the loss" in verdict(0.1, 0.2)[2]
+    assert "undecided: that interval holds zero" in verdict(0.1, 0.1)[2]
+    assert verdict(0.0, 0.1)[1] == "undecided here"
 
 
 def test_the_error_of_a_layers_output_falls_with_what_is_kept():

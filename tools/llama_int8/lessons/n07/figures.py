@@ -233,9 +233,12 @@ def columns_by_layer(
     return drawn
 
 
-def _marked(panel: Axes, change: Change, row: float, colour: str, shape: str) -> None:
+def _marked(panel: Axes, change: Change, row: float, colour: str) -> None:
+    """A filled square where the interval leaves out zero, a hollow circle where it is undecided."""
+    decided = change.decided != "undecided"
     panel.plot([change.low, change.high], [row, row], color=colour, linewidth=2)
-    panel.plot(change.mean, row, shape, color=colour, markersize=7)
+    panel.plot(change.mean, row, "s" if decided else "o", color=colour, markersize=7,
+               markerfacecolor=colour if decided else "white")  # fmt: skip
 
 
 def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
@@ -247,9 +250,7 @@ def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
         if name not in climbed.nll:
             left.annotate("not measured", (0.012, row), va="center", fontsize=8)
             continue
-        change = climbed.change("FP32", name)
-        _marked(left, change, row, "black", "s")
-        left.lines[-1].set_markerfacecolor("black" if change.grids > 1 else "white")
+        _marked(left, climbed.change("FP32", name, 0.95), row, "black")
     full = np.array(paper["rows"]["32-bit"], float)
     sizes = zip(paper["columns"], CURVES, SHAPES, strict=False)
     for place, (size, colour, shape) in enumerate(sizes):
@@ -271,35 +272,39 @@ def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
     drawn.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
-    changes = {name: climbed.change("FP32", name).mean for name in names if name in climbed.nll}
-    worst, best = max(changes, key=changes.get), min(changes, key=changes.get)
-    left.set_title(f"Here: {changes[best]:+.3f} to {changes[worst]:+.2f}", fontsize=10)
-    right.set_title("The paper's models", fontsize=10)
+    changes = [climbed.change("FP32", name, 0.95) for name in names if name in climbed.nll]
+    higher = sum(change.decided == "higher" for change in changes)
+    left.set_title(f"Here: {higher} of {len(changes)} lose (decided)", fontsize=10)
+    published = np.log(np.array(paper["rows"][LLM_INT8], float) / full)
+    close = int((np.abs(published) <= 0.01).sum())
+    right.set_title(
+        f"The paper: LLM.int8() within 0.01\nof FP32 in {close} of {len(full)} models", fontsize=10
+    )
     return drawn
 
 
-def controls(climbed: Climbed, pairs: Mapping[str, Sequence[str]]) -> Figure:
+def controls(climbed: Climbed, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> Figure:
     """Each control below the rung that it belongs to: how it changes that rung's loss."""
-    drawn, panels = figure(len(pairs), figsize=(9.6, 3.0))
-    for panel, (base, names) in zip(panels, pairs.items(), strict=True):
-        better = 0
-        for row, name in enumerate(names):
-            change = climbed.change(base, name)
-            told = change.high < 0 or change.low > 0
-            better += change.high < 0
-            colour = COLOURS["good"] if change.high < 0 else COLOURS["predicted"]
-            _marked(
-                panel, change, row, colour if told else COLOURS["predicted"], "s" if told else "o"
+    drawn, panels = figure(len(pairs), figsize=(9.6, 3.2))
+    for panel, (base, own) in zip(panels, pairs.items(), strict=True):
+        labels, lower, higher = [], 0, 0
+        for row, (one, two) in enumerate(own):
+            change = climbed.change(one, two)
+            lower, higher = (
+                lower + (change.decided == "lower"),
+                higher + (change.decided == "higher"),
             )
-        labels = [SHORT.get(name, name).replace(f"{base}, ", "") for name in names]
-        panel.set_yticks(range(len(names)), labels, fontsize=8)
-        panel.set_ylim(len(names) - 0.5, -0.5)
+            colour = {"lower": "good", "higher": "int8", "undecided": "predicted"}[change.decided]
+            _marked(panel, change, row, COLOURS[colour])
+            label = SHORT.get(two, two)
+            labels.append(label if one == base else f"{label}, from\n{SHORT.get(one, one)}")
+        panel.set_yticks(range(len(own)), labels, fontsize=8)
+        panel.set_ylim(len(own) - 0.5, -0.5)
         panel.axvline(0, color="black", linewidth=0.8)
         panel.locator_params(axis="x", nbins=4)
         panel.set_xlabel("change of loss\n(nats per token)")
-        panel.set_title(
-            f"{SHORT.get(base, base)}:\n{better} of {len(names)} below zero", fontsize=9
-        )
+        counted = f"{lower} of {len(own)} lower" + (f", {higher} higher" if higher else "")
+        panel.set_title(f"{SHORT.get(base, base)}:\n{counted} (decided)", fontsize=9)
     return drawn
 
 
