@@ -438,12 +438,12 @@ def shares_of_decomposition(
 
 def _part_of_decomposition(phase: str, share: Spread) -> str:
     ends = f"{share.least:.0%} to {share.largest:.0%} in {share.n} rounds"
-    agree = share.least > 0 and share.largest - share.least <= WIDEST_SHARE
-    if share.n >= compare.LEAST_ROUNDS and agree:
+    few = share.n < compare.LEAST_ROUNDS
+    if not few and share.least > 0 and share.largest - share.least <= WIDEST_SHARE:
         return f"It is {share.median:.0%} of {phase}'s extra time ({ends})."
     return (
-        f"Its part of {phase}'s extra time is not decided here, since the rounds lie too far apart or "
-        f"are too few ({ends}, median {share.median:.0%})."
+        f"Its part of {phase}'s extra time is not decided here, since the rounds "
+        f"{'are too few' if few else 'lie too far apart'} ({ends}, median {share.median:.0%})."
     )
 
 
@@ -468,7 +468,7 @@ def verdict_on_dequantizing(
     slower = [phase for phase, word in said.items() if word == "slower"]
     faster = all(word == "faster" for word in said.values())
     verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
-    still = f"In {' and '.join(slower)} it stays slower without. " if slower else ""
+    still = f"Without it, int8 is still slower in {' and in '.join(slower)}. " if slower else ""
     because = (
         f"{still}The decomposition as a whole is the search for outliers, their columns, and restored "
         f"weights. {' '.join(parts) or 'Int8 is not slower here.'} The scaling of the int32 product, "
