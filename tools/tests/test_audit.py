@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from llama_int8.data import load, published
-from llama_int8.evaluation.compare import flips
+from llama_int8.evaluation.compare import Point, flips
 from llama_int8.evaluation.tasks import Item, Task, load_task
 from llama_int8.lessons.n08 import exercises, figures, measurements
-from llama_int8.measure.statistics import Spread
+from llama_int8.measure.statistics import Spread, paired_bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 FP16_END = torch.finfo(torch.float16).max
@@ -129,8 +129,11 @@ def test_dequantizing_is_acquitted_only_by_five_clear_rounds():
     assert measurements.verdict_on_dequantizing({}, ratios, point, False)[1] == "holds"
 
 
-@pytest.mark.parametrize(("least", "said"), [(0.28, "48% of prefill's"), (-0.2, "undecided")])
-def test_a_part_of_the_extra_time_is_given_only_where_all_rounds_agree(least, said):
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [(0.36, "48% of prefill's"), (-0.2, "not decided here"), (0.11, "11% to 60% in 5 rounds")],
+)
+def test_a_part_of_the_extra_time_is_given_only_where_the_rounds_lie_close_together(least, said):
     point, slow = (1, 8), Spread(0.7, 0.68, 0.72, 5, 0.65, 0.75)
     ratios = {
         phase: {measurements.NO_DECOMPOSITION: {point: slow}} for phase in ("decode", "prefill")
@@ -151,13 +154,80 @@ def test_the_audit_says_which_sign_infinity_has_and_how_often_the_longer_text_is
     assert both.signs == "+ and -"
 
 
-def test_the_positive_control_is_noticed_and_equal_answers_are_not():
+def test_a_damage_is_noticed_by_its_flips_and_equal_answers_are_not():
     said = {}
     results = SimpleNamespace(record=lambda name, value, unit, **_: said.update({name: value}))
-    right, wrong = np.ones(40, bool), np.arange(40) >= 12
-    assert "notices it" in measurements.record_control(results, flips(right, wrong), wrong)
-    assert said["control.lost"] == 12 and said["control.acc_norm"] == 70
-    assert "too few" in measurements.record_control(results, flips(right, right), right)
+    items = [Item("?", ("a", "b"), 0) for _ in range(40)]
+    right, wrong = [[-1.0, -2.0]] * 40, [[-2.0, -1.0]] * 12 + [[-1.0, -2.0]] * 28
+    rows = measurements.control_rows(results, {"damaged": wrong, "whole": right}, right, items)
+    assert rows[0] == ["damaged", "70.0%", "-30.0", "12 lost, 0 won", "0.00049", "yes"]
+    assert rows[1][1:] == ["100.0%", "+0.0", "0 lost, 0 won", "1", "no"]
+    assert said["control.damaged.lost"] == 12 and said["control.damaged.acc_norm"] == 70
+
+
+def test_the_taught_equation_gives_the_difference_that_the_cell_prints():
+    n, z95, z80 = 40, 1.959964, 0.841621
+    d = flips(np.ones(n, bool), np.ones(n, bool)).smallest_detectable  # no flips: s is d itself
+    assert (n * d) ** 0.5 == pytest.approx(z95 + z80 * (1 - d) ** 0.5, rel=1e-5)
+    first, second = np.arange(n) >= 8, np.arange(n) < 32  # 8 lost, 8 won
+    d = flips(first, second).smallest_detectable
+    s = (16 + 2) / (n + 4)
+    assert n**0.5 * d == pytest.approx(z95 * s**0.5 + z80 * (s - d * d) ** 0.5, rel=1e-5)
+
+
+def test_what_a_sample_can_show_against_the_margin_is_as_far_from_it_as_from_zero():
+    margin = np.log1p(measurements.QUALITY_MARGIN)
+    errors = np.random.default_rng(0).normal(size=(2000, 50)) * 0.016
+    errors = (errors - errors.mean()) / errors.std() * 0.016
+    reach = paired_bootstrap(np.zeros(50), errors[0], resamples=200).smallest_detectable
+    within, beyond = measurements.against_margin(SimpleNamespace(smallest_detectable=reach))
+    assert (within + beyond) / 2 == pytest.approx(margin) and beyond - margin == reach
+    # A true cost of that size is shown to be within the margin four times out of five.
+    standard_error = 0.016 / 50**0.5
+    cost = margin - 2.8 * standard_error
+    upper = cost + errors.mean(axis=1) + 1.96 * standard_error
+    assert 0.76 < (upper < margin).mean() < 0.84
+
+
+def test_a_sample_that_is_too_small_says_that_it_can_show_a_gain_only():
+    results = SimpleNamespace(record=lambda *_, **__: None)
+    small = SimpleNamespace(smallest_detectable=0.02, n=5)
+    assert "only a gain of at least 0.0100" in measurements.record_against_margin(results, small)
+    large = SimpleNamespace(smallest_detectable=0.004, n=500)
+    said = measurements.record_against_margin(results, large)
+    assert "at most 0.0060 nats (0.6% of perplexity)" in said and "at least 0.0140" in said
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(9, 8), (9, 8)], "holds"),
+        ([(8, 9), (8, 9)], "fails here"),
+        ([(9, 8), (8, 9)], "undecided"),
+    ],
+)
+def test_activations_are_judged_at_all_points(pairs, verdict):
+    sizes = {p: [(Point(n + 1, 8), 1, pair[k]) for n, pair in enumerate(pairs)]
+             for k, p in enumerate(("bf16", "int8"))}  # fmt: skip
+    measured, said, _ = measurements.verdict_on_activations(sizes, "bf16")
+    assert said.startswith(verdict) and f"of {len(pairs)} points" in measured
+
+
+def test_the_answer_to_when_it_stops_counts_cases_and_reads_the_papers_table():
+    slow, fast = (Spread(x, x, x, 5, x, x) for x in (0.6, 1.3))
+    ratios = {"small": {"decode": {1: slow}, "prefill": {1: slow}}}
+    said = measurements.when_it_stops(ratios, {"small": 576}, "bf16")
+    assert "not at all" in said and "0 of 2 cases" in said and "4,096 and 5,140" in said
+    ratios["wide"] = {"decode": {1: fast}}
+    assert "1 of 3 cases" in measurements.when_it_stops(ratios, {"s": 576, "w": 4096}, "bf16")
+
+
+def test_a_known_score_is_set_beside_ours_with_a_warning_beyond_two_points():
+    right = np.arange(1838) < 0.7639 * 1838
+    said = measurements.beside_known_score("llama-2-7b-chat", right)
+    assert "elsewhere 76.39 (intel/auto-round" in said and "WARNING" not in said
+    assert "WARNING" in measurements.beside_known_score("llama-2-7b-chat", np.arange(1838) < 1300)
+    assert "no PIQA score" in measurements.beside_known_score("llama-3.2-1b", right)
 
 
 def test_the_page_as_well_as_its_files_are_at_chance():

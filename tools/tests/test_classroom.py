@@ -691,6 +691,13 @@ def test_a_verdict_is_shown_and_recorded(results, displayed, verdict):
         assert part in shown.data
 
 
+def test_a_verdict_on_what_was_counted_says_so(results, displayed):
+    claims_module.put_on_trial(
+        results, "int8-halves-memory", "0.52 of FP16", "holds", "scales", word="Counted"
+    )
+    assert "**Counted.** 0.52 of FP16" in displayed[0][0].data
+
+
 def test_an_unknown_claim_or_verdict_is_refused_and_nothing_recorded(results, displayed):
     with pytest.raises(ValueError, match="no claim 'int8-is-magic'; there are int8-halves-memory"):
         claims_module.put_on_trial(results, "int8-is-magic", "1", "holds", "because")

@@ -406,6 +406,24 @@ def test_precisions_take_turns_where_they_fit_together_and_the_result_says_so(
     assert json.loads(json.dumps(timed)) == timed
 
 
+@pytest.mark.parametrize(("device", "moments"), [("cpu", 4), ("cuda", 2)])
+def test_roofs_are_measured_around_and_on_a_cpu_between_the_points(
+    folder, monkeypatch, held, device, moments
+):
+    seen = []
+    meter = SimpleNamespace(measure=lambda: seen.append(1), best={"read": 1.0})
+    monkeypatch.setattr(experiment.latency, "Roofs", lambda device, precisions: meter)
+    monkeypatch.setattr(experiment, "_seconds", lambda *_: {})
+    load = experiment.models.load_model
+    monkeypatch.setattr(experiment.models, "load_model", lambda name, p, _: load(name, p, "cpu"))
+    little_is_free(monkeypatch, 10**9)
+    timed = experiment.speed(
+        folder, ["fp32"], device, points=[Point(1, 8), Point(2, 8)], decode_tokens=2, rounds=1,
+        roofs=["bf16"],
+    )  # fmt: skip
+    assert timed["roofs"] == {"read": 1.0} and len(seen) == moments
+
+
 def test_every_precision_and_round_is_given_the_same_tokens_at_a_point(folder, monkeypatch, held):
     given = []
 

@@ -519,6 +519,33 @@ def test_throughput_is_two_operations_a_product_in_the_best_run(monkeypatch):
     assert (calls, device) == (1, "cpu")
 
 
+def test_a_roof_is_the_best_of_all_moments_and_never_falls(monkeypatch):
+    seconds = {"read": iter([4.0, 2.0, 1.0, 8.0, 8.0]), "int8": iter([4.0, 2.0, 4.0, 1.0, 4.0])}
+    order = []
+
+    def run(name):
+        def one():
+            order.append(name)
+            return {"call": next(seconds[name])}
+
+        return one
+
+    roofs = latency.Roofs("cpu", ["int8"])
+    monkeypatch.setattr(roofs, "_make", lambda: {n: (run(n), 8) for n in ("read", "int8")})
+    roofs.measure(rounds=2)  # after a warm-up, which does not count
+    assert roofs.best == {"read": 8.0, "int8": 4.0}
+    assert order == ["read", "int8"] * 3
+    roofs.measure(rounds=1)
+    assert roofs.best == {"read": 8.0, "int8": 4.0}
+
+
+def test_roofs_are_measured_in_every_precision():
+    roofs = latency.Roofs("cpu", ["bf16", "int8"], size=64, megabytes=16)
+    roofs.measure(rounds=1)
+    assert list(roofs.best) == ["read", "bf16", "int8"]
+    assert 1e8 < roofs.best["read"] < 1e13 and 1e6 < roofs.best["int8"] < 1e15
+
+
 @pytest.mark.parametrize("version", ["auto", kernels.PYTORCH])
 def test_read_bandwidth_is_that_of_a_memory(version, monkeypatch):
     monkeypatch.setenv(kernels.CHOICE, version)

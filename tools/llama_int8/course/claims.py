@@ -23,10 +23,13 @@ def often_heard(entry: dict[str, Any]) -> bool:
     return entry["source"].startswith(HEARD)
 
 
-def put_on_trial(results: Results, name: str, measured: str, verdict: str, because: str) -> None:
+def put_on_trial(
+    results: Results, name: str, measured: str, verdict: str, because: str, word: str = "Measured"
+) -> None:
     """Show the claim, the measurement and the verdict, and keep them for the report.
 
-    Raises ValueError for an unknown claim or verdict.
+    `word` is shown before `measured`: "Counted" where nothing was measured. Raises ValueError for an
+    unknown claim or verdict.
     """
     if name not in claims():
         raise ValueError(f"no claim {name!r}; there are {', '.join(claims())}")
@@ -42,6 +45,6 @@ def put_on_trial(results: Results, name: str, measured: str, verdict: str, becau
     display(
         Markdown(
             f"> **Claim.** {entry['claim']} ({entry['source']})\n>\n"
-            f"> **Measured.** {measured}\n>\n> **Verdict: {verdict}{stop}** {because}"
+            f"> **{word}.** {measured}\n>\n> **Verdict: {verdict}{stop}** {because}"
         )
     )

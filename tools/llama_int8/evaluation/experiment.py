@@ -35,6 +35,7 @@ class Workload:
     text_tokens: int = 0
     seed: int = 0
     temperature: float = 1.0  # of the sampled answers
+    sampled: bool = True  # prompts are answered greedily, and by drawing tokens as well
     points: Sequence[Point] = ()
     ids: Sequence[int] = ()  # a text's token ids, for memory and speed; none: seeded random ones
 
@@ -90,7 +91,7 @@ def _scores_and_answers(
         scores = loglikelihood.choice_scores(model, rows, label=rule)
         result.setdefault("slips", {})[rule] = scores
     for title, prompt in work.prompts.items():
-        for how, seed in (("greedy", None), ("sampled", work.seed)):
+        for how, seed in (("greedy", None), ("sampled", work.seed))[: 1 + work.sampled]:
             answer = answers.answer_with_candidates(
                 model, prompt, work.text_tokens, seed, work.temperature
             )
@@ -151,13 +152,15 @@ def speed(
     profiled: Sequence[Point] = (),
     ids: Sequence[int] = (),
     weighed: bool = False,
+    roofs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Seconds of prefill and decode at every point, and of one item at batch 1.
 
     {"seconds": [{"batch": .., "tokens": .., "precisions": {precision: {phase: [..]}}}, ...],
     "items": {precision: [..]}, "interleaved": ..}; "profile" is like "seconds", for the `profiled`
     points, with {kind of operation: ..} by phase, each with "each", its seconds by round; where it
-    is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}.
+    is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}; with precisions in `roofs`
+    the best of `latency.Roofs`, timed before, between and after the points (on a GPU not between).
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
     is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
@@ -173,11 +176,16 @@ def speed(
         "interleaved": together,
         "profile": [{**point._asdict(), "precisions": {}} for point in profiled],
     }
+    meter = latency.Roofs(device, roofs) if roofs else None
+    if meter:
+        meter.measure()
     for group in [list(models_of)] if together else [[p] for p in models_of]:
         loaded = {p: models.load_model(name, p, device) for p in group}
         held = {p: loaded[stored] for stored in group for p in models_of[stored]}
         for point, record in zip(points, result["seconds"], strict=True):
             record["precisions"] |= _seconds(held, device, point, decode_tokens, rounds, ids)
+            if meter and device == "cpu":
+                meter.measure()
         result["items"] |= _item_seconds(held, device, items)
         if weighed:
             result.setdefault("memory", {}).update(_memory(held, device, points, ids))
@@ -185,7 +193,9 @@ def speed(
             record["precisions"] |= _profiles(held, device, point, ids, rounds)
         del loaded, held
         memory.release()
-    return result
+        if meter:
+            meter.measure()
+    return result | ({"roofs": meter.best} if meter else {})
 
 
 def set_threshold(model: torch.nn.Module, precision: str) -> None:
@@ -263,17 +273,21 @@ def _profiles(
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
     fitting = {p: model for p, model in held.items() if fits(model.config, p, device, point)}
-    for _ in range(rounds):  # in turns, as the times are: one profile can fall into a slow moment
+    for number in range(rounds):  # in turns, as the times are: one can fall into a slow moment
+        calls = 2 if number else profiler.CALLS  # the first round warms up
         for p, model in fitting.items():
             set_threshold(model, p)
-            found.setdefault(p, []).append(_phases(model, device, tokens_of(ids, model, point)))
+            phases = _phases(model, device, tokens_of(ids, model, point), calls)
+            found.setdefault(p, []).append(phases)
     return {
         p: {phase: profiler.medians([one[phase] for one in each]) for phase in each[0]}
         for p, each in found.items()
     }
 
 
-def _phases(model: torch.nn.Module, device: str, tokens: torch.Tensor) -> dict[str, Any]:
+def _phases(
+    model: torch.nn.Module, device: str, tokens: torch.Tensor, calls: int
+) -> dict[str, Any]:
     profiles = {}
     cache = None
 
@@ -285,7 +299,7 @@ def _phases(model: torch.nn.Module, device: str, tokens: torch.Tensor) -> dict[s
         latency.prefill(model, tokens[:, :1], cache)
 
     for phase, run in (("prefill", prefill), ("decode", decode)):
-        profiles[phase] = profiler.profile(run, device)
+        profiles[phase] = profiler.profile(run, device, calls)
     return profiles
 
 

@@ -60,8 +60,10 @@ def kind_of(names: list[str]) -> str:
     return "16-bit products" if names[0] in _PRODUCTS else "everything else"
 
 
-def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Call `run` three times, then once profiled: {kind: {"seconds", "operations", "launches"}}.
+def profile(
+    run: Callable[[], Any], device: str = "cpu", calls: int = CALLS
+) -> dict[str, dict[str, float]]:
+    """Call `run`, the last time profiled: {kind: {"seconds", "operations", "launches"}}.
 
     On a CPU the seconds are those inside operations; on a GPU those of the kernels, and "launches"
     counts the kernels. What the fastest call without the profiler took beyond these is "between
@@ -71,7 +73,7 @@ def profile(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, 
     on_gpu = device != "cpu"
     timed = repeated(run, 1, device)
     # This warms up as well, so that the profiler sees a usual step.
-    alone = min(timed()["call"] for _ in range(CALLS - 1))
+    alone = min(timed()["call"] for _ in range(calls - 1))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         run()

@@ -22,7 +22,11 @@ SYNTHETIC = "synthetic:"
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository on the Hugging Face hub. `revision` is None where we know of none to pin."""
+    """A repository on the Hugging Face hub.
+
+    `revision`: a commit that public code names as one that the hub served for this repository (as a
+    pin, or in the path of a cache); None where we know of none to pin.
+    """
 
     repository: str
     gated: bool = False
@@ -85,7 +89,12 @@ _SPECS = [
             max_position_embeddings=2048,
         ),
         "Apache-2.0",
-        (HubSource("TinyLlama/TinyLlama-1.1B-Chat-v1.0"),),
+        (
+            HubSource(
+                "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+                revision="fe8a4ea1ffedaf415f4da2f062534de366a451e6",
+            ),
+        ),
     ),
     ModelSpec(
         "llama-3.2-1b",
@@ -104,7 +113,10 @@ _SPECS = [
             tie_word_embeddings=True,
         ),
         "Llama 3.2 Community License",
-        (HubSource("unsloth/Llama-3.2-1B"), HubSource("meta-llama/Llama-3.2-1B", gated=True)),
+        (
+            HubSource("unsloth/Llama-3.2-1B", False, "9535bd9b1d1dea6acafbdc4813b728796aeb28da"),
+            HubSource("meta-llama/Llama-3.2-1B", True, "4e20de362430cd3b72f300e6b0f18e50e7166e08"),
+        ),
     ),
     ModelSpec(
         "llama-3.2-3b",
@@ -123,7 +135,10 @@ _SPECS = [
             tie_word_embeddings=True,
         ),
         "Llama 3.2 Community License",
-        (HubSource("unsloth/Llama-3.2-3B"), HubSource("meta-llama/Llama-3.2-3B", gated=True)),
+        (
+            HubSource("unsloth/Llama-3.2-3B", False, "d4446454d87d51aa42e1fb174f25acc5f8762331"),
+            HubSource("meta-llama/Llama-3.2-3B", True, "13afe5124825b4f3751f836b40dafda64c1ed062"),
+        ),
     ),
     ModelSpec(
         "llama-3.1-8b",
@@ -141,7 +156,10 @@ _SPECS = [
             rope_scaling=_llama3_rope(8.0),
         ),
         "Llama 3.1 Community License",
-        (HubSource("unsloth/Meta-Llama-3.1-8B"), HubSource("meta-llama/Llama-3.1-8B", gated=True)),
+        (
+            HubSource("unsloth/Meta-Llama-3.1-8B"),
+            HubSource("meta-llama/Llama-3.1-8B", True, "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"),
+        ),
     ),
     ModelSpec(
         "llama-2-7b-chat",
@@ -157,8 +175,15 @@ _SPECS = [
         ),
         "Llama 2 Community License",
         (
-            HubSource("NousResearch/Llama-2-7b-chat-hf"),
-            HubSource("meta-llama/Llama-2-7b-chat-hf", gated=True),
+            HubSource(
+                "NousResearch/Llama-2-7b-chat-hf",
+                revision="351844e75ed0bcbbe3f10671b3c808d2b83894ee",
+            ),
+            HubSource(
+                "meta-llama/Llama-2-7b-chat-hf",
+                gated=True,
+                revision="f5db02db724555f92da89c216ac04704f23d4590",
+            ),
         ),
     ),
     ModelSpec(
