@@ -930,7 +930,7 @@ def lesson():
     source = definitions("03_generation_and_decoding")
     names = "write_behind left_padding keep_top_p penalize_repetition token_nll".split()
     space = {name: getattr(shown, name) for name in names}
-    space |= {"torch": torch, "CacheBase": workflow.CacheBase}
+    space |= {"torch": torch, "workflow": workflow}
     space["settings"] = SimpleNamespace(device="cpu")
     for name in "KVCache with_cache sampling_probabilities Sampler beam_search distinct_3".split():
         exec(source[name], space)
@@ -1105,11 +1105,33 @@ def test_each_head_cut_in_its_own_row_costs_what_it_costs_by_itself():
             logits = model(lists, use_cache=False).logits
         nll = torch.stack([shown.token_nll(*pair) for pair in zip(logits, lists, strict=True)])
         torch.testing.assert_close(losses[layer, head], nll[:, 6:].mean())
-        if layer == 1:
-            others = workflow.others_of_its_layer(model, lists, (1, head))
-            assert others.shape == (2, config.num_attention_heads - 1)
-            left_out = config.num_attention_heads * losses[1].mean() - losses[1, head]
-            torch.testing.assert_close(others.mean(dim=0).sum(), left_out)
+
+
+@pytest.mark.parametrize("heads", [[], [(1, 2)], [(1, 0), (0, 1)]])
+@pytest.mark.parametrize("mean", [False, True])
+def test_cuts_that_share_the_layers_below_cost_what_they_cost_by_themselves(heads, mean):
+    model, texts = opinionated(), random_tokens(3, 8, vocabulary=11)
+    nll, right = workflow.with_cuts(model, texts, 5)(heads, mean)
+    with torch.no_grad(), workflow.without(model, heads, mean):
+        logits = model(texts, use_cache=False).logits
+    expected = torch.stack([shown.token_nll(*pair) for pair in zip(logits, texts, strict=True)])
+    torch.testing.assert_close(nll, expected[:, -5:])
+    assert torch.equal(right, (logits[:, :-1].argmax(dim=-1) == texts[:, 1:])[:, -5:])
+
+
+def test_texts_of_unequal_length_in_one_batch_cost_what_they_cost_alone():
+    model = opinionated()
+    contexts = [random_tokens(n, vocabulary=11).tolist() for n in (2, 5, 3)]
+    continuations = [random_tokens(n, vocabulary=11).tolist() for n in (4, 1, 2)]
+    losses = workflow.nll_of_each(model, contexts, continuations)
+    next_log_p = workflow.next_log_p(model, contexts)
+    for n, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        text = torch.tensor(context + continuation)
+        with torch.no_grad():
+            logits = model(text[None], use_cache=False).logits[0]
+        alone = shown.token_nll(logits, text)[-len(continuation) :]
+        torch.testing.assert_close(losses[n], alone)
+        torch.testing.assert_close(next_log_p[n], logits[len(context) - 1].log_softmax(dim=-1))
 
 
 def test_a_head_is_cut_out_of_the_maps_of_later_layers_too():
@@ -1144,29 +1166,73 @@ def test_what_a_name_adds_is_measured_within_each_story():
     ]
     assert rows[0][1].startswith("+40 [")
     assert results.values["recall.name_adds.alone"] == pytest.approx(50)
-    assert workflow.costs_more(named, [0.9, 0.8]) == "company"
     said = workflow.what_company_takes(named, strange, ([0.9, 0.8], [0.4, 0.3]))
     assert "takes 45 points" in said and "and 0 points" in said
-    assert workflow.costs_more(named, [0.4, 0.5]) == "distance"
 
 
-def test_the_rank_of_a_head_counts_those_that_cost_more():
-    by_head = torch.tensor([[1.0, 3.0], [2.0, 1.5]])
-    right, nll, results = torch.tensor([[True, False]] * 2), torch.rand(2, 2), Recorder()
-    second = {"whole": (nll, right), "cut": (nll + 1, right), "another": (nll + 0.25, right)}
-    others = nll.mean(dim=1, keepdim=True) + torch.tensor([0.25, 0.75])
-    rows = workflow.record_copying(results, nll, second, by_head, (1, 0), others)
-    assert results.values["copying.rank"] == 2
-    assert results.values["copying.other_heads"] == 1.5
+@pytest.mark.parametrize(
+    ("far", "only", "answer"),
+    [(0.3, 0.6, "company"), (0.1, 0.1, "distance"), (0.6, 0.6, "undecided")],
+)
+def test_what_costs_more_is_graded_by_what_the_name_adds(far, only, answer, capsys):
+    def around(share):
+        return [share - 0.01, share, share + 0.01]
+
+    near = {"distance": 0.6, "company": 0.3, "undecided": 0.6}[answer]
+    named = {8: around(near), 32: around(far)}
+    strange = {8: [0.05] * 3, 32: [0.05] * 3}
+    given = named, strange, (around(only), [0.05] * 3)
+    assert workflow.costs_more(Recorder(), *given) == answer
+    assert "company takes" in capsys.readouterr().out
+    # A stranger gets the only code just as often: then company lowers the base rate, no more.
+    base_rate = named, strange, ([0.9, 0.91, 0.89], [0.9 - far + 0.05] * 3)
+    assert workflow.costs_more(Recorder(), *base_rate) != "company"
+
+
+def test_the_rank_of_a_head_is_taken_on_new_lists_with_what_they_leave_open(capsys):
+    by_head = torch.tensor([[1.0, 9.0, 1.1], [2.0, 1.5, 1.2], [8.0, 7.0, 6.0], [0.1, 0.2, 0.3]])
+    on_new_lists = {(0, 1): 3.0, (1, 0): 4.0}  # the best of the search is not the best here
+
+    def lists_without(heads, mean=False):
+        harm = sum(on_new_lists.get(head, 0.5) for head in heads)
+        nll = torch.tensor([[1.0, 1.2], [2.0, 2.2], [3.0, 3.4]]) + harm
+        return nll, torch.tensor([[not heads, True]] * 3)
+
+    def story_without(heads, mean=False):
+        return torch.tensor([[4.0], [5.0]]) + 0.25 * len(heads), None
+
+    results = Recorder()
+    on_trial = (1, 0), by_head, lists_without, story_without
+    rank, rows = workflow.head_on_trial(results, *on_trial, random_heads=2)
+    assert rank == results.values["copying.rank.new"] == 1
+    assert results.values["copying.rank"] == 5
     assert results.values["copying.cut.right"] == 50
-    # On the same lists the cut costs one nat more each time, however the lists differ.
-    assert rows[2][2:] == ["+1.00 [+1.00, +1.00]", "", "50 %"]
-    # So do the differences between heads, and to the other heads of the layer.
-    assert rows[3][2:] == ["+0.25 [+0.25, +0.25]", "+0.75 [+0.75, +0.75]", "50 %"]
-    assert rows[4][2:4] == ["+0.50 [+0.50, +0.50]", "+0.50 [+0.50, +0.50]"]
-    assert results.values["copying.cut_minus_its_layer"] == pytest.approx(0.5)
-    one_head = workflow.record_copying(results, nll, second, by_head, (1, 0), others[:, :0])
-    assert len(one_head) == 4  # a layer with one head has no others
+    # The same lists each time: the cut costs four nats more, however the lists differ.
+    assert rows[1][3:] == ["+4.00 [+4.00, +4.00]", "", "+0.25 [+0.25, +0.25]"]
+    assert rows[3][0] == "layer 0, head 1" and rows[3][4] == "+1.00 [+1.00, +1.00]"
+    assert rows[-2][0].startswith("one of 2 others of its layer") and "+3.50 [" in rows[-2][4]
+    assert rows[-1][0].startswith("one of 2 heads drawn at random") and "+3.50 [" in rows[-1][4]
+    assert results.values["story.random"] == 0.25
+    assert (
+        "ranks 5 of 12 on the list of the search, and 1 (95 %: 1 to 1)" in capsys.readouterr().out
+    )
+
+
+def test_a_rank_stays_open_where_the_intervals_do():
+    surely_less, open_question = torch.tensor([-1.0, -1.1, -0.9]), torch.tensor([-1.0, 1.5, -0.2])
+    assert workflow.rank_of([surely_less, open_question]) == (2, 1, 2)
+    assert workflow.rank_of([]) == (1, 1, 1)
+
+
+def test_a_false_sentence_ends_where_the_false_word_is_due():
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    facts = ["Bees make honey.", "The opposite of hot is cold."]
+    first, second = workflow.false_sentences(facts, "He left.", tokenizer)
+    told = tokenizer.decode(first.told)
+    assert told == "\nBees make cold. He left. Bees make"
+    assert tokenizer.decode(first.bare) == "\nBees make"
+    assert tokenizer.decode([first.true]) == " honey"
+    assert tokenizer.decode([first.false]) == " cold" == tokenizer.decode([second.true])
 
 
 def test_random_heads_come_from_the_same_layers_and_are_others():
@@ -1186,7 +1252,8 @@ def test_the_induction_heads_are_compared_with_others_of_their_layers(capsys):
         asked.append(list(heads))
         return torch.tensor([1.0, 2.0]) + sum(3.0 for head in heads if head in ranking)
 
-    rows = workflow.induction_on_trial(results, scores, ranking, (2, 2), losses_without)
+    rows, left = workflow.induction_on_trial(results, scores, ranking, (2, 2), losses_without)
+    assert left == 0
     assert rows[0] == ["layer 0, head 0", "100%", "0%", "4.50"] and rows[1][-1] == "7.50"
     assert all([layer for layer, _ in heads] == [0, 1] for heads in asked[2:])
     assert results.values["induction.more_than_random"] == 6

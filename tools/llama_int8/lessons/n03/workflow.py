@@ -1,6 +1,7 @@
 """What lesson 03 uses without showing it: the cache's other methods, heads cut out, stories."""
 
 import random
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation import logits_process
 
 from llama_int8.course.claims import put_on_trial
+from llama_int8.course.tables import show_table
+from llama_int8.lessons.n03 import figures
+from llama_int8.measure.latency import interleaved
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import (
     Spread,
@@ -51,6 +63,18 @@ class CacheBase:
     def forget_after(self, length: int) -> None:
         """Go back to the first `length` tokens; what follows will overwrite the rest."""
         self.lengths = dict.fromkeys(self.lengths, length)
+
+    def share(self, copies: int) -> None:
+        """Repeat the batch, block by block, so that several texts go on from one beginning."""
+        for buffers in (self.keys, self.values):
+            for layer, held in buffers.items():
+                buffers[layer] = held.repeat(copies, 1, 1, 1)
+
+    def keep_first(self) -> None:
+        """Only the first row's keys and values."""
+        for buffers in (self.keys, self.values):
+            for layer, held in buffers.items():
+                buffers[layer] = held[:1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that a layer holds (Hugging Face's name)."""
@@ -170,14 +194,40 @@ def _from_layer(model: PreTrainedModel, layer: int) -> Iterator[None]:
         model.model.layers = layers
 
 
-def others_of_its_layer(model: PreTrainedModel, lists: Tensor, head: tuple[int, int]) -> Tensor:
-    """Mean NLL of each second copy with one other head of this head's layer cut out, (lists, H - 1).
+@torch.inference_mode()
+def with_cuts(
+    model: PreTrainedModel, texts: Tensor, last: int
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function of heads: how well the texts' last tokens are predicted with these cut out.
 
-    A column for each of the other heads; none in a model with one head per layer.
+    `texts`: (n, T), of one length; `last`: how many tokens at each end count. The function takes
+    what `without` takes, and returns NLL and whether each token was guessed right, (n, last) each.
+    The layers below the first head are the same whatever is cut, so they are computed once, here.
     """
-    layer, own = head
-    losses = each_head_of(model, lists, [layer])[:, 0]
-    return losses[:, [n for n in range(losses.shape[1]) if n != own]]
+    texts = texts.to(model.device)
+    options = {"use_cache": False, "logits_to_keep": last + 1}
+    out = model(texts, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+    states = out.hidden_states[: model.config.num_hidden_layers]  # what each layer reads
+    targets = texts[:, -last:]
+
+    @torch.inference_mode()
+    def losses_without(
+        heads: Collection[tuple[int, int]], mean: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        first = min((layer for layer, _ in heads), default=len(states) - 1)
+        with without(model, heads, mean), _from_layer(model, first):
+            logits = model(inputs_embeds=states[first], **options).logits[:, :-1].float()
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return nll.view_as(targets).cpu(), (logits.argmax(dim=-1) == targets).cpu()
+
+    return losses_without
+
+
+def windows_of(text: Tensor, count: int, length: int) -> Tensor:
+    """Pieces of a text (1, T) that do not overlap, spread over it; (count, length) at most."""
+    count = max(2, min(count, text.shape[1] // length))
+    starts = [n * ((text.shape[1] - length) // count) for n in range(count)]
+    return torch.stack([text[0, start : start + length] for start in starts])
 
 
 def as_many_of_the_same_layers(
@@ -259,58 +309,141 @@ def first_digits(
     questions = [_question(name, [fact.code for fact in facts], tokenizer) for name in names]
     story = tell(filler, facts, tokenizer)
     next_logits = with_cache(len(story) + max(len(asked) for asked, _ in questions))
-    device, chances = next_logits.device, []
+    device, chances = next_logits.device, {}
     next_logits(torch.tensor([story], device=device))
-    for asked, digits in questions:
-        next_logits.cache.forget_after(len(story))  # the next question overwrites this one
-        logits = next_logits(torch.tensor([story + asked], device=device))[0]
-        chances.append(logits.softmax(dim=-1)[digits].cpu())
-    return torch.stack(chances)
+    for length in sorted({len(asked) for asked, _ in questions}):  # each length is a batch
+        batch = [n for n, (asked, _) in enumerate(questions) if len(asked) == length]
+        next_logits.cache.forget_after(len(story))  # these questions overwrite the last ones
+        next_logits.cache.keep_first()
+        next_logits.cache.share(len(batch))
+        texts = torch.tensor([story + questions[n][0] for n in batch], device=device)
+        for n, shares in zip(batch, next_logits(texts).softmax(dim=-1).cpu(), strict=True):
+            chances[n] = shares[questions[n][1]]
+    return torch.stack([chances[n] for n in range(len(questions))])
 
 
-def record_copying(
-    results: Results,
-    first: Tensor,
-    second: Mapping[str, tuple[Tensor, Tensor]],
-    by_head: Tensor,
-    head: tuple[int, int],
-    others: Tensor,
-) -> list[list[str]]:
-    """Keep how well lists that are said twice are copied, whole and with a head cut out.
+TRIAL_HEADER = [
+    "cut out",
+    "NLL of the second copy",
+    "guessed right",
+    "more than nothing cut [95 %]",
+    "the head on trial costs more by [95 %]",
+    "on a story: more than nothing cut [95 %]",
+]
 
-    `first`: NLL of the first copies, (lists, T - 1). `second`: by what is cut, NLL of the second
-    copies and whether each token was guessed right, (lists, T - 1) each: "whole", "cut", "mean" and
-    the names of other heads. `by_head`: what `second_copy_by_head` gave; `head`: the one on trial;
-    `others`: what `others_of_its_layer` gave.
-    Returns rows for a table: name, mean NLL per token, how much that is more than "whole", how much
-    more the head on trial costs (both list by list, with a 95 % interval), percent right.
+
+@dataclass(frozen=True)
+class Harm:
+    """What a cut does to lists that are said twice, and to windows of ordinary text."""
+
+    lists: Tensor  # mean NLL of each second copy, (lists,)
+    right: Tensor  # share of each that is guessed right, (lists,)
+    story: Tensor  # mean NLL of each window, (windows,)
+
+
+def draw_heads(
+    shape: tuple[int, int], taboo: Collection[tuple[int, int]], count: int
+) -> list[tuple[int, int]]:
+    """So many heads at random, none of them taboo; all others where there are fewer.
+
+    `shape`: layers, and heads per layer.
     """
-    cut = "layer {}, head {}".format(*head)
-    labels = {
-        "whole": "second copy, nothing cut",
-        "cut": f"without {cut}",
-        "mean": "with the mean of its output in its place",
-    }
-    rows = [["first copy, nothing cut", f"{first.mean():.2f}", "", "", ""]]
-    whole, on_trial = (second[name][0].mean(dim=1) for name in ("whole", "cut"))
-    results.record("copying.first", first.mean().item(), "nats", n=first.numel())
-    for name, (nll, right) in second.items():
-        percent, by_list = 100 * right.float().mean().item(), nll.mean(dim=1)
-        more = "" if name == "whole" else _with_interval(by_list - whole)
-        less = "" if name in labels else _with_interval(on_trial - by_list)
-        label = labels.get(name, f"without {name}")
-        rows.append([label, f"{nll.mean():.2f}", more, less, f"{percent:.0f} %"])
-        if name in labels:
-            results.record(f"copying.{name}", nll.mean().item(), "nats", n=nll.numel())
-            results.record(f"copying.{name}.right", percent, "%", n=nll.numel())
-    if others.shape[1]:
-        by_list = others.mean(dim=1)
-        mean, low, high = mean_interval((on_trial - by_list).numpy())
-        ends = {"low": low, "high": high, "n": len(by_list)}
-        results.record("copying.cut_minus_its_layer", mean, "nats", **ends)
-        label = f"without one of the {others.shape[1]} others of its layer, on average"
-        intervals = [_with_interval(d) for d in (by_list - whole, on_trial - by_list)]
-        rows.append([label, f"{others.mean():.2f}", *intervals, ""])
+    pairs = [(layer, n) for layer in range(shape[0]) for n in range(shape[1])]
+    pairs = [pair for pair in pairs if pair not in taboo]
+    return random.Random(3).sample(pairs, min(count, len(pairs)))
+
+
+def head_on_trial(
+    results: Results,
+    head: tuple[int, int],
+    by_head: Tensor,
+    lists_without: Callable[..., tuple[Tensor, Tensor]],
+    story_without: Callable[..., tuple[Tensor, Tensor]],
+    random_heads: int = 10,
+) -> tuple[int, list[list[str]]]:
+    """Cut out a head and, as controls, the most harmful others, its layer's others, random ones.
+
+    `by_head`: what `second_copy_by_head` gave on the list of the search, (layers, H); all that is
+    measured here is measured on other texts. `lists_without`, `story_without`: from `with_cuts`.
+    Prints the head's rank in harm, in the search and here; returns the latter and a table's rows.
+    """
+
+    def harm(heads: Sequence[tuple[int, int]], mean: bool = False) -> Harm:
+        nll, right = lists_without(heads, mean)
+        story = story_without(heads, mean)[0].mean(dim=1)
+        return Harm(nll.mean(dim=1), right.float().mean(dim=1), story)
+
+    def row(label: str, own: Harm, compared: bool = True) -> list[str]:
+        more = _with_interval(own.lists - whole.lists)
+        less = _with_interval(cut.lists - own.lists) if compared else ""
+        story = _with_interval(own.story - whole.story)
+        return [label, f"{own.lists.mean():.2f}", f"{own.right.mean():.0%}", more, less, story]
+
+    name = "layer {}, head {}".format(*head)
+    order = by_head.flatten().argsort(descending=True, stable=True).tolist()
+    others = [pair for pair in (divmod(n, by_head.shape[1]) for n in order) if pair != head]
+    rivals, rest = others[:4], others[4:]
+    mates = [pair for pair in rest if pair[0] == head[0]]
+    drawn = draw_heads(tuple(by_head.shape), [head, *rivals, *mates], random_heads)
+    whole, cut, replaced = harm([]), harm([head]), harm([head], mean=True)
+    by_itself = {pair: harm([pair]) for pair in (*rivals, *mates, *drawn)}
+
+    measures = [f"{whole.lists.mean():.2f}", f"{whole.right.mean():.0%}"]
+    rows = [["nothing", *measures, "", "", f"{whole.story.mean():.2f} nats with nothing cut"]]
+    rows += [row(name, cut, compared=False)]
+    rows += [row("the same, its mean output in its place", replaced, compared=False)]
+    rows += [row("layer {}, head {}".format(*pair), by_itself[pair]) for pair in rivals]
+    _record_interval(results, "story.cut", cut.story - whole.story)
+    for key, kind, heads in (
+        ("its_layer", "others of its layer", mates),
+        ("random", "heads drawn at random", drawn),
+    ):
+        if heads:
+            control = _mean_harm([by_itself[pair] for pair in heads])
+            rows.append(row(f"one of {len(heads)} {kind}, on average", control))
+            _record_interval(results, f"copying.cut_minus_{key}", cut.lists - control.lists)
+            _record_interval(results, f"story.{key}", control.story - whole.story)
+    for key, own in (("whole", whole), ("cut", cut), ("mean", replaced)):
+        results.record(f"copying.{key}", own.lists.mean().item(), "nats", n=len(own.lists))
+        percent = 100 * own.right.mean().item()
+        results.record(f"copying.{key}.right", percent, "%", n=len(own.right))
+    in_search = _rank_in_search(results, by_head, head)
+    differences = [own.lists - cut.lists for own in by_itself.values()]
+    rank, low, high = rank_of(differences)
+    results.record("copying.rank.new", rank, "count", low=low, high=high, n=1 + len(differences))
+    print(
+        f"In order of harm, {name} ranks {in_search} of {by_head.numel()} on the list of the search, "
+        f"and {rank} (95 %: {low} to {high}) of the {1 + len(differences)} heads cut on new lists."
+    )
+    return rank, rows
+
+
+def rank_of(differences: Sequence[Tensor]) -> tuple[int, int, int]:
+    """A head's rank in harm: by the means, and the best and worst that the intervals leave open.
+
+    `differences`: for each other head how much more than this one it costs, list by list. Each
+    comparison has its own 95 % interval.
+    """
+    intervals = [mean_interval(values.numpy()) for values in differences]
+    by_mean = 1 + sum(mean > 0 for mean, _, _ in intervals)
+    best = 1 + sum(low > 0 for _, low, _ in intervals)
+    worst = 1 + sum(high > 0 for _, _, high in intervals)
+    return by_mean, best, worst
+
+
+def _mean_harm(harms: Sequence[Harm]) -> Harm:
+    """The mean over cuts, list by list and window by window."""
+    fields = ([getattr(harm, name) for harm in harms] for name in ("lists", "right", "story"))
+    return Harm(*(torch.stack(values).mean(dim=0) for values in fields))
+
+
+def _record_interval(results: Results, name: str, values: Tensor) -> None:
+    mean, low, high = mean_interval(values.numpy())
+    results.record(name, mean, "nats", low=low, high=high, n=len(values))
+
+
+def _rank_in_search(results: Results, by_head: Tensor, head: tuple[int, int]) -> int:
+    """The head's rank among all in the search, kept beside the losses of the others."""
     elsewhere = by_head.flatten().tolist()
     here = elsewhere.pop(head[0] * by_head.shape[1] + head[1])
     rank = 1 + sum(loss > here for loss in elsewhere)
@@ -318,7 +451,114 @@ def record_copying(
     if elsewhere:
         results.record("copying.other_heads", median(elsewhere), "nats", n=len(elsewhere))
         results.record("copying.other_heads.largest", max(elsewhere), "nats", n=len(elsewhere))
+    return rank
+
+
+@dataclass(frozen=True)
+class FalseSentence:
+    """The beginning of a sentence, its true next token, and a false one that is said before."""
+
+    bare: list[int]  # The opposite of hot is
+    told: list[int]  # The opposite of hot is ice. (another sentence) The opposite of hot is
+    true: int
+    false: int
+
+
+def false_sentences(
+    facts: Sequence[str], between: str, tokenizer: PreTrainedTokenizerBase
+) -> list[FalseSentence]:
+    """Each fact without its last word, and with the next one's: told, and asked after `between`."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+
+    split = [fact.rstrip(".").rsplit(" ", 1) for fact in facts]
+    sentences = []
+    for (beginning, true), (_, false) in zip(split, split[1:] + split[:1], strict=True):
+        pair = [ids(f"{beginning} {word}") for word in (true, false)]
+        shortest = min(map(len, pair))
+        differ = (n for n in range(shortest) if pair[0][n] != pair[1][n])
+        place = next(differ, shortest - 1)  # a tokenizer without these letters writes both alike
+        told = ids(f"{beginning} {false}. {between} {beginning} {false}")
+        told = told[: len(told) - len(pair[1]) + place]
+        sentences.append(FalseSentence(pair[0][:place], told, pair[0][place], pair[1][place]))
+    return sentences
+
+
+@torch.inference_mode()
+def copying_or_knowing(
+    results: Results,
+    model: PreTrainedModel,
+    sentences: Sequence[FalseSentence],
+    head: tuple[int, int],
+    controls: Sequence[tuple[int, int]],
+) -> list[list[str]]:
+    """Does a cut head take what the model copies, or what it knows? Rows of a table, by cut.
+
+    Columns: NLL of the true word with nothing said before (knowledge); of the false word with
+    nothing said before, and after the false sentence (copying), with the change by the cut.
+    """
+    bare, told = [s.bare for s in sentences], [s.told for s in sentences]
+    true, false = torch.tensor([[s.true, s.false] for s in sentences]).T
+    each, kinds = torch.arange(len(sentences)), ("known", "forced", "copied")
+
+    def losses(heads: Sequence[tuple[int, int]]) -> Tensor:  # (3, sentences)
+        with without(model, heads):
+            before, after = next_log_p(model, bare), next_log_p(model, told)
+        return -torch.stack([before[each, true], before[each, false], after[each, false]])
+
+    whole = losses([])
+    name = "layer {}, head {}".format(*head)
+    rows = [["nothing", *(f"{nll:.2f}" for nll in whole.mean(dim=1))]]
+    changes = {name: losses([head]) - whole}
+    if controls:
+        at_random = torch.stack([losses([pair]) for pair in controls]).mean(dim=0)
+        changes[f"one of {len(controls)} heads drawn at random, on average"] = at_random - whole
+    for label, change in changes.items():
+        rows.append([label, *(_with_interval(values) for values in change)])
+    for key, label in zip(("cut", "random"), changes, strict=False):
+        for kind, values in zip(kinds, changes[label], strict=True):
+            _record_interval(results, f"false_sentence.{kind}.{key}", values)
+    for kind, values in zip(kinds, whole, strict=True):
+        record_mean(results, f"false_sentence.{kind}.whole", values.tolist(), "nats")
     return rows
+
+
+@torch.inference_mode()
+def next_log_p(model: PreTrainedModel, contexts: Sequence[list[int]]) -> Tensor:
+    """Log-probabilities of the token after each context, (contexts, V), in one batch.
+
+    Rows are padded on the right, which a causal model's tokens never see.
+    """
+    lengths = torch.tensor([len(context) for context in contexts])
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    rows = torch.tensor([context + [0] * (longest - len(context)) for context in contexts])
+    keep = longest - shortest + 1
+    logits = model(rows.to(model.device), use_cache=False, logits_to_keep=keep).logits.cpu()
+    last = logits[torch.arange(len(contexts)), lengths - shortest]
+    return last.float().log_softmax(dim=-1)
+
+
+@torch.inference_mode()
+def nll_of_each(
+    model: PreTrainedModel, contexts: Sequence[list[int]], continuations: Sequence[list[int]]
+) -> list[Tensor]:
+    """NLL of each continuation's tokens after its context, all of them in one batch.
+
+    Rows are padded on the right, which a causal model's tokens never see.
+    """
+    texts = [one + two for one, two in zip(contexts, continuations, strict=True)]
+    longest = max(map(len, texts))
+    rows = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+    keep = longest - min(map(len, contexts)) + 1
+    logits = model(rows.to(model.device), use_cache=False, logits_to_keep=keep).logits
+    first = longest - logits.shape[1]  # the position of the first logits
+    log_p = logits.float().log_softmax(dim=-1).cpu()
+    losses = []
+    for n, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        places = torch.arange(len(continuation)) + len(context) - 1 - first
+        losses.append(-log_p[n, places, continuation])
+    return losses
 
 
 def induction_on_trial(
@@ -328,13 +568,14 @@ def induction_on_trial(
     taboo: tuple[int, int],
     losses_without: Callable[[Sequence[tuple[int, int]]], Tensor],
     draws: int = 4,
-) -> list[list[str]]:
+) -> tuple[list[list[str]], int]:
     """Cut out the heads of the ranking, one more in each row, and as many of their layers at random.
 
     `scores`: induction scores, (layers, H), by how they were measured; `taboo`: a head that is never
     among the random ones; `losses_without(heads)`: mean NLL of each second copy, (lists,).
-    Prints how much more all of them cost than the random ones, and returns a table's rows: the
-    head, its scores in percent, the loss with all heads up to this one cut out.
+    Prints how much more all of them cost than the random ones. Returns a table's rows (the head, its
+    scores in percent, the loss with all heads up to this one cut out), and the percentage of the
+    first scores that the second way of measuring leaves.
     """
     rows, rng = [], random.Random(2)
     for count, head in enumerate(ranking, 1):
@@ -353,12 +594,32 @@ def induction_on_trial(
         f"the same layers: {at_random.mean():.2f} (mean of {draws} draws).\n"
         f"Difference, list by list: {_with_interval(losses - at_random)}, 95 %"
     )
-    return rows
+    before, without_it, *_ = (
+        sum(score[pair].item() for pair in ranking) for score in scores.values()
+    )
+    results.record("induction.left", 100 * without_it / before, "%", n=len(ranking))
+    return rows, round(100 * without_it / before)
 
 
 def _with_interval(differences: Tensor) -> str:
     mean, low, high = mean_interval(differences.numpy())  # Student's t: there are few lists
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def time_phases(
+    with_cache: Callable[[int], Any], text: Tensor, lengths: Sequence[int], rounds: int
+) -> dict[str, Any]:
+    """Seconds of a pass that fills a cache, and of one more token, by length, as `interleaved`."""
+
+    def pass_and_step(n: int) -> dict[str, float]:
+        next_logits, taken = with_cache(n + 1), {}
+        for phase, end in (("full", n), ("step", n + 1)):
+            start_time = time.perf_counter()
+            next_logits(text[:, :end])[0, 0].item()  # waits for the result
+            taken[phase] = time.perf_counter() - start_time
+        return taken
+
+    return interleaved({str(n): lambda n=n: pass_and_step(n) for n in lengths}, rounds)
 
 
 def record_times(
@@ -399,6 +660,38 @@ def batch_against_single(results: Results, seconds: Mapping[str, Mapping[str, An
     )
 
 
+def padder(tokenizer: PreTrainedTokenizerBase, device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function of prompts (lists of ids): one tensor, (B, longest), and each one's padding, (B,)."""
+    pad_id = tokenizer.pad_token_id or 0
+
+    def padded(prompts: Sequence[list[int]], side: str = "left") -> tuple[Tensor, Tensor]:
+        pads = torch.tensor([max(map(len, prompts)) - len(prompt) for prompt in prompts])
+        filled = [[pad_id] * n for n in pads.tolist()]
+        order = (filled, prompts) if side == "left" else (prompts, filled)
+        rows = [one + two for one, two in zip(*order, strict=True)]
+        return torch.tensor(rows, device=device), pads
+
+    return padded
+
+
+def same_as_the_library(
+    probabilities: Callable[..., Tensor], logits: Tensor, tokens: Tensor, rules: Mapping[str, float]
+) -> None:
+    """Compare sampling rules with Hugging Face's, switched on one by one, so that each counts."""
+    warpers, switched_on = logits_process.LogitsProcessorList(), {}
+    classes = {
+        "temperature": logits_process.TemperatureLogitsWarper,
+        "top_k": logits_process.TopKLogitsWarper,
+        "top_p": logits_process.TopPLogitsWarper,
+    }
+    for name, value in rules.items():
+        warpers.append(classes[name](value))
+        switched_on[name] = value
+        ours = probabilities(logits, **switched_on)
+        torch.testing.assert_close(ours, warpers(tokens, logits.clone()).softmax(dim=-1))
+        print(f"with {name} {value}: {int((ours > 0).sum()):,} tokens can be drawn, as there")
+
+
 def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Tensor], Tensor]:
     """A `next_logits` for prompts that are padded on the right, with their mask and positions.
 
@@ -407,15 +700,65 @@ def padded_on_the_right(model: PreTrainedModel, lengths: Tensor) -> Callable[[Te
     """
     longest = int(lengths.max())
 
+    cache = DynamicCache()
+
     @torch.inference_mode()
     def next_logits(tokens: Tensor) -> Tensor:
         mask = torch.ones_like(tokens)
         mask[:, :longest] = (torch.arange(longest) < lengths[:, None]).long()
         places = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        options = {"attention_mask": mask, "position_ids": places, "use_cache": False}
-        return model(tokens, **options, logits_to_keep=1).logits[:, -1].float()
+        seen = cache.get_seq_length()
+        options = {"attention_mask": mask, "position_ids": places[:, seen:]}
+        out = model(tokens[:, seen:], **options, past_key_values=cache, logits_to_keep=1)
+        return out.logits[:, -1].float()
 
     return next_logits
+
+
+def compare_batches(
+    results: Results,
+    batched: Mapping[str, Tensor],
+    by_itself: Sequence[Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> int:
+    """Show how many prompts get the same text in a batch as alone; how many ways all of them do.
+
+    `batched`: texts (B, T) by how the prompts were batched; `by_itself`: the new tokens of each.
+    """
+    length, rows = len(by_itself[0]), [["alone", "", repr(tokenizer.decode(by_itself[1]))]]
+    promises = 0
+    for way, tokens in batched.items():
+        new = tokens[:, -length:]
+        same = sum(torch.equal(row, own) for row, own in zip(new, by_itself, strict=True))
+        promises += same == len(by_itself)
+        rows.append([way, f"{same} of {len(by_itself)}", repr(tokenizer.decode(new[1]))])
+        results.record(f"batch.{way.replace(' ', '_')}", same, "count", n=len(by_itself))
+    show_table(["batch", "as alone", "after the question"], rows, right=False)
+    return promises
+
+
+@torch.inference_mode()
+def loss_of(model: PreTrainedModel, tokens: Tensor) -> float:
+    """The mean loss of a text (1, T) as Hugging Face computes it, given the text as labels."""
+    return model(tokens, labels=tokens).loss.item()
+
+
+def record_scores(
+    results: Results, scores: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Keep likelihood and share of new 3-grams of each rule's texts."""
+    for name, (likelihood, fresh) in scores.items():
+        record_mean(results, f"likelihood.{name}", likelihood, "nats")
+        record_mean(results, f"new_3grams.{name}", [100 * share for share in fresh], "%")
+
+
+def search_figure(
+    results: Results, by_head: Tensor, head: tuple[int, int], whole: Tensor
+) -> Figure:
+    """The figure of the search. `whole`: NLL of its list with nothing cut, (2 T - 1,)."""
+    first_copy, second_copy = whole[: len(whole) // 2], whole[len(whole) // 2 + 1 :]
+    results.record("copying.search", second_copy.mean().item(), "nats")
+    return figures.ablation(by_head, head, second_copy.mean().item(), first_copy.mean().item())
 
 
 def record_mean(results: Results, name: str, values: Sequence[float], unit: str) -> None:
@@ -444,6 +787,63 @@ def record_hidden_words(results: Results, hits: Mapping[str, int], n: int) -> No
         low, high = (100 * end for end in proportion_interval(hit, n))
         results.record(f"hidden_word.{name}", 100 * hit / n, "%", low=low, high=high, n=n)
         print(f"{name}: {hit} of {n} found; 95 % interval {low:.0f} to {high:.0f} %")
+
+
+def ask_for_codes(
+    with_cache: Callable[[int], Any],
+    tokenizer: PreTrainedTokenizerBase,
+    prose: Sequence[int],
+    distances: Sequence[int],
+    count: int,
+) -> tuple[dict[int, list[float]], dict[int, list[float]], tuple[list[float], list[float]]]:
+    """Hide codes in so many stories, and ask for each with its own name and with a stranger's.
+
+    Returns the arguments of `record_recall`: by distance, the chances of the right first digit with
+    its name and with a stranger's, and both for a story with a single code at the largest distance.
+    """
+    length = max(distances) + 48  # tokens, before the facts are put in
+    stride = (len(prose) - length) // count
+    if stride < 1:
+        raise ValueError(f"the prose has {len(prose)} tokens; use fewer stories or less distance")
+    named: dict[int, list[float]] = {distance: [] for distance in distances}
+    strange: dict[int, list[float]] = {distance: [] for distance in distances}
+    only_code: tuple[list[float], list[float]] = ([], [])
+    rng = random.Random(3)
+    for number in range(count):
+        filler = prose[stride * number : stride * number + length]
+        facts, stranger = draw_facts(distances, rng)
+        chances = first_digits(with_cache, tokenizer, filler, facts, stranger)
+        for distance in distances:  # chances: (names, codes); the last name is the stranger
+            at = [n for n, fact in enumerate(facts) if fact.distance == distance]
+            named[distance].append(chances[at, at].mean().item())
+            strange[distance].append(chances[-1, at].mean().item())
+        single = first_digits(with_cache, tokenizer, filler, facts[-1:], stranger)[:, 0]
+        for told, chance in zip(only_code, single.tolist(), strict=True):
+            told.append(chance)
+    return named, strange, only_code
+
+
+def record_forced(
+    results: Results,
+    log_odds: Mapping[str, Sequence[float]],
+    first_words: Sequence[Sequence[float]],
+) -> None:
+    """Keep and print how a forced first word goes on, and how likely the model starts with it.
+
+    `log_odds`: of the true sentence over its denial, after "Yes,", after "No," and after a "No,"
+    that answers no question ("No, unasked"). `first_words`: P(Yes) and P(No), by question.
+    """
+    p_yes, p_no = torch.tensor(first_words).mean(dim=0).tolist()
+    print(f"on average the model starts with Yes: {p_yes:.1%}, with No: {p_no:.1%}")
+    for name, key in (("No,", "denied"), ("No, unasked", "denied_unasked")):
+        denied = sum(odds < 0 for odds in log_odds[name])
+        results.record(f"no_way_back.{key}", denied, "count", n=len(log_odds[name]))
+        asked = "with no question before it" if key == "denied_unasked" else "after the question"
+        low, high = (100 * end for end in proportion_interval(denied, len(log_odds[name])))
+        print(
+            f'"No," {asked}: the denial is likelier in {denied} of {len(log_odds[name])}; '
+            f"95 % interval {low:.0f} to {high:.0f} %"
+        )
 
 
 def record_recall(
@@ -493,10 +893,74 @@ def what_company_takes(
     )
 
 
-def costs_more(named: Mapping[int, Sequence[float]], alone: Sequence[float]) -> str:
-    """Whether "distance" or "company" takes more off the mean probability of the right digit."""
-    nearest, farthest = (float(np.mean(named[d])) for d in (min(named), max(named)))
-    return "company" if float(np.mean(alone)) - farthest > nearest - farthest else "distance"
+def costs_more(
+    results: Results,
+    named: Mapping[int, Sequence[float]],
+    strange: Mapping[int, Sequence[float]],
+    only_code: tuple[Sequence[float], Sequence[float]],
+) -> str:
+    """Whether "distance" or "company" takes more off what the right name adds, or "undecided".
+
+    The arguments are those of `record_recall`. A cost counts if its interval over the stories lies
+    above 0 on both scales, points and log-odds, since points near 100 % are harder to gain. Where
+    both count, so must their difference. Prints what each takes, by both measures.
+    """
+    nearest, farthest = min(named), max(named)
+    by_scale = {}
+    for scale, of in (("points", lambda p: 100 * p), ("log-odds", _log_odds)):
+        near, far, only = (
+            of(np.asarray(own)) - of(np.asarray(other))
+            for own, other in (
+                (named[nearest], strange[nearest]),
+                (named[farthest], strange[farthest]),
+                only_code,
+            )
+        )
+        costs = {"distance": near - far, "company": only - far}
+        by_scale[scale] = costs | {"company more": costs["company"] - costs["distance"]}
+    for what in ("distance", "company"):
+        mean, low, high = mean_interval(by_scale["points"][what])
+        ends = {"low": low, "high": high, "n": len(named[nearest])}
+        results.record(f"recall.{what}_takes", mean, "%", **ends)
+        odds = mean_interval(by_scale["log-odds"][what])
+        print(
+            f"{what} takes {mean:+.0f} [{low:+.0f}, {high:+.0f}] points off what the name adds; "
+            "in log-odds {:+.1f} [{:+.1f}, {:+.1f}], 95 %".format(*odds)
+        )
+
+    def shown(what: str, sign: int = 1) -> bool:
+        return all(mean_interval(sign * costs[what])[1] > 0 for costs in by_scale.values())
+
+    counts = [what for what in ("distance", "company") if shown(what)]
+    if len(counts) == 2:
+        counts = [
+            w for w, sign in (("company", 1), ("distance", -1)) if shown("company more", sign)
+        ]
+    return counts[0] if counts else "undecided"
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    p = p.clip(1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def compare_beams(
+    results: Results, greedy: Sequence[float], beams: Sequence[float], likelier: Sequence[float]
+) -> None:
+    """Does beam search repeat itself more than greedy? Shares of new 3-grams, text by text.
+
+    `likelier`: how much likelier the text of the beams is, in nats per token, by text.
+    """
+    more = paired_bootstrap(np.asarray(greedy), np.asarray(beams))
+    mean, low, high = mean_interval(np.asarray(likelier))
+    ends = {"low": 100 * more.low, "high": 100 * more.high, "n": more.n}
+    record_mean(results, "new_3grams.beams", [100 * share for share in beams], "%")
+    results.record("beams.new_3grams_minus_greedy", 100 * more.mean, "%", **ends)
+    print(
+        f"4 beams minus greedy over {more.n} prompts, 95 % intervals:\n"
+        f"new 3-grams {100 * more.mean:+.0f} points [{100 * more.low:+.0f}, {100 * more.high:+.0f}], "
+        f"log-probability {mean:+.2f} nats per token [{low:+.2f}, {high:+.2f}]"
+    )
 
 
 def likelier(results: Results, original: Sequence[float], drawn: Sequence[float]) -> str:
