@@ -17,6 +17,7 @@ from tiny_llama import tiny_llama
 from llama_int8.evaluation.perplexity import token_nll
 from llama_int8.lessons.n06 import exercises as shown
 from llama_int8.lessons.n06 import measurements
+from llama_int8.lessons.n06.grids import shifted, turn, turned
 from llama_int8.lessons.n06.measurements import (
     FEW_BITS,
     Scheme,
@@ -28,9 +29,6 @@ from llama_int8.lessons.n06.measurements import (
     on_turned_weights,
     record_turned,
     rounded_weights,
-    shifted,
-    turn,
-    turned,
     window_nll,
     zeros_at_entrances,
 )
