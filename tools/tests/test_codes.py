@@ -17,13 +17,17 @@ from tiny_llama import tiny_llama
 from llama_int8.evaluation.perplexity import token_nll
 from llama_int8.lessons.n06 import exercises as shown
 from llama_int8.lessons.n06 import measurements
+from llama_int8.lessons.n06.grids import shifted, turn, turned
 from llama_int8.lessons.n06.measurements import (
+    FEW_BITS,
     Scheme,
+    at_bits,
     blame_for_clip,
+    clip_schemes,
     input_of,
     losses,
-    on_shifted_grid,
-    other_grids,
+    on_turned_weights,
+    record_turned,
     rounded_weights,
     window_nll,
     zeros_at_entrances,
@@ -604,30 +608,96 @@ def test_w8a8_rounds_what_enters_every_layer_too_and_only_within_the_measurement
     assert torch.equal(model(windows).logits, before)
 
 
-@pytest.mark.parametrize("size", [None, 16])
-def test_a_shifted_grid_gives_other_errors_of_the_same_size(size):
+def test_a_shifted_grid_gives_other_errors_of_the_same_size():
     x = normal(64, 512)
-    first, *others = (on_shifted_grid(x, 4, shift, size) - x for shift in (0, 1 / 3, 2 / 3))
-    whole = dequantize(absmax_quantize(x, 4, "group", size or 512))
-    torch.testing.assert_close(first, whole - x)
+    first, *others = (shifted(x, 4, shift) - x for shift in (0, 1 / 3, 2 / 3))
+    torch.testing.assert_close(first, dequantize(absmax_quantize(x, 4, "row")) - x)
     for error in others:
         assert error.square().mean().item() == pytest.approx(first.square().mean().item(), rel=0.15)
         assert torch.corrcoef(torch.stack([first.flatten(), error.flatten()]))[0, 1] < 0.5
 
 
-def test_the_other_grids_start_from_the_first():
-    model, windows = tiny_llama(), torch.arange(24).reshape(3, 8)
+def test_turned_weights_lie_on_no_grid_and_turning_back_gives_the_same_layer():
+    on_grid = dequantize(absmax_quantize(normal(64, 96), 4, "row"))
+    assert len(on_grid[0].unique()) <= 15 < len(turn(on_grid, torch.ones(32, 1))[0].unique())
+    torch.testing.assert_close(turned(on_grid, lambda same: same, seed=0), on_grid)
+    assert torch.equal(per_row(on_grid, bits=4), on_grid)  # no error at all, for a grid it has met
+    lost = [turned(on_grid, partial(per_row, bits=4), seed) - on_grid for seed in (0, 0, 1)]
+    assert torch.equal(lost[0], lost[1]) and not torch.equal(lost[0], lost[2])
+    fresh = normal(64, 96)
+    usual = (per_row(fresh, bits=4) - fresh).square().mean() / fresh.square().mean()
+    assert lost[0].square().mean() / on_grid.square().mean() > 0.7 * usual
+
+
+@pytest.mark.parametrize("windows", [2, 6])
+def test_each_draw_of_turned_weights_has_its_own_share_of_the_windows(windows):
+    model, texts = tiny_llama(), torch.arange(8 * windows).reshape(windows, 8) % 60
     linears, seen = linear_layers(model), []
 
-    def watched(weight, shift):
-        seen.append(shift)
-        return on_shifted_grid(weight, 4, shift)
+    def unchanged(weight, rule, seed):
+        seen.append(seed)
+        return weight
 
-    rows = {"rows": Scheme(partial(per_row, bits=4), 4.0)}
-    costs = losses(model, linears, windows, rows, window_nll(model, windows))
-    grids = other_grids(model, linears, windows, costs, {"rows": watched}, shifts=[0.4])
-    first, moved = grids["rows"]
-    assert first == costs["rows"].loss.mean != moved and set(seen) == {0.4}
+    schemes = {name: Scheme(partial(per_row, bits=4), 4.0) for name in FEW_BITS}
+    base = window_nll(model, texts) - torch.arange(windows).numpy()
+    changes = on_turned_weights(model, linears, texts, base, schemes, unchanged)
+    draws = min(4, windows)
+    assert set(seen) == set(range(draws))
+    for change in changes.values():  # window i costs i more than `base` says
+        assert change == pytest.approx([np.arange(windows)[i::draws].mean() for i in range(draws)])
+
+
+@pytest.mark.parametrize(("lead", "says"), [(-1.0, "less loss"), (0.0, "undecided")])
+def test_the_lead_of_groups_is_decided_by_its_interval_over_draws(lead, says):
+    model, texts, results = tiny_llama(), torch.arange(24).reshape(3, 8), Recorded()
+    rule = Scheme(partial(per_row, bits=4), 4.0)
+    costs = losses(
+        model, linear_layers(model), texts, dict.fromkeys(FEW_BITS, rule), window_nll(model, texts)
+    )
+    draws = {name: [1.0, 1.2, 0.9] for name in FEW_BITS}
+    for name in FEW_BITS:
+        if name[0] == "per-group":
+            draws[name] = [1.1 + lead, 1.1 + lead, 1.0 + lead]
+    table, verdict = record_turned(results, costs, draws)
+    assert verdict.count(says) == 2 and len(table) == 4
+    assert results.kept["turned.lead.4 bits"] == pytest.approx(lead + 1 / 30, abs=0.01)
+
+
+class Recorded:
+    """Keeps what is recorded."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def record(self, name, value, *_, **__):
+        self.kept[name] = value
+
+
+def test_the_scales_are_counted_among_the_bits():
+    linears = {"one": torch.nn.Linear(64, 32), "two": torch.nn.Linear(64, 96)}
+    rules = dict.fromkeys(("per-tensor", "per-channel", "per-group"), shown.absmax)
+    bits = {
+        name: scheme.bits_per_weight
+        for (name, _), scheme in at_bits(linears, rules, [4], 32).items()
+    }
+    assert bits == {"per-tensor": 4, "per-channel": 4 + 16 / 64, "per-group": 4.5}
+
+
+def test_the_cut_of_a_clip_rounds_nothing_and_ends_where_the_clip_does():
+    linears = {"one": torch.nn.Linear(64, 32)}
+    weight = linears["one"].weight.data
+
+    def cut(x, bits, share):
+        top = 2 ** (bits - 1) - 1
+        scale = share * x.abs().max() / top
+        return (x / scale).round().clamp(-top, top) * scale
+
+    rounded, alone = clip_schemes(linears, cut, lambda x, bits, shares: shares[2])
+    restored, clamped = rounded.weights["one"](weight), alone.weights["one"](weight)
+    end = 0.3 * weight.abs().max().item()
+    assert restored.abs().max().item() == pytest.approx(end)
+    assert clamped.abs().max().item() == pytest.approx(end)
+    assert torch.equal(clamped[weight.abs() < end], weight[weight.abs() < end])
 
 
 def test_the_input_of_a_layer_is_what_the_layer_before_it_gives():

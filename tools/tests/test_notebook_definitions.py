@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from llama_int8.lessons.n06 import formats
+from llama_int8.lessons.n06 import formats, grids
 from llama_int8.lessons.n10 import vectorwise
 from llama_int8.quantization import llm_int8, quantize
 from llama_int8.transformer import attention, flash, generation, llama
@@ -26,9 +26,9 @@ HOMES = {
         "rope_frequencies rope_rotation".split(),
     ),
     "06_quantization_math": (
-        [quantize, formats],
+        [quantize, formats, grids],
         """Quantized in_blocks absmax_quantize zeropoint_quantize dequantize quantized_matmul
-        signal_to_noise bit_fields value_of_bits""".split(),
+        signal_to_noise bit_fields value_of_bits shifted turn turned""".split(),
     ),
     "07_outliers_and_llm_int8": (
         [llm_int8],

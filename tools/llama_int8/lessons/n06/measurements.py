@@ -13,18 +13,31 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llama_int8.evaluation import perplexity
+from llama_int8.lessons.n06.grids import shifted, turned
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import PairedDifference, mean_interval, paired_bootstrap
 from llama_int8.quantization.linear_layers import watching
-from llama_int8.quantization.quantize import signal_to_noise
 
 Rule = Callable[[Tensor], Tensor]  # weights in, rounded weights out
 Rules = Rule | Mapping[str, Rule]  # one for all layers, or each layer's own by its name
 Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
 # One layer for each entrance of a block: q, k and v get the same input, and so do gate and up.
 ENTRANCES = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
+LOSS_HEADER = "codes", "scheme", "bits per weight", "SNR of weights, dB", "change of loss, nats"
+PAIRS = {  # what is compared window by window: the second minus the first
+    "4 bits, groups minus rows": (("per-channel", "4 bits"), ("per-group", "4 bits")),
+    "8 bits per row, FP8 minus int8": (("per-channel", "8 bits"), ("FP8, per-channel", "8 bits")),
+}
+FEW_BITS = [(by, f"{bits} bits") for bits in (4, 3) for by in ("per-channel", "per-group")]
+TURNED_HEADER = "codes", "weights", "per-channel", "per-group", "groups minus rows"
 TOKENS_PER_PASS = 1024
 ZERO_AT = 254  # half a step of an 8-bit absmax grid is the largest magnitude over 2 x 127
+
+
+def _noise_to_signal(values: Tensor, restored: Tensor) -> Tensor:
+    """Mean square of the error over that of the values, much faster than in float64."""
+    norm = torch.linalg.vector_norm
+    return (norm((restored - values).float()) / norm(values.float())).square()
 
 
 @contextmanager
@@ -40,8 +53,7 @@ def rounded_weights(linears: Mapping[str, nn.Linear], rules: Rules) -> Iterator[
         for name, linear in linears.items():
             rule = rules if callable(rules) else rules[name]
             linear.weight.data = rule(originals[name]).to(originals[name].dtype)
-            error = (linear.weight.data - originals[name]).float().square().mean()
-            noise.append(error / originals[name].float().square().mean())
+            noise.append(_noise_to_signal(originals[name], linear.weight.data))
         yield -10 * torch.stack(noise).mean().log10().item()
     finally:
         for name, linear in linears.items():
@@ -65,6 +77,44 @@ class Cost:
     bits_per_weight: float
     nll: np.ndarray  # of each window, in nats per token
     loss: PairedDifference  # change against the model as it was
+
+
+def at_bits(
+    linears: Mapping[str, nn.Linear],
+    rules: Mapping[str, Callable[..., Tensor]],
+    widths: Sequence[int],
+    size: int,
+) -> dict[tuple[str, str], Scheme]:
+    """Every granularity with every number of bits; a scale counts as 16 bits.
+
+    `rules`: "per-tensor", "per-channel" and "per-group" (of `size`), each called with `bits`.
+    """
+    weights = sum(linear.weight.numel() for linear in linears.values())
+    rows = sum(linear.out_features for linear in linears.values())
+    scales = {"per-tensor": 0.0, "per-channel": 16 * rows / weights, "per-group": 16 / size}
+    return {
+        (name, f"{bits} bits"): Scheme(partial(rule, bits=bits), bits + scales[name])
+        for bits in widths
+        for name, rule in rules.items()
+    }
+
+
+def clip_schemes(
+    linears: Mapping[str, nn.Linear],
+    clipped: Callable[..., Tensor],
+    best_clip: Callable[[Tensor, int, Tensor], Tensor],
+    bits: int = 4,
+) -> tuple[Scheme, Scheme]:
+    """Each layer clipped where its own error is least: with rounding, and the cut without it."""
+    rounds: dict[str, Rule] = {}
+    cuts: dict[str, Rule] = {}
+    for name, linear in linears.items():
+        weight = linear.weight.data
+        share = best_clip(weight, bits, torch.linspace(0.1, 0.6, 6, device=weight.device))
+        rounds[name] = partial(clipped, bits=bits, share=share)
+        end = (share * weight.abs().max()).item()
+        cuts[name] = partial(torch.clamp, min=-end, max=end)
+    return Scheme(rounds, bits), Scheme(cuts, 32)
 
 
 @contextmanager
@@ -124,61 +174,75 @@ def losses(
     return costs
 
 
-def on_shifted_grid(weight: Tensor, bits: int, shift: float, size: int | None = None) -> Tensor:
-    """Absmax in rows, or groups of `size`, on a grid moved by a fraction of a step.
-
-    Its noise is the same. But only where `shift` is a whole number does 0 have a code.
-    """
-    blocks = weight.reshape(-1, size or weight.shape[-1])
-    step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
-    return (((blocks / step - shift).round() + shift) * step).reshape(weight.shape)
-
-
-def other_grids(
+def on_turned_weights(
     model: PreTrainedModel,
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
-    costs: Mapping[Any, Cost],
-    rules: Mapping[Any, Callable[[Tensor, float], Tensor]],
-    shifts: Sequence[float] = (1 / 3, 2 / 3),
+    base: np.ndarray,
+    schemes: Mapping[Any, Scheme],
+    by_turning: Callable[[Tensor, Rule, int], Tensor] = turned,
+    draws: int = 4,
 ) -> dict[Any, list[float]]:
-    """The change of the loss on each of several grids that are equally fine.
+    """The change of the loss with weights turned before they are rounded, for each draw of angles.
 
-    The first grid is that of `costs`. `rules`: for some of the costs, how weights are rounded on a
-    grid moved by each of the `shifts`, so that every weight gets another error of the same size.
+    `by_turning`: how weights are turned, rounded by a rule and turned back, for the seed of a draw.
+    Each draw has its own share of the windows, so an interval over draws covers draws and text.
     """
-    by_grid = {}
-    for name, rule in tqdm(rules.items(), desc="grids", leave=False):
-        changes = [costs[name].loss.mean]
-        for shift in shifts:
-            with rounded_weights(linears, partial(rule, shift=shift)):
-                nll = window_nll(model, windows)
-            changes.append(changes[0] + (nll - costs[name].nll).mean())
-        by_grid[name] = changes
-    return by_grid
+    draws = min(draws, len(windows))
+    changes: dict[Any, list[float]] = {name: [] for name in schemes}
+    for draw in tqdm(range(draws), desc="draws", leave=False):
+        for name, scheme in schemes.items():
+            with rounded_weights(linears, partial(by_turning, rule=scheme.weights, seed=draw)):
+                nll = window_nll(model, windows[draw::draws])
+            changes[name].append((nll - base[draw::draws]).mean())
+    return changes
 
 
-def record_losses(
-    results: Results,
-    costs: Mapping[tuple[str, str], Cost],
-    by_grid: Mapping[tuple[str, str], Sequence[float]],
-) -> list[list[str]]:
-    """Keep every cost and its spread over grids by scheme and bits; the rows of a table of them."""
+def record_losses(results: Results, costs: Mapping[tuple[str, str], Cost]) -> list[list[str]]:
+    """Keep every cost by scheme and bits; the rows of a table with LOSS_HEADER."""
     table = []
     for (scheme, bits), cost in costs.items():
         loss = cost.loss
         ends = {"low": loss.low, "high": loss.high, "n": loss.n}
         results.record(f"loss.{scheme}.{bits}", loss.mean, "nats", **ends)
         results.record(f"snr.{scheme}.{bits}", cost.decibels, "dB", kind="quality")
-        grids = ""
-        if (scheme, bits) in by_grid:
-            low, high = min(by_grid[scheme, bits]), max(by_grid[scheme, bits])
-            results.record(f"grids.{scheme}.{bits}", high - low, "nats")
-            grids = f"{low:+.3f} to {high:+.3f}"
-        change = f"{loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}]"
         sizes = f"{cost.bits_per_weight:.2f}", f"{cost.decibels:.1f}"
-        table.append([bits, scheme, *sizes, change, grids])
+        table.append([bits, scheme, *sizes, _between(loss.mean, loss.low, loss.high)])
     return table
+
+
+def _between(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def record_turned(
+    results: Results,
+    costs: Mapping[tuple[str, str], Cost],
+    by_draw: Mapping[tuple[str, str], Sequence[float]],
+) -> tuple[list[list[str]], str]:
+    """Rows and groups with weights as they are and turned: a table with TURNED_HEADER, and a verdict.
+
+    As they are: intervals over windows. Turned: Student's t over draws.
+    """
+    table, leads = [], []
+    for bits in dict.fromkeys(bits for _, bits in by_draw):
+        rows, groups = ("per-channel", bits), ("per-group", bits)
+        lead = paired_bootstrap(costs[rows].nll, costs[groups].nll)
+        own = [costs[rows].loss, costs[groups].loss, lead]
+        table.append([bits, "as they are", *(_between(x.mean, x.low, x.high) for x in own)])
+        draws = [np.array(by_draw[rows]), np.array(by_draw[groups])]
+        draws.append(draws[1] - draws[0])
+        intervals = [mean_interval(values) for values in draws]
+        names = [f"turned.{rows[0]}.{bits}", f"turned.{groups[0]}.{bits}", f"turned.lead.{bits}"]
+        for name, (mean, low, high) in zip(names, intervals, strict=True):
+            results.record(name, mean, "nats", low=low, high=high, n=len(draws[0]))
+        table.append([bits, "turned", *(_between(*interval) for interval in intervals)])
+        leads.append((bits, *intervals[-1]))
+    words = [
+        f"{bits}: {'less loss' if high < 0 else 'more loss' if low > 0 else 'undecided here'}"
+        for bits, _, low, high in leads
+    ]
+    return table, f"Turned, groups against rows: {'; '.join(words)}."
 
 
 def compared(results: Results, name: str, first: Cost, second: Cost) -> str:
@@ -206,13 +270,14 @@ def floor_against_round(
     linears: Mapping[str, nn.Linear],
     windows: Tensor,
     base: np.ndarray,
+    rounded: np.ndarray,
     results: Results,
     shifts: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
 ) -> tuple[list[list[str]], str]:
     """Loss of 8-bit weights with a scale per row, rounded and floored on shifted grids.
 
-    Gives the rows of a table, and what the bias costs as a sentence. `base`: NLL of the windows
-    without rounding.
+    Gives the rows of a table, and what the bias costs as a sentence. NLL of the windows: `base`
+    without rounding, `rounded` on the first grid, which is not shifted.
 
     Floor on a grid is round on the grid shifted by half a step, with half a step taken off every
     weight. So each floor is paired with *that* grid's round: what differs is only the bias.
@@ -220,13 +285,14 @@ def floor_against_round(
 
     def loss(shift: float, bias: float) -> float:
         def rule(weight: Tensor) -> Tensor:
-            step = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-            return on_shifted_grid(weight, 8, shift) + bias * step
+            step = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            return shifted(weight, 8, shift) + bias * step
 
         with rounded_weights(linears, rule):
             return window_nll(model, windows).mean() - base.mean()
 
-    changes = {"round": [loss(shift, 0.0) for shift in shifts]}
+    first = rounded.mean() - base.mean()
+    changes = {"round": [first, *(loss(shift, 0.0) for shift in shifts[1:])]}
     # Round on the grid at m, half a step lower, is floor on the grid at m - 1/2.
     changes["floor"] = [loss(shift, -0.5) for shift in shifts]
     pairs = zip(changes["floor"], changes["round"], strict=True)
@@ -301,11 +367,14 @@ def survey(
 ) -> list[dict[str, float | str]]:
     """Name, crest factor and the SNR of each rule, for every layer."""
     entries = []
-    for name, linear in tqdm(linears.items(), desc="layers", leave=False):
+    for layer, linear in tqdm(linears.items(), desc="layers", leave=False):
         weight = linear.weight.data
         crest = (weight.abs().max() / weight.square().mean().sqrt()).item()
-        decibels = {rule: signal_to_noise(weight, rules[rule](weight)) for rule in rules}
-        entries.append({"name": name, "crest": crest, **decibels})
+        decibels = {
+            name: -10 * _noise_to_signal(weight, rule(weight)).log10().item()
+            for name, rule in rules.items()
+        }
+        entries.append({"name": layer, "crest": crest, **decibels})
     return entries
 
 
@@ -339,10 +408,10 @@ def verdict_on_zeros(results: Results, entrances: Sequence[Entrance]) -> Verdict
     results.record("zeros.down_proj", down_most, "layers", kind="exact", n=len(down))
     results.record("zeros.largest", 100 * largest, "%")
     return (
-        f"With one scale per tensor, {down_most} of {len(down)} inputs of down_proj lose more than "
-        f"half of their values to code 0 (up to {largest:.1%}), and {len(most) - down_most} of the "
-        f"{len(entrances) - len(down)} other inputs do. {len(by_rule)} inputs have a value beyond "
-        f"{ZERO_AT} times the median magnitude.",
+        f"On this text, with one scale per tensor, {down_most} of {len(down)} inputs of down_proj "
+        f"lose more than half of their values to code 0 (up to {largest:.1%}), and "
+        f"{len(most) - down_most} of the {len(entrances) - len(down)} other inputs do. "
+        f"{len(by_rule)} inputs have a value beyond {ZERO_AT} times the median magnitude.",
         "holds only if" if most else "fails here",
         rule if most else f"It would hold only if {rule}",
     )
