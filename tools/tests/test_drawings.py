@@ -20,6 +20,7 @@ from llama_int8.lessons.n06 import figures as lesson_06
 from llama_int8.lessons.n07 import figures as lesson_07
 from llama_int8.lessons.n08 import figures as lesson_08
 from llama_int8.lessons.n09 import figures as lesson_09
+from llama_int8.lessons.n10 import figures as lesson_10
 
 WEIGHTS = torch.tensor([0.02, -0.50, 1.30, -6.00])  # of notebook 06
 SEVEN_WORDS = ["The", "capital", "of", "France", "is", "Paris", "."]
@@ -53,6 +54,9 @@ DRAWINGS = {
     "09_drawing_memory": lesson_09.drawing_memory,
     "09_drawing_tiles": lesson_09.drawing_tiles,
     "09_drawing_split": lesson_09.drawing_split,
+    "10_drawing_ways": lesson_10.drawing_ways,
+    "10_drawing_dot": lesson_10.drawing_dot,
+    "10_drawing_packed": lesson_10.drawing_packed,
 }
 TOUCHES = 0.01  # inches: about a pixel
 

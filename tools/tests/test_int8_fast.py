@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from llama_int8.lessons.n10 import exercises, vectorwise
 from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.models import MODELS
 from llama_int8.processor import Processor
@@ -1034,6 +1035,28 @@ def test_weight_only_takes_any_number_of_inputs_and_adds_the_bias(tokens, inputs
     y = WeightOnlyLinear.from_linear(linear)(x).double()
     bound = 2**-7 * (x.double().abs() @ W.abs().T + linear.bias.double().abs())
     assert ((y - wanted).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4), (7, 33, 5), (3, 1, 1)])
+def test_what_lesson_10_shows_as_w8a8_is_the_packages(shape):
+    tokens, inputs, outputs = shape
+    x = torch.randn(tokens, inputs)
+    x[0] = 0.0
+    codes = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale = torch.rand(outputs)
+    assert torch.equal(exercises.w8a8(x, codes, scale), vectorwise.w8a8(x, codes, scale))
+
+
+def test_a_layer_calls_the_product_that_it_is_given():
+    linear, calls = torch.nn.Linear(8, 4), []
+
+    def own(x, codes, scale):
+        calls.append(x.shape)
+        return vectorwise.w8a8(x, codes, scale)
+
+    x = torch.randn(2, 3, 8)
+    assert torch.equal(VectorwiseLinear(linear, own)(x), VectorwiseLinear(linear)(x))
+    assert calls == [(6, 8)]
 
 
 def test_vectorwise_adds_the_bias():

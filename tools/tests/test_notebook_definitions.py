@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT
 
 from llama_int8.lessons.n06 import formats, grids
-from llama_int8.lessons.n10 import vectorwise
 from llama_int8.quantization import llm_int8, quantize
 from llama_int8.transformer import attention, flash, generation, llama
 
@@ -34,7 +33,6 @@ HOMES = {
         [llm_int8],
         ["replace_linears"],
     ),
-    "10_fast_int8": ([vectorwise], ["VectorwiseLinear"]),
     "09_flash_attention": (
         [flash],
         """Traffic Tile finite online_step blocks for_each_head hide_future divide

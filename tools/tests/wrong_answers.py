@@ -861,18 +861,15 @@ def spacing(x, mantissa_bits):
             "spacing(1.0, 7) gives 1.1920928955078125e-07, expected 0.0078125",
         ),
         (
-            "10.group_codes",
-            "nested lists",
+            "10.round_in_groups",
+            "still in groups",
             """
-def group_codes(values, size):
-    result = []
-    for k in range(0, len(values), size):
-        g = values[k:k+size]
-        m = max(abs(v) for v in g) or 1
-        result.append([round(v * 127 / m) for v in g])
-    return result
+def round_in_groups(x, size):
+    groups = x.unflatten(1, (-1, size))
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return (groups / scale).round() * scale
 """,
-            "gives [[64, -127], [127, 4]], expected [64, -127, 127, 4]",
+            "gives tensor([[[",
         ),
     ]
 ]

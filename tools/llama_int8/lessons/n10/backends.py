@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -380,13 +380,25 @@ def _decodes_only(path: str) -> bool:
     return _in_one_call(path) or path == INT8_CACHE or path.startswith(READING)
 
 
-def load_paths(name: str, paths: Sequence[str] = PATHS) -> dict[str, Runner]:
-    """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model."""
+def load_paths(
+    name: str,
+    paths: Sequence[str] = PATHS,
+    own: Mapping[str, Callable[[torch.nn.Linear], torch.nn.Module]] | None = None,
+) -> dict[str, Runner]:
+    """The model by each of `paths`, all in memory at once; those of LLM.int8() share one model.
+
+    `own`: {path: what makes its layers}, a learner's in the place of the package's.
+    """
     unknown = [path for path in paths if path not in BACKENDS]
     if unknown:
         raise ValueError(f"path {unknown[0]!r} is unknown; there are {', '.join(BACKENDS)}")
     loaded = LoadedModels(name)
-    return {path: BACKENDS[path].load(loaded) for path in paths}
+    return {
+        path: HuggingFaceRunner(loaded.with_layers(own[path]))
+        if own and path in own
+        else BACKENDS[path].load(loaded)
+        for path in paths
+    }
 
 
 # ---- the race
@@ -623,17 +635,6 @@ class Race:
     speeds: dict[Case, dict[str, Spread]]
     over_bf16: dict[Case, dict[str, Spread]]
     shares: dict[Case, dict[str, float]]
-
-    def by_threads(
-        self, values: Mapping[Case, Mapping[str, Spread]], like: Case
-    ) -> dict[str, dict[int, Spread]]:
-        """{path: {threads: value}} of the cases that differ from `like` only in the threads."""
-        found: dict[str, dict[int, Spread]] = {}
-        for case, row in values.items():
-            if replace(case, threads=like.threads) == like:
-                for path, value in row.items():
-                    found.setdefault(path, {})[case.threads] = value
-        return found
 
 
 def record_race(

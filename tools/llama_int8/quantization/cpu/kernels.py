@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -115,6 +115,7 @@ class Choice:
     name: str
     library: ctypes.CDLL | None
     reason: str = ""
+    version: str = PYTORCH  # or one of VERSIONS
 
 
 def cpu_features() -> frozenset[str]:
@@ -161,7 +162,7 @@ def _choose(wanted: str) -> Choice:
     for version in here if wanted == "auto" else (wanted,):
         reason, library = _load(version)
         if library is not None:
-            return Choice(library.kernel_name().decode(), library, "; ".join(reasons))
+            return Choice(library.kernel_name().decode(), library, "; ".join(reasons), version)
         reasons.append(f"{version}: {reason}")
     if wanted != "auto":
         raise RuntimeError(
@@ -190,7 +191,23 @@ def _load(version: str) -> tuple[str, ctypes.CDLL | None]:
         return f"there is no C++ compiler (g++) on this machine; {advice}", None
     openmp = OPENMP_ON_MACOS if sys.platform == "darwin" else OPENMP
     with as_file(files(__package__) / "kernel.cpp") as source:
-        return _compiled(compiler, source, f"{FLAGS} {openmp} {wanted.flags}".split())
+        return _compiled(compiler, source, f"{FLAGS} {openmp} {wanted.flags}".split(), _declared)
+
+
+def build(source: Path, flags: str = "") -> ctypes.CDLL:
+    """Another file of C++ as a library, compiled for the version of the kernel that runs here.
+
+    Raises RuntimeError where PyTorch runs (the reason is that of `chosen`), ValueError with the
+    compiler's first complaint.
+    """
+    choice, compiler = chosen(), _compiler()
+    if choice.library is None or compiler is None:
+        raise RuntimeError(f"no C++ is compiled here: {choice.reason}")
+    options = f"{FLAGS} {VERSIONS[choice.version].flags} {flags}".split()
+    reason, library = _compiled(compiler, source, options, lambda library: library)
+    if library is None:
+        raise ValueError(reason)
+    return library
 
 
 def _compiler() -> str | None:
@@ -209,7 +226,12 @@ def compiler_version() -> str:
     return "unknown"
 
 
-def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, ctypes.CDLL | None]:
+def _compiled(
+    compiler: str,
+    source: Path,
+    flags: Sequence[str],
+    declare: Callable[[ctypes.CDLL], ctypes.CDLL],
+) -> tuple[str, ctypes.CDLL | None]:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     content = [version, source.read_bytes(), " ".join(flags).encode()]
     name = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
@@ -227,7 +249,7 @@ def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> tuple[str, c
         folder = build_once(cache_folder() / "kernels" / name, compile_into)
         # PyTorch is loaded, and its OpenMP with it: the library finds that one, so that both work
         # with one pool of threads and not with two that wait for each other's cores.
-        return "", _declared(ctypes.CDLL(str(folder / "kernel.so")))
+        return "", declare(ctypes.CDLL(str(folder / "kernel.so")))
     except (OSError, subprocess.TimeoutExpired) as error:
         first = next((line for line in log.splitlines() if "error" in line), str(error))
         return f"{Path(compiler).name} could not compile it ({first.strip()})", None

@@ -1,0 +1,724 @@
+"""What lesson 10 measures: the steps of a product, sizes of groups, quality and speed of each path."""
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+import llama_int8.models as models
+from llama_int8.course.claims import put_on_trial
+from llama_int8.data import evaluation_text
+from llama_int8.evaluation import perplexity
+from llama_int8.lessons.n10 import backends, workshop
+from llama_int8.lessons.n10.backends import BASELINE, BF16_CALL, ONE_CALL, SWAPPED, Case, Race
+from llama_int8.measure import latency, memory
+from llama_int8.measure.memory import weight_memory
+from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import PairedDifference, Spread, paired_bootstrap, spread
+from llama_int8.models.cost import weight_bytes
+from llama_int8.processor import processor
+from llama_int8.profiles import Settings
+from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.linear import Int8FastLinear
+from llama_int8.quantization.cpu.packing import lost_bits, pack, pack_rows
+from llama_int8.quantization.linear_layers import linear_layers, watching
+from llama_int8.quantization.precisions import LLM_INT8
+from llama_int8.transformer.config import LlamaConfig
+
+YOURS = "W8A8 by token"  # the learner's first version
+MUCH = 1.5  # "much faster"
+MARGIN = 0.5  # percent of perplexity
+ONLY_READS = "only reads"
+STEPS = [
+    "compiler's vectors",
+    "packed order",
+    "dot instruction",
+    "tile of tokens",
+    "scale per group",
+]
+SIZES = (None, 128, 64, 32, 16)  # inputs that share a scale; None: all of the row
+PREDICTS = {
+    "avx2": "32 int8 products per instruction, added up in pairs",
+    "avx512_vnni": "64 products and their sums in one instruction: `vpdpbusd`",
+    "avx_vnni": "the same for 32 products: most laptops by Intel since 2021",
+    "avx512_bf16": "32 bf16 products per instruction: bf16 is a strong baseline",
+    "amx_bf16": "whole tiles of bf16, in PyTorch's own products: bf16 may win every prefill",
+    "amx_int8": "whole tiles of int8, used only by PyTorch's own product",
+    "avx512_fp16": "arithmetic in FP16; without it FP16 is converted to FP32 all the time",
+    "asimddp": "ARM: 16 products and their sums in one instruction, `sdot`; both operands signed",
+}
+Product = Callable[..., Tensor]
+
+
+# ---- the machine, and bytes
+
+
+def features() -> list[list[str]]:
+    """Rows of the instruction sets that matter here: name, yes / no / unknown, what it gives."""
+    there = kernels.cpu_features()
+    known = processor().features
+    rows = []
+    for name, meaning in PREDICTS.items():
+        absent = sys.platform == "linux" or known.get(name) is False
+        rows.append([name, "yes" if name in there else "no" if absent else "unknown", meaning])
+    return rows
+
+
+def multiplies() -> str:
+    """A sentence: which code multiplies here, and why no faster one."""
+    choice = kernels.chosen()
+    if choice.library is None:
+        return (
+            f"Our kernel: plain PyTorch, slowly ({choice.reason}). Your C++ is not compiled: "
+            "PyTorch computes the same numbers in its place, and every line you write passes."
+        )
+    return f"Our kernel, and your C++: {choice.name}." + (
+        f" Not a faster version: {choice.reason}." if choice.reason else ""
+    )
+
+
+def bytes_of_formats(config: LlamaConfig) -> dict[str, Any]:
+    """Bytes of the weights by format: held, and read for a token."""
+    return {p: weight_bytes(config, p) for p in ("fp32", "bf16", "int8", "int8-fast")}
+
+
+# ---- the learner's product, step by step
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One step of the product: bytes of weights per second for one token, operations for many."""
+
+    read: Spread  # GB/s
+    operations: Spread  # GOP/s
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps by name, and what a program that only reads reached between them, GB/s."""
+
+    rates: dict[str, Rate]
+    reading: float
+
+
+def time_steps(
+    results: Results,
+    settings: Settings,
+    scalar: Product,
+    packed: Product,
+    tile: Product,
+    grouped: Product,
+) -> Steps:
+    """Each step of the learner's product on one thread, in turns, recorded.
+
+    The weights are held in so many copies that no cache hides the memory, and beside them an array
+    of the same size is only read.
+    """
+    outputs, inputs = models.config_of(settings.layers_of).linear_shapes()["q_proj"]
+    outputs, inputs = min(1024, outputs) // 32 * 32, inputs // 32 * 32
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+    copies = max(1, settings.layer_bytes // weight.numel())
+    rows, blocks = ([of.clone() for _ in range(copies)] for of in (weight, pack(weight)))
+    of_weights = pack_rows(torch.rand(outputs, inputs // 32, generator=generator).bfloat16())
+
+    def steps(codes: Tensor) -> dict[str, Callable[[int], Tensor]]:
+        of_codes = torch.rand(len(codes), inputs // 32, generator=generator)
+        many = len(codes)
+
+        def with_vectors(n: int) -> Tensor:
+            with workshop.compilers_vectors():
+                return scalar(codes, rows[n])
+
+        return {
+            "1 scalar loop": lambda n: scalar(codes, rows[n]),
+            "1 the same, compiler's vectors": with_vectors,
+            "2 packed order": lambda n: packed(codes, blocks[n]),
+            "3 dot instruction": lambda n: tile(codes, blocks[n], 1),
+            "4 tile of tokens": lambda n: tile(codes, blocks[n], many),
+            "5 scale per group": lambda n: grouped(codes, of_codes, blocks[n], of_weights, many),
+        }
+
+    with backends.threads(1):
+        found = {}
+        reader = latency.MemoryReader(copies * weight.numel())
+        reader.read()  # finds out how it is fastest
+        for tokens in (1, 64):
+            shape = (tokens, inputs)
+            codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+            each = copies if tokens == 1 else 1
+            runs = {name: _over(step, each) for name, step in steps(codes).items()}
+            if tokens == 1:
+                runs[ONLY_READS] = latency.repeated(reader.read, 1)
+            times = latency.interleaved(runs, settings.layer_rounds)
+            found[tokens] = {name: one["call"] for name, one in times.items()}
+    reading = float(np.median(reader.data.nbytes / found[1].pop(ONLY_READS))) / 1e9
+    results.record("step.read.only reading", reading, "GB/s", kind="timing")
+    del reader
+    memory.release()
+    return Steps(_recorded(results, found, outputs * inputs), reading)
+
+
+def _over(step: Callable[[int], Tensor], copies: int) -> Callable[[], dict[str, float]]:
+    run = latency.repeated(lambda: [step(n) for n in range(copies)], 1)
+    return lambda: {"call": run()["call"] / copies}
+
+
+def _recorded(
+    results: Results, found: Mapping[int, Mapping[str, np.ndarray]], weights: int
+) -> dict[str, Rate]:
+    rates = {}
+    for name in found[1]:
+        read = spread(weights / found[1][name] / 1e9)
+        operations = spread(2 * 64 * weights / found[64][name] / 1e9)
+        rates[name] = Rate(read, operations)
+        for kind, one, unit in (("read", read, "GB/s"), ("rate", operations, "GOP/s")):
+            ends = {"low": one.low, "high": one.high, "n": one.n}
+            results.record(f"step.{kind}.{name}", one.median, unit, kind="timing", **ends)
+    return rates
+
+
+# ---- what sharing a scale costs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A scheme's distance from FP32: KL with its interval in nats, same likeliest token, bytes."""
+
+    kl: PairedDifference
+    same: float
+    bytes_per_weight: float
+
+
+def cost_of_sharing(
+    results: Results, model: nn.Module, windows: Tensor, rounded: Callable[[Tensor, int], Tensor]
+) -> dict[str, Cost]:
+    """What rounding costs by who shares a scale, for the linear layers but the output layer.
+
+    `rounded(x, size)`: the learner's function; here it gets rows filled up to whole groups.
+    """
+    linears = linear_layers(model)
+    schemes: dict[str, tuple[int | None, bool, bool]] = {
+        "weights only, one scale per row": (None, True, False),
+        "activations only, one scale per token": (None, False, True),
+    }
+    for size in SIZES:
+        name = f"groups of {size}" if size else "one scale per row and token"
+        schemes[name] = (size, True, True)
+    with torch.inference_mode():
+        reference = [model(window[None]).logits[0].log_softmax(-1) for window in windows]
+        found = {}
+        for name, (size, weights, activations) in schemes.items():
+            with _rounding(linears, size, weights, activations, rounded):
+                found[name] = _distances(model, windows, reference)
+    costs = {}
+    for name, (kl, same) in found.items():
+        size = schemes[name][0]
+        change = paired_bootstrap(np.zeros_like(kl), kl)
+        costs[name] = Cost(change, same, 1 + 2 / size if size else 1.0)
+        ends = {"low": change.low, "high": change.high, "n": change.n}
+        results.record(f"sharing.kl.{name}", change.mean, "nats", **ends)
+    return costs
+
+
+@contextmanager
+def _rounding(
+    linears: Mapping[str, nn.Linear],
+    size: int | None,
+    weights: bool,
+    activations: bool,
+    rounded: Callable[[Tensor, int], Tensor],
+) -> Iterator[None]:
+    """Within the block the layers compute with rounded operands."""
+
+    def restore(values: Tensor) -> Tensor:
+        rows, inputs = values.flatten(0, -2), values.shape[-1]
+        step = size or inputs
+        filled = pad(rows, (0, -inputs % step))
+        return rounded(filled, step)[:, :inputs].reshape(values.shape)
+
+    kept = {name: linear.weight.data for name, linear in linears.items()}
+    hooks = []
+    try:
+        for linear in linears.values():
+            if weights:
+                linear.weight.data = restore(linear.weight.data)
+            if activations:
+                hooks.append(linear.register_forward_pre_hook(lambda _, x: (restore(x[0]),)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, linear in linears.items():
+            linear.weight.data = kept[name]
+
+
+def _distances(
+    model: nn.Module, windows: Tensor, reference: Sequence[Tensor]
+) -> tuple[np.ndarray, float]:
+    """KL from the reference for each window, and the share of tokens with the same likeliest next."""
+    kl, same = [], []
+    for window, likely in zip(windows, reference, strict=True):
+        found = model(window[None]).logits[0].log_softmax(-1)
+        kl.append(perplexity.divergence(likely, found).mean().item())
+        same.append((likely.argmax(-1) == found.argmax(-1)).double().mean().item())
+    return np.array(kl), float(np.mean(same))
+
+
+# ---- quality of each path
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A path beside FP32 and beside bf16, on the same windows."""
+
+    kl: PairedDifference  # nats, from FP32
+    same: float  # share of tokens with FP32's likeliest next one
+    perplexity: PairedDifference | None  # difference of NLL from bf16's; None for bf16
+
+    @property
+    def change(self) -> str:
+        """Of perplexity, in percent with its interval, and whether it is within the margin."""
+        if self.perplexity is None:
+            return "-"
+        low, middle, high = (100 * np.expm1(v) for v in _ends(self.perplexity))
+        inside, outside = low > -MARGIN and high < MARGIN, low > MARGIN or high < -MARGIN
+        word = "within" if inside else "outside" if outside else "undecided"
+        return f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}], {word}"
+
+
+def _ends(change: PairedDifference) -> tuple[float, float, float]:
+    return change.low, change.mean, change.high
+
+
+def quality_of_paths(
+    results: Results, runners: Mapping[str, Any], paths: Sequence[str], windows: Tensor
+) -> dict[str, Quality]:
+    """KL from FP32, agreement, and change of perplexity from bf16, of each path, recorded."""
+    scores: dict[str, list[tuple[float, float, float]]] = {path: [] for path in paths}
+    with torch.inference_mode():
+        for some in windows.split(8):
+            reference = log_likelihoods(runners["fp32"], some)
+            for path in paths:
+                found = log_likelihoods(runners[path], some)
+                for window, first, second in zip(some, reference, found, strict=True):
+                    nll = -second[:-1].gather(1, window[1:, None]).double().mean().item()
+                    kl = perplexity.divergence(first, second).mean().item()
+                    same = (first.argmax(-1) == second.argmax(-1)).double().mean().item()
+                    scores[path].append((nll, kl, same))
+    measured = {path: np.array(rows) for path, rows in scores.items()}
+    qualities = {}
+    for path, rows in measured.items():
+        kl = paired_bootstrap(np.zeros(len(rows)), rows[:, 1])
+        same, change = float(rows[:, 2].mean()), None
+        ends = {"low": kl.low, "high": kl.high, "n": kl.n}
+        results.record(f"kl.{path}", kl.mean, "nats", **ends)
+        results.record(f"same_token.{path}", 100 * same, "%")
+        if path != BASELINE:
+            change = paired_bootstrap(measured[BASELINE][:, 0], rows[:, 0])
+            low, middle, high = (100 * np.expm1(v) for v in _ends(change))
+            results.record(f"perplexity_change.{path}", middle, "%", low=low, high=high, n=change.n)
+        qualities[path] = Quality(kl, same, change)
+    return qualities
+
+
+def log_likelihoods(runner: Any, windows: Tensor) -> Tensor:
+    """Log-probabilities (B, T, V) in FP32; a model of one call is scored as it generates."""
+    if isinstance(runner, backends.FastRunner):
+        model = runner.model
+        model.reserve(windows.shape[1], len(windows))
+        logits = torch.stack([model.step(column) for column in windows.T], 1)
+    else:
+        logits = runner.model(windows).logits
+    return logits.float().log_softmax(-1)
+
+
+# ---- the race
+
+
+def race_cases(settings: Settings) -> list[Case]:
+    """Prefill of one prompt, decode by context and by batch, on all threads."""
+    every, short = backends.thread_counts()[-1], settings.contexts[0]
+    return [
+        Case("prefill", 1, settings.prompt_tokens, every),
+        *(Case("decode", 1, context, every) for context in settings.contexts),
+        *(Case("decode", batch, short, every) for batch in settings.batches[1:]),
+    ]
+
+
+def name_of(case: Case) -> str:
+    """The case in words."""
+    if case.phase == "prefill":
+        return f"prefill of {case.tokens} tokens"
+    many = f"{case.batch} sequence{'s' if case.batch > 1 else ''}"
+    return f"decode, {many} after {case.tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One case: the best int8 against the best of FP32, FP16 and bf16."""
+
+    case: Case
+    int8: str
+    full: str
+    ratio: Spread  # seconds of the best full precision over those of the best int8
+    usual: Spread  # the same for LLM.int8()
+
+    @property
+    def word(self) -> str:
+        """Whether int8 is much faster, by the middle half of the rounds."""
+        if self.ratio.low > MUCH:
+            return "holds"
+        return "undecided" if self.ratio.high > MUCH else "fails"
+
+    def __str__(self) -> str:
+        words = {
+            "holds": "is much faster",
+            "fails": "is not much faster",
+            "undecided": "may or may not be much faster",
+        }
+        return (
+            f"{name_of(self.case).capitalize()}: int8 {words[self.word]}. {self.int8} runs at "
+            f"{self.ratio.median:.2f} times the speed of {self.full}, the best of 16 bit and FP32; "
+            f"LLM.int8() at {self.usual.median:.2f} times."
+        )
+
+
+def rule(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], cases: Sequence[Case]
+) -> list[Ruling]:
+    """The best int8 against the best full precision, for each case; ratios within a round."""
+    rulings = []
+    for case in cases:
+        took = {
+            path: np.array(s) for path, s in seconds[case.key].items() if path in backends.PATHS
+        }
+        int8, full = (
+            min((p for p in took if backends.BACKENDS[p].in_8_bits is group), key=_median_of(took))
+            for group in (True, False)
+        )
+        ratio, usual = (spread(took[full] / took[path]) for path in (int8, LLM_INT8))
+        rulings.append(Ruling(case, int8, full, ratio, usual))
+    return rulings
+
+
+def _median_of(took: Mapping[str, np.ndarray]) -> Callable[[str], float]:
+    return lambda path: float(np.median(took[path]))
+
+
+def on_trial(results: Results, rulings: Sequence[Ruling]) -> None:
+    """The hypothesis, its measurement and its verdict."""
+    best = [ruling.ratio.median for ruling in rulings]
+    usual = [ruling.usual.median for ruling in rulings]
+    by_word = {
+        word: [name_of(r.case) for r in rulings if r.word == word]
+        for word in ("holds", "undecided", "fails")
+    }
+    verdict = "fails here"
+    if by_word["holds"]:
+        verdict = "holds" if len(by_word["holds"]) == len(rulings) else "holds only if"
+    elif by_word["undecided"]:
+        verdict = "undecided here"
+    parts = [
+        f"{said}: {'; '.join(by_word[word])}."
+        for word, said in (
+            ("holds", "True for"),
+            ("fails", "Not for"),
+            ("undecided", "Undecided for"),
+        )
+        if by_word[word]
+    ]
+    put_on_trial(
+        results,
+        "int8-faster-on-cpu",
+        f"{results.model}, all threads, against the best of FP32, FP16 and bf16 in each case: the best "
+        f"int8 {min(best):.2f} to {max(best):.2f} times as fast, LLM.int8() {min(usual):.2f} to "
+        f"{max(usual):.2f} times.",
+        verdict,
+        f"'Much faster' is taken as {MUCH} times. {' '.join(parts)}",
+    )
+
+
+def factors(
+    race: Race, seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case
+) -> list[Spread]:
+    """Speed-ups of one decode case: one call over bf16, int8 over that call, both together."""
+    took = {path: np.array(s) for path, s in seconds[case.key].items()}
+    call, ours = took[BF16_CALL], took[ONE_CALL]
+    return [spread(took[BASELINE] / call), spread(call / ours), race.over_bf16[case][ONE_CALL]]
+
+
+# ---- peers
+
+
+def peers(
+    results: Results, settings: Settings, runners: Mapping[str, Any], config: LlamaConfig
+) -> list[list[str]]:
+    """Rows of other people's int8 beside ours: decode and prefill in tokens/s, raced in turns."""
+    every = backends.thread_counts()[-1]
+    cases = [
+        Case("decode", 1, settings.contexts[0], every),
+        Case("prefill", 1, settings.prompt_tokens, every),
+    ]
+    raced = {
+        "Hugging Face, bf16": runners[BASELINE],
+        "bitsandbytes, LLM.int8()": runners[LLM_INT8],
+        "your W8A8 layer": runners[YOURS],
+        "int8-fast, layers swapped": runners[SWAPPED],
+    }
+    absent = {}
+    for name, make in (
+        ("PyTorch, quantize_dynamic", _quantize_dynamic),
+        ("torchao, int8 dynamic", _torchao),
+    ):
+        try:
+            raced[name] = backends.HuggingFaceRunner(make(settings.model))
+        except ImportError:
+            absent[name] = "not installed"
+        except Exception as error:  # what others raise for a model they do not know
+            absent[name] = f"does not run here ({type(error).__name__})"
+    how = {
+        "steps": settings.decode_tokens,
+        "rounds": settings.rounds,
+        "vocabulary": config.vocab_size,
+    }
+    table = {name: [] for name in raced}
+    half = next(iter(raced))
+    with_baseline = {BASELINE if name == half else name: run for name, run in raced.items()}
+    found = backends.race(with_baseline, cases, **how)
+    for case in cases:
+        took = {name: np.array(found[case.key].get(name, [])) for name in with_baseline}
+        for name, path in zip(raced, with_baseline, strict=True):
+            speed = spread(backends.tokens_per_second(case, took[path])).median
+            ratio = spread(took[BASELINE] / took[path]).median
+            table[name].append(f"{speed:.1f} ({ratio:.2f}x)")
+            results.record(f"peer.{case.phase}.{name}", ratio, "x", kind="timing")
+    rows = [[name, *values] for name, values in table.items()]
+    rows += [[name, why, why] for name, why in absent.items()]
+    return [*rows, _onnx_runtime(), _llama_cpp(results)]
+
+
+def _quantize_dynamic(name: str) -> nn.Module:
+    """FP32 with PyTorch's own dynamic int8: a scale per tensor for activations."""
+    from torch.ao.quantization import quantize_dynamic
+
+    model = models.load_model(name, "fp32", "cpu")
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def _torchao(name: str) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = models.load_model(name, "bf16", "cpu")
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+def _onnx_runtime() -> list[str]:
+    try:
+        version = importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        return ["ONNX Runtime, dynamic int8", "not installed", "not installed"]
+    why = f"version {version} is here, but needs the model in its own format"
+    return ["ONNX Runtime, dynamic int8", why, why]
+
+
+def _llama_cpp(results: Results) -> list[str]:
+    """From the benchmark's own run on this model, with its machine, where that lies beside ours."""
+    for path in sorted(results.path.parent.parent.glob("*/int8_cpu@*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found = run["measurements"]
+        keys = ["ratio.decode.1x32.all", "ratio.prefill.1x512.all"]
+        found = [found.get(f"{key}.llama.cpp-Q8_0") for key in keys]
+        if run["model"] == results.model and all(found):
+            ratios = [f"({one['value']:.2f}x)" for one in found]
+            return [f"llama.cpp, Q8_0, on {run['environment']['machine']}", *ratios]
+    return ["llama.cpp, Q8_0", "not measured here", "not measured here"]
+
+
+# ---- small helpers of the notebook's cells
+
+
+def windows_of_text(tokenizer: Any, settings: Settings) -> Tensor:
+    """The windows of the package's text on which quality is measured, (N, T)."""
+    ids = tokenizer(evaluation_text())["input_ids"]
+    return perplexity.windows(ids, settings.window, settings.quality_windows)
+
+
+def costlier(costs: Mapping[str, Cost]) -> str:
+    """The operand that costs more by itself."""
+    alone = {name.partition(" ")[0]: cost.kl.mean for name, cost in costs.items() if "only" in name}
+    return max(alone, key=lambda name: alone[name])
+
+
+def sentence_on_sharing(costs: Mapping[str, Cost]) -> str:
+    """What the usual size keeps, and what half of it would buy for its bytes."""
+    whole = costs["one scale per row and token"]
+    at = {size: costs[f"groups of {size}"] for size in SIZES if size}
+    return (
+        f"One scale per row and token: KL {whole.kl.mean:.4f}, the same likeliest token in "
+        f"{whole.same:.1%}. Groups of 32: {at[32].kl.mean:.4f} and {at[32].same:.1%}, for "
+        f"{at[32].bytes_per_weight - 1:.1%} more bytes. Groups of 16: {at[16].kl.mean:.4f}, for "
+        f"{at[16].bytes_per_weight - 1:.1%}."
+    )
+
+
+def largest_step(steps: Steps) -> str:
+    """The step with the largest factor over the one before it, for many tokens."""
+    speed = [rate.operations.median for rate in steps.rates.values()]
+    first, vectors, packed, dot, tiled, grouped = speed
+    gains = (vectors / first, packed / first, dot / packed, tiled / dot, grouped / tiled)
+    return STEPS[int(np.argmax(gains))]
+
+
+def larger_factor(
+    race: Race, seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case
+) -> str:
+    """Which of the two jumps is the larger one."""
+    call, int8, _ = factors(race, seconds, case)
+    return "one call" if call.median > int8.median else "int8"
+
+
+def sentence_on_factors(
+    race: Race,
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    case: Case,
+    stored: Mapping[str, Any],
+    explained: Callable[[float, float, float], tuple[float, float]],
+) -> str:
+    """The two factors, and the second one beside what the bytes allow, by the learner's function."""
+    call, int8, both = factors(race, seconds, case)
+    read = [stored[name].read_per_token for name in ("bf16", "int8-fast")]
+    allowed, left = explained(int8.median, *read)
+    return (
+        f"{both.median:.2f} times Hugging Face's bf16: one call gives {call.median:.2f}, int8 "
+        f"{int8.median:.2f} [{int8.low:.2f} to {int8.high:.2f}]. Bytes allow {allowed:.2f}; the factor "
+        f"that is left is {left:.2f}."
+    )
+
+
+def sentence_on_quality(quality: Mapping[str, Quality]) -> str:
+    """The int8 path that stays nearest to FP32, and the one that goes furthest."""
+    int8 = [path for path in quality if backends.BACKENDS[path].in_8_bits]
+    near, far = (end(int8, key=lambda path: quality[path].kl.mean) for end in (min, max))
+    least = 1e-9  # a model that rounding does not change
+    ratio = quality[near].kl.mean / max(quality[BASELINE].kl.mean, least)
+    further = quality[far].kl.mean / max(quality[near].kl.mean, least)
+    return (
+        f"Nearest to FP32 of the int8 paths is {near}, with {ratio:.1f} times the KL of bf16 itself; "
+        f"furthest is {far}, with {further:.0f} times as much as that."
+    )
+
+
+KINDS = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
+
+
+def bits_lost(model: nn.Module, window: Tensor) -> list[list[str]]:
+    """Rows: kind of layer, bits of eight that its groups of 32 inputs lose to the token's scale."""
+    lost: dict[str, list[Tensor]] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        kind = KINDS.get(name.rpartition(".")[2])
+        if kind:
+            lost.setdefault(kind, []).append(lost_bits(x[0, 1:]).flatten())  # no first token
+
+    with watching(linear_layers(model), see), torch.inference_mode():
+        model(window)
+    bits = {kind: torch.cat(parts).numpy() for kind, parts in lost.items()}
+    return [[k, f"{np.median(b):.1f}", f"{np.quantile(b, 0.9):.1f}"] for k, b in bits.items()]
+
+
+Times = Mapping[int, Mapping[str, Mapping[str, Sequence[float]]]]
+
+
+def time_layers(
+    results: Results, settings: Settings, shapes: Mapping[str, tuple[int, int]]
+) -> Times:
+    """{tokens: {layer: {kind: seconds}}} of single layers, for one token and for 64."""
+    often = {"rounds": settings.layer_rounds, "held": settings.layer_bytes}
+
+    def race_of(tokens: int) -> Callable[[], Any]:
+        return lambda: backends.race_layers(shapes, tokens, **often)
+
+    return {n: results.stage(f"layers, {n}", race_of(n)) for n in (1, 64)}
+
+
+def record_layers(
+    results: Results, by_tokens: Times, shapes: Mapping[str, tuple[int, int]]
+) -> tuple[dict[int, dict[str, dict[str, Spread]]], dict[str, dict[str, float]]]:
+    """Ratios to bf16 within a round, recorded; and bytes/s of weights for one token."""
+    ratios: dict[int, dict[str, dict[str, Spread]]] = {}
+    for tokens, layers in by_tokens.items():
+        for layer, times in layers.items():
+            for kind, seconds in times.items():
+                one = spread(np.array(times[BASELINE]) / np.array(seconds))
+                ratios.setdefault(tokens, {}).setdefault(layer, {})[kind] = one
+                ends = {"low": one.low, "high": one.high, "n": one.n}
+                results.record(f"layer.{tokens}.{layer}.{kind}", one.median, "x", **ends)
+    reading = {}
+    for layer, times in by_tokens[1].items():
+        weights = np.prod(shapes[layer])
+        size = {kind: 2 if kind in ("fp16", BASELINE) else 1 for kind in times}
+        reading[layer] = {k: size[k] * weights / np.median(s) for k, s in times.items()}
+    return ratios, reading
+
+
+def by_batch(race: Race, cases: Sequence[Case]) -> dict[str, dict[int, Spread]]:
+    """{path: {batch: tokens/s}} of decoding after the shortest context."""
+    decode = [case for case in cases if case.phase == "decode"]
+    short = decode[0].tokens
+    lines: dict[str, dict[int, Spread]] = {}
+    for case in decode:
+        for path, speed in race.speeds[case].items():
+            if case.tokens == short and path in backends.PATHS:
+                lines.setdefault(path, {})[case.batch] = speed
+    return lines
+
+
+def same_bits() -> list[str]:
+    """A line for each version of the kernel: whether its bits are PyTorch's, or why it cannot run."""
+    torch.manual_seed(1)
+    layer = Int8FastLinear.from_linear(nn.Linear(200, 77))
+    x = torch.randn(13, 200)
+    x[0, 5], x[1] = 3000.0, 0.0
+    with kernels.using("pytorch"):
+        plain = layer(x)
+    lines = []
+    for version in kernels.VERSIONS:
+        try:
+            with kernels.using(version) as choice:
+                equal = torch.equal(layer(x), plain)
+        except RuntimeError as error:
+            lines.append(str(error))
+            continue
+        if not equal:
+            raise AssertionError(f"{choice.name} gives other bits than PyTorch")
+        lines.append(f"{choice.name}: the same bits as PyTorch")
+    return lines
+
+
+def weigh(
+    results: Results, settings: Settings, runners: Mapping[str, Any], stored: Mapping[str, Any]
+) -> list[list[str]]:
+    """Rows: path, MB of its tensors (checked against their prediction), MB of a process of its own."""
+    rows = []
+    paths = [BASELINE, LLM_INT8, SWAPPED]
+    for path in paths[-1 if settings.profile == "smoke" else 0 :]:
+        held = weight_memory(runners[path].model)
+        predicted = stored[backends.BACKENDS[path].stored].total
+        results.record(f"weights.{path}", held / 1e6, "MB", kind="exact")
+        resident = backends.resident_bytes(settings.model, path)
+        results.record(f"resident.{path}", resident / 1e6, "MB", kind="timing")
+        said = f"{held / 1e6:.0f}" + (
+            "" if held == predicted else f" ({predicted / 1e6:.0f} predicted)"
+        )
+        rows.append([path, said, f"{resident / 1e6:.0f}"])
+    return rows
