@@ -296,9 +296,10 @@ def waterfall(race: Race, case: Case, yours: str) -> Figure:
     for number, (path, top) in enumerate(zip(names, tops, strict=True)):
         label = "ceiling: only reading the bytes" if number == 0 else None
         axes.hlines(top, number - 0.42, number + 0.42, color="black", linestyle="--", label=label)
-        axes.annotate(f"{middle[number]:.0f}\n{race.shares[case][path]:.0%} of it",
-                      (number, middle[number] / 2), ha="center", va="center", fontsize=9,
-                      color="white", weight="bold")  # fmt: skip
+        text = f"{middle[number]:.0f}: {race.shares[case][path]:.0%} of it"
+        axes.annotate(text, (number, speeds[number].high), (0, 5), ha="center", va="bottom",
+                      textcoords="offset points", fontsize=9,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     call = middle[2] / middle[0]
     int8 = middle[3] / middle[2]
     axes.set_ylim(0, 1.15 * max(*tops, *middle))
