@@ -1,6 +1,7 @@
 """Figures, interactive figures, exercises and claims, as a learner and a later reader meet them."""
 
 import base64
+import copy
 import inspect
 import itertools
 import json
@@ -329,7 +330,7 @@ def test_an_unknown_mistake_is_told_where_it_differs(exercise):
     verdict = judge(exercise.name, lambda *_arguments: -12345.678)
     assert verdict.status == "wrong"
     assert "gives -12345.678, expected " in verdict.message
-    assert shown(exercise.reference(*exercise.cases[0])) in verdict.message
+    assert shown(exercise.reference(*copy.deepcopy(exercise.cases[0]))) in verdict.message
 
 
 @EACH
@@ -400,7 +401,9 @@ def test_a_mistake_is_known_in_numpy_and_in_single_precision(exercise):
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("rounded", [np.float16, np.round], ids=["half precision", "integers"])
 def test_a_result_that_has_lost_digits_is_wrong(exercise, rounded):
-    rights = [np.asarray(exercise.reference(*case), float) for case in exercise.cases]
+    rights = [
+        np.asarray(exercise.reference(*copy.deepcopy(case)), float) for case in exercise.cases
+    ]
     found = [np.asarray(rounded(right), float) for right in rights]
     same = all(map(partial(np.allclose, rtol=1e-4, equal_nan=True), found, rights))
     verdict = judge(exercise.name, lambda *a: rounded(np.asarray(exercise.reference(*a), float)))
@@ -456,7 +459,7 @@ def test_a_tensor_in_single_precision_is_right_where_a_fraction_is_wanted(exerci
         right = torch.as_tensor(exercise.reference(*arguments), dtype=torch.float32)
         return right.clone().requires_grad_()
 
-    outcomes = [exercise.reference(*case) for case in exercise.cases]
+    outcomes = [exercise.reference(*copy.deepcopy(case)) for case in exercise.cases]
     one = not any(isinstance(outcome, tuple) for outcome in outcomes)  # and not several tensors
     if one and all(np.asarray(outcome).dtype.kind == "f" for outcome in outcomes):
         assert judge(exercise.name, answer).status == "correct"
@@ -464,7 +467,7 @@ def test_a_tensor_in_single_precision_is_right_where_a_fraction_is_wanted(exerci
 
 @EACH
 def test_a_whole_number_is_compared_exactly(exercise):
-    rights = [np.asarray(exercise.reference(*case)) for case in exercise.cases]
+    rights = [np.asarray(exercise.reference(*copy.deepcopy(case))) for case in exercise.cases]
     if all(right.dtype.kind in "iu" for right in rights):
         nearly = judge(exercise.name, lambda *a: np.asarray(exercise.reference(*a)) + 1)
         assert nearly.status == "wrong"
@@ -544,7 +547,11 @@ def test_the_solution_is_shown_as_source_that_is_correct(exercise, capsys):
     solution(exercise.name)
     lesson = vars(sys.modules[exercise.reference.__module__])  # with what the notebook gives
     parts = {name: getattr(part, "reference", part) for name, part in lesson.items()}
-    helpers = {name: part for name, part in parts.items() if inspect.isfunction(part)}
+    helpers = {
+        name: part
+        for name, part in parts.items()
+        if inspect.isfunction(part) or inspect.ismodule(part)
+    }
     scope = helpers | {"torch": torch, "nn": torch.nn, "math": math}  # a notebook has imported them
     scope.pop(exercise.reference.__name__, None)
     exec(capsys.readouterr().out, scope)
