@@ -1,5 +1,6 @@
 """What lesson 08 measures and decides: memory, paired quality, shares of time, and the audit."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -309,13 +310,18 @@ def control_scores(
     scores = {}
     for name, (bits, granularity) in CONTROLS.items():
         model = models.load_model(model_name, precision, device)
-        with torch.inference_mode():
-            for layer, module in model.named_modules():
-                if isinstance(module, torch.nn.Linear) and layer != "lm_head":
-                    rounded = dequantize(absmax_quantize(module.weight, bits, granularity))
-                    module.weight.copy_(rounded)
+        _round_linear(model, bits, granularity)
         scores[name] = loglikelihood.choice_scores(model, packed, label=name)
+        del model  # before the next one is loaded
+        gc.collect()
     return scores
+
+
+@torch.inference_mode()
+def _round_linear(model: PreTrainedModel, bits: int, granularity: str) -> None:
+    for layer, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and layer != "lm_head":
+            module.weight.copy_(dequantize(absmax_quantize(module.weight, bits, granularity)))
 
 
 def control_rows(
