@@ -160,7 +160,8 @@ def speed(
     "items": {precision: [..]}, "interleaved": ..}; "profile" is like "seconds", for the `profiled`
     points, with {kind of operation: ..} by phase, each with "each", its seconds by round; where it
     is `weighed`, "memory": {precision: {"weight bytes": .., "peaks": ..}}; with precisions in `roofs`
-    the best of `latency.Roofs`, timed before, between and after the points (on a GPU not between).
+    the best of `latency.Roofs`, timed before and after the points, and between on a CPU with
+    room for all.
     All precisions are held at once and take turns where they fit together; else one follows the
     other, which a drifting clock can favour, and "interleaved" says so. A point that does not fit
     is left out. NO_DECOMPOSITION is the int8 model with another threshold, not a second one.
@@ -179,12 +180,13 @@ def speed(
     meter = latency.Roofs(device, roofs) if roofs else None
     if meter:
         meter.measure()
+        memory.release()
     for group in [list(models_of)] if together else [[p] for p in models_of]:
         loaded = {p: models.load_model(name, p, device) for p in group}
         held = {p: loaded[stored] for stored in group for p in models_of[stored]}
         for point, record in zip(points, result["seconds"], strict=True):
             record["precisions"] |= _seconds(held, device, point, decode_tokens, rounds, ids)
-            if meter and device == "cpu":
+            if meter and device == "cpu" and together:
                 meter.measure()
         result["items"] |= _item_seconds(held, device, items)
         if weighed:
@@ -195,6 +197,7 @@ def speed(
         memory.release()
         if meter:
             meter.measure()
+            memory.release()
     return result | ({"roofs": meter.best} if meter else {})
 
 

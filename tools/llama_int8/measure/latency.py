@@ -182,13 +182,10 @@ class Roofs:
         self.best: dict[str, float] = {}
         self._device, self._precisions = device, precisions
         self._size, self._megabytes = size, megabytes
-        self._kept: dict[str, tuple[Run, int]] = {}
 
     def measure(self, rounds: int = 3) -> None:
         """Time every kind once more, and keep what was better than before."""
-        runs = self._kept or self._make()
-        if self._device == "cpu":  # on a GPU a model needs the room
-            self._kept = runs
+        runs = self._make()  # anew each time: a model may need the room between
         taken = interleaved({name: run for name, (run, _) in runs.items()}, rounds)
         for name, (_, work) in runs.items():
             found = work / float(taken[name]["call"].min())

@@ -1,6 +1,5 @@
 """What lesson 08 measures and decides: memory, paired quality, shares of time, and the audit."""
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from llama_int8.evaluation.compare import Flips, Point
 from llama_int8.evaluation.experiment import NO_DECOMPOSITION
 from llama_int8.evaluation.tasks import Item, Task
 from llama_int8.lessons.n08.places import places_named
+from llama_int8.measure.memory import release
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import (
     PairedDifference,
@@ -312,8 +312,8 @@ def control_scores(
         model = models.load_model(model_name, precision, device)
         _round_linear(model, bits, granularity)
         scores[name] = loglikelihood.choice_scores(model, packed, label=name)
-        del model  # before the next one is loaded
-        gc.collect()
+        del model
+        release()  # before the next one is loaded
     return scores
 
 
