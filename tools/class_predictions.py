@@ -76,7 +76,7 @@ def histogram(name: str, rows: Sequence[Row]) -> Figure:
     """How often which guess was made, with what was measured in another colour."""
     drawn, axes = figure(figsize=(7.0, 3.2))
     numbers, (middle, measured) = numbers_of(rows), summary(rows)
-    truth = rows[0]["measured"]
+    truth = measured.removesuffix(rows[0]["unit"]).strip()
     if numbers is None:
         counted = Counter(row["guess"] for row in rows)
         colours = [COLOURS["good" if text == truth else "bf16"] for text in counted]
@@ -89,10 +89,8 @@ def histogram(name: str, rows: Sequence[Row]) -> Figure:
             edges = [10 ** (low + (high - low) * k / 12) for k in range(13)]
             axes.set_xscale("log")
         axes.hist(numbers, bins=edges if wide else 12, color=COLOURS["bf16"], edgecolor="white")
-        if truth:
-            axes.axvline(
-                float(truth), color=COLOURS["good"], linewidth=3, label=f"measured: {measured}"
-            )
+        for place in numbers_of([{"guess": truth}]) or ():  # none where it is blank, or a text
+            axes.axvline(place, color=COLOURS["good"], linewidth=3, label=f"measured: {measured}")
             axes.legend()
         axes.set_xlabel(f"guess{' (' + rows[0]['unit'] + ')' if rows[0]['unit'] else ''}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -48,6 +48,14 @@ def test_each_guess_is_drawn_and_so_is_what_was_measured(guesses):
     plt.close("all")
 
 
+@pytest.mark.parametrize("measured", ["", "undecided"])
+def test_guesses_are_drawn_where_nothing_or_a_text_was_measured(measured):
+    rows = [{"name": "08.a", "guess": g, "unit": "%", "measured": measured} for g in ("1", "3")]
+    (axes,) = class_predictions.histogram("08.a", rows).axes
+    assert sum(bar.get_height() for bar in axes.patches) == 2 and not axes.lines
+    plt.close("all")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("learner,points\nanna,3\n", "no file of guesses"), ("", "no file of guesses")],
