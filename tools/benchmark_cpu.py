@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def measure(options: argparse.Namespace) -> int:
     settings = Settings(
         {**points, "steps": options.steps, "rounds": options.rounds, "patience": options.patience},
         **({"gguf": {name: file_hash(file) for name, file in gguf.items()}} if gguf else {}),
-        **({"llama_cpp": build_of_llama_cpp()} if importlib.util.find_spec("llama_cpp") else {}),
+        **({"llama_cpp": build_of_llama_cpp()} if has_llama_cpp() else {}),
         model=options.model,
         profile="benchmark",
         device="cpu",
@@ -146,13 +147,43 @@ def peers(model: str, files: dict[str, Path], length: int, scratch: Path) -> dic
     found: dict[str, Any] = {}
     if importlib.util.find_spec("torchao"):
         found["torchao, eager"] = torchao_runner(model)
-    if not importlib.util.find_spec("llama_cpp"):
-        print("llama-cpp-python is not installed: no llama.cpp in this run")
+    if not has_llama_cpp():
+        print("no llama.cpp in this run: llama-cpp-python is not installed, or cannot be imported")
         return found
-    for name, file in (files or default_gguf(model, scratch)).items():
-        found[name] = LlamaCppRunner(file, length, flash=False)
-        found[f"{name}, flash"] = LlamaCppRunner(file, length, flash=True)
+    for file_name, file in (files or default_gguf(model, scratch)).items():
+        for flash, name in ((False, file_name), (True, f"{file_name}, flash")):
+            if survives(name, file, flash):
+                found[name] = LlamaCppRunner(file, length, flash=flash)
     return found
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed and can be imported."""
+    try:
+        import llama_cpp  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+# A build for other instructions than this machine's ends the process: so a process of its own tries.
+TRIAL = """
+import sys, llama_cpp
+llama_cpp.Llama(sys.argv[1], n_ctx=64, flash_attn=sys.argv[2] == "1", verbose=False).eval([1] * 32)
+"""
+
+
+def survives(name: str, file: Path, flash: bool) -> bool:
+    """Whether llama.cpp reads a prompt of this file without ending its process; says if not."""
+    tried = [sys.executable, "-c", TRIAL, str(file), str(int(flash))]
+    code = subprocess.run(tried, capture_output=True, check=False).returncode
+    if code:
+        what = f"signal {-code}" if code < 0 else f"status {code}"
+        print(
+            f"{name} is left out: reading a prompt ended its process with {what}. Build "
+            "llama-cpp-python for this machine, or without the instructions that fail (AMX, say)"
+        )
+    return code == 0
 
 
 def build_of_llama_cpp() -> dict[str, str]:

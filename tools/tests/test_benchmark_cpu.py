@@ -90,12 +90,33 @@ def llama_cpp(monkeypatch):
 def test_llama_cpp_runs_with_its_flash_attention_and_without(llama_cpp, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setattr(benchmark_cpu, "torchao_runner", lambda model: None)
+    monkeypatch.setattr(benchmark_cpu, "survives", lambda *asked: True)
     file = tmp_path / "q8.gguf"
     found = benchmark_cpu.peers("mine", {"llama.cpp-Q8_0": file}, 99, tmp_path)
     names = [name for name in found if name.startswith("llama.cpp")]
     assert names == ["llama.cpp-Q8_0", "llama.cpp-Q8_0, flash"]
     assert [settings["flash_attn"] for _, settings in llama_cpp.made] == [False, True]
     assert {(made, settings["n_ctx"]) for made, settings in llama_cpp.made} == {(str(file), 99)}
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (
+            "class Llama:\n    def __init__(self, *a, **k): pass\n    def eval(self, tokens): pass",
+            "",
+        ),
+        ("import os, signal\ndef Llama(*a, **k): os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
+        ("def Llama(*a, **k): raise ValueError('no such file')", "status 1"),
+    ],
+)
+def test_a_build_that_ends_its_process_is_left_out(module, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "llama_cpp.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    survived = benchmark_cpu.survives("llama.cpp-Q8_0", tmp_path / "q8.gguf", True)
+    said = capsys.readouterr().out
+    assert survived == (not says)
+    assert says in said and ("llama.cpp-Q8_0 is left out" in said) == bool(says)
 
 
 def test_the_build_of_llama_cpp_is_told_as_far_as_it_tells(llama_cpp, monkeypatch):
