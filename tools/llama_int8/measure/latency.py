@@ -22,7 +22,8 @@ Run = Callable[[], dict[str, float]]  # seconds by phase
 def interleaved(
     runs: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int, warmup: int = 1
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Call every run once a round, so that all of them meet the same moments of a noisy machine.
+    """Call every run once a round, so that all of them meet the same moments of a noisy machine;
+    every second round in the opposite order, so that none always follows the same one.
 
     A run returns seconds by phase. Returns {run: {phase: seconds of shape (rounds,)}}; round r of
     one run is paired with round r of another, so that a ratio can be taken within the round.
@@ -34,9 +35,9 @@ def interleaved(
         for run in runs.values():
             run()
     taken: dict[str, list[Mapping[str, float]]] = {name: [] for name in runs}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False):
-        for name, run in runs.items():
-            taken[name].append(run())
+    for number in tqdm(range(rounds), desc="rounds", leave=False):
+        for name in reversed(runs) if number % 2 else runs:
+            taken[name].append(runs[name]())
     return {
         name: {phase: np.array([one[phase] for one in times]) for phase in times[0]}
         for name, times in taken.items()

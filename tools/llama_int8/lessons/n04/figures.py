@@ -25,6 +25,7 @@ from llama_int8.course.drawings import (
     write,
 )
 from llama_int8.course.plots import AFTER, BEFORE, COLOURS, GREY, INKS, figure
+from llama_int8.lessons.n04.measurements import swiglu_verdict
 from llama_int8.measure.statistics import PairedDifference
 from llama_int8.transformer.llama import rotate
 
@@ -397,7 +398,8 @@ def gates(values: Tensor) -> Figure:
 
 
 def feed_forward_times(seconds: Mapping[str, np.ndarray]) -> Figure:
-    """Time of each feed-forward network over the first one's, taken within each round."""
+    """Time of each feed-forward network over the first one's, taken within each round; the title
+    says what the claim's verdict says."""
     drawn, axes = figure(figsize=(7.5, 2.6))
     names = list(seconds)
     ratios = [np.quantile(seconds[n] / seconds[names[0]], [0.25, 0.5, 0.75]) for n in names]
@@ -413,9 +415,13 @@ def feed_forward_times(seconds: Mapping[str, np.ndarray]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("time, over ReLU's")
     axes.grid(axis="y", visible=False)
-    costs = low[2] > 1 and low[3] <= 1
-    found = "The third matrix costs; a smaller width pays for it"
-    axes.set_title(found if costs else "Time of SwiGLU, over ReLU's")
+    titles = {
+        "holds": "SwiGLU takes less time, even at the same inner width",
+        "holds only if": "SwiGLU takes less time only with a smaller inner width",
+        "fails here": "SwiGLU saves no time, not even with a smaller inner width",
+        "undecided here": "Whether SwiGLU saves time: undecided in this run",
+    }
+    axes.set_title(titles[swiglu_verdict(seconds)[0]])
     return drawn
 
 

@@ -408,18 +408,26 @@ def saving_verdict(
     return "fails here" if min(same[1], less[1]) > SAVING else "undecided here"
 
 
+def swiglu_verdict(
+    seconds: Mapping[str, np.ndarray],
+) -> tuple[str, list[tuple[float, float, float]]]:
+    """Whether SwiGLU saves time, and medians with intervals over ReLU's time: of the same inner
+    width, of two thirds of it, and of ReLU's own again."""
+    names = "SwiGLU, 4x", "SwiGLU, 8/3x", "ReLU, 4x, again"
+    timed = [median_interval(seconds[name] / seconds["ReLU, 4x"]) for name in names]
+    return saving_verdict(*timed), timed
+
+
 def swiglu_on_trial(
     results: Results, seconds: Mapping[str, np.ndarray], weights: Mapping[str, float]
 ) -> None:
     """The claim that SwiGLU saves cost, from what `time_feed_forward` gives."""
-    base = seconds["ReLU, 4x"]
-    names = "SwiGLU, 4x", "SwiGLU, 8/3x", "ReLU, 4x, again"
-    timed = [median_interval(seconds[name] / base) for name in names]
+    verdict, timed = swiglu_verdict(seconds)
+    rounds = seconds["ReLU, 4x"].size
     shown = [
         f"{median:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low < high else " (too few rounds)")
         for median, low, high in timed
     ]
-    verdict = saving_verdict(*timed)
     condition = "the inner width is two thirds. " if verdict == "holds only if" else ""
     put_on_trial(
         results,
@@ -431,7 +439,7 @@ def swiglu_on_trial(
         f"{condition}The rule: a saving counts from a tenth on, so the claim holds at a width whose "
         f"interval ends below {SAVING}, fails here if both begin above it, and is undecided "
         "otherwise, or if the interval of ReLU's own again leaves that tenth. "
-        f"512 tokens at once, FP32, 95 % intervals of the median of {base.size} rounds. What SwiGLU "
+        f"512 tokens at once, FP32, 95 % intervals of the median of {rounds} rounds. What SwiGLU "
         "can give is a lower loss for the same number of weights.",
     )
 
