@@ -28,6 +28,7 @@ KEPT = TOOLS / "site"  # reveal.js, MathJax and the decks' style
 FEWEST, MOST = 12, 15  # slides of a deck
 WORDS = 60  # of a slide with its heading
 GUESS = "Guess first"
+KINDS = {GUESS: "guess", "Your turn": "turn", "Common mistake": "mistake"}  # how a heading begins
 FRONT = {"title": str, "question": str, "minutes": int}
 MADE_BY = '<meta name="generator" content="LLaMA in 8 bits, slides">'
 WORD = re.compile(r"\S*[^\W\d_]\S*")  # has a letter: a number in a table is no word
@@ -68,6 +69,7 @@ const show = () => Reveal.initialize({{
 # Formulas are set before the slides are laid out: they decide how much room a figure gets.
 WITH_FORMULAS = """window.MathJax = {
   tex: { inlineMath: [["\\\\(", "\\\\)"]], displayMath: [["\\\\[", "\\\\]"]] },
+  svg: { scale: 0.9 },
   options: { enableMenu: false, processHtmlClass: "formula", ignoreHtmlClass: "reveal" },
   startup: { pageReady: () => MathJax.startup.defaultPageReady().then(show) },
 };"""
@@ -224,7 +226,10 @@ def make_slide(where: str, text: str, root: Path) -> Slide:
     spoken = parser().parse(notes[0])
     return Slide(
         heading=tokens[1].content,
-        body=f"<h1>{parser().renderInline(tokens[1].content)}</h1>\n{PICTURE.sub(figure, body)}",
+        body=(
+            f"<h1>{parser().renderInline(tokens[1].content)}</h1>\n"
+            f'<div class="body">\n{PICTURE.sub(figure, body)}</div>\n'
+        ),
         notes=parser().renderer.render(spoken, parser().options, {}),
         words=words,
         note_words=sum(map(count_words, spoken)),
@@ -296,7 +301,7 @@ def deck_page(deck: Deck) -> str:
     first, *others = deck.slides
     eyebrow = f"LLaMA in 8 bits · Lesson {deck.number} · {html.escape(deck.title)}"
     slides = [section(first, "first", f'<p class="eyebrow">{eyebrow}</p>\n')]
-    slides += [section(s, "guess" if s.heading.startswith(GUESS) else "") for s in others]
+    slides += [section(slide, kind_of(slide)) for slide in others]
     text = "\n".join(slides)
     formulas = 'class="formula' in text
     body = DECK.format(
@@ -306,6 +311,11 @@ def deck_page(deck: Deck) -> str:
     )
     title = html.escape(f"{deck.number} {deck.title}: slides")
     return PAGE.format(made_by=MADE_BY, title=title, body=body)
+
+
+def kind_of(slide: Slide) -> str:
+    """What a slide asks for, by the first words of its heading; "" if nothing."""
+    return next((kind for words, kind in KINDS.items() if slide.heading.startswith(words)), "")
 
 
 def section(slide: Slide, kind: str, before: str = "") -> str:
