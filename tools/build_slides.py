@@ -251,7 +251,8 @@ def formula(_renderer: Any, tokens: list[Token], place: int, _options: Any, _env
     """A formula between the signs that MathJax looks for."""
     text = html.escape(tokens[place].content.strip())
     if tokens[place].type == "math_inline":
-        return f'<span class="formula">\\({text}\\)</span>'
+        # The word joiner keeps a comma behind the formula on its line.
+        return f'<span class="formula">\\({text}\\)</span>&#8288;'
     return f'<div class="formula block">\\[{text}\\]</div>'
 
 
