@@ -117,19 +117,38 @@ def main(folder: Path, decks: Path = DECKS) -> int:
     check_folder(folder)
     report = make_report.Report(ROOT)
     built = [read_deck(path, report) for path in deck_paths(decks)]
+    for deck in built:
+        if places := unmeasured(deck):
+            print(f"{deck.number}.md, slide {places}: a number reads {make_report.NOT_MEASURED!r}")
     if report.missing:
-        print("not measured by any machine in results/: " + "; ".join(sorted(report.missing)))
+        print("no machine in results/ has measured " + "; ".join(sorted(report.missing)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         fresh = Path(beside) / "new"
         write_decks(built, fresh)
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        fresh.rename(folder)
+        replace(folder, fresh, Path(beside) / "old")
     slides = sum(len(deck.slides) for deck in built)
     print(f"{len(built)} decks, {slides} slides: open {folder / 'index.html'} in a browser")
     print("In a deck, S opens the speaker notes, F fills the screen, ? lists the keys.")
     return 0
+
+
+def replace(folder: Path, fresh: Path, old: Path) -> None:
+    """Put `fresh` in the place of `folder`, which is kept as `old`. Raises OSError."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+def unmeasured(deck: Deck) -> str:
+    """The slides that show or tell a number that nobody has measured: "3, 7"."""
+    places = enumerate(deck.slides, start=1)
+    return ", ".join(str(k) for k, s in places if make_report.NOT_MEASURED in s.body + s.notes)
 
 
 def deck_paths(decks: Path) -> list[Path]:
