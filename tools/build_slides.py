@@ -31,6 +31,8 @@ CODE = 72  # characters of a line of code
 GUESS = "Guess first"
 KINDS = {GUESS: "guess", "Your turn": "turn", "Common mistake": "mistake"}  # how a heading begins
 FRONT = {"title": str, "question": str, "minutes": int}
+# What an expression in a deck can raise: a name that is wrong, a table's row that is not there.
+WRONG = (jinja2.TemplateError, CourseError, ArithmeticError, LookupError, TypeError, ValueError)
 MADE_BY = '<meta name="generator" content="LLaMA in 8 bits, slides">'
 WORD = re.compile(r"\S*[^\W\d_]\S*")  # has a letter: a number in a table is no word
 NOTES = re.compile(r"^Notes:[ \t]*", re.MULTILINE)
@@ -184,7 +186,7 @@ def read_deck(path: Path, report: make_report.Report) -> Deck:
     name = path.name
     try:
         text = report.fill_in(path.read_text(encoding="utf-8"))
-    except jinja2.TemplateError as error:
+    except WRONG as error:
         line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
         raise CourseError(f"{name}{line}: {error}") from None
     front, slides = split(name, text)

@@ -116,6 +116,8 @@ def deck(*slides, count=12, front=FRONT):
         ),
         (deck(front=FRONT.replace("90", "ninety")), "minutes is 'ninety', which is no int"),
         (deck("# A\n\n{{ unknown }}\n\nNotes:\nSay it.\n"), "01.md: 'unknown' is undefined"),
+        (deck("# A\n\n{{ papers['none'].x }}\n\nNotes:\nSay it.\n"), "01.md: "),
+        (deck("# A\n\n{{ published('none') }}\n\nNotes:\nSay it.\n"), "01.md: 'none'"),
         (deck("# A\n\n{{ shown( }}\n\nNotes:\nSay it.\n"), "01.md, line 8"),
     ],
     ids=lambda value: value[:40] if value.startswith(("0", "slide")) else "",
