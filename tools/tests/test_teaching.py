@@ -32,11 +32,11 @@ def texts(number: str) -> list[str]:
 
 
 def main_line(number: str) -> tuple[list[str], list[str]]:
-    """The headings of a notebook before and after "Going deeper", as they stand."""
+    """The headings of a notebook before "Going deeper", and from there on, as they stand."""
     lines = [line for text in texts(number) for line in text.splitlines()]
     found = [line.lstrip("# ") for line in lines if re.match(r"#{1,3} ", line)]
     (end,) = (k for k, name in enumerate(found) if name.startswith("Going deeper"))
-    return found[1:end], found[end + 1 :]
+    return found[1:end], found[end:]
 
 
 def called(name: str, heading: str) -> bool:
