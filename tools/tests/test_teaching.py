@@ -126,6 +126,8 @@ def test_a_lessons_plan_takes_ninety_minutes_and_its_study_time(number):
     studied = sum(int(minutes) for minutes, sections, _ in rows if sections != "-")
     assert studied + home == minutes_of(number)
     assert max(int(minutes) for minutes, *_ in rows) <= 20
+    section = GUIDE.split(f"\n### {number} ")[1].split("\n## ")[0].split("\n### ")[0]
+    assert f"**Teaching time:** [90 minutes in class](PLANS.md), {home} at home" in section
 
 
 @pytest.mark.parametrize("number", LESSONS)
