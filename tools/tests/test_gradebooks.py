@@ -14,6 +14,7 @@ from common import CourseError
 from gradebooks import Line
 
 FLASH, LLAMA = "09_flash_attention", "04_llama_from_scratch"
+GUESSED = "09.scores_share"
 ROWS = [
     Line("anna", FLASH, "09.merge", "correct", 2, 2),
     Line("anna", FLASH, "09.sees", "wrong", 0, 1),
@@ -143,7 +144,9 @@ def ten_hand_ins(tmp_path, monkeypatch):
         count = int(cells[-1]["source"])
         names = grade_notebooks.courses_notebooks()[notebook]
         verdicts = ["correct"] * count + ["blank"] * len(names)
-        return grade_notebooks.Outcome({n: (v, "") for n, v in zip(names, verdicts, strict=False)})
+        found = {n: (v, "") for n, v in zip(names, verdicts, strict=False)}
+        guess = {"name": GUESSED, "guess": 10 * count, "unit": "%", "measured": 98}
+        return grade_notebooks.Outcome(found, {GUESSED: guess})
 
     monkeypatch.setattr(grade_notebooks, "judge_cells", solved)
     lines = [f"learner {number},{number}@x.org" for number in range(10)]
@@ -172,6 +175,18 @@ def test_ten_hand_ins_become_ten_rows_that_agree_with_the_points(ten_hand_ins, m
             assert found[email][name] == str(earned)
             assert lines[int(email[0])][header.index(name)] == str(earned)
     assert len({line[3] for line in lines}) > 5  # not all the same
+
+
+def test_ten_hand_ins_become_one_picture_of_ten_guesses(ten_hand_ins, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_ACTIVE", str(ROOT))
+    out = ten_hand_ins / "points.csv"
+    assert course.main(["grade", str(ten_hand_ins / "in"), "--out", str(out)]) == 0
+    capsys.readouterr()
+    guesses, pictures = ten_hand_ins / "points-predictions.csv", ten_hand_ins / "pictures"
+    assert course.main(["predictions", str(guesses), str(pictures)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if GUESSED in line)
+    assert line.split() == [GUESSED, "10", "45", "%", "98", "%"]
+    assert [path.name for path in pictures.iterdir()] == [f"{GUESSED}.png"]
 
 
 def test_both_files_are_written_anew_from_the_points_without_a_run(
