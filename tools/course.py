@@ -34,7 +34,7 @@ EXAMPLES = """examples:
   python3 tools/course.py compare results/a results/b
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
-  python3 tools/course.py grade submissions --out points.csv
+  python3 tools/course.py grade submissions --out points.csv --learners learners.csv
   python3 tools/course.py slides talk               the slides, for any browser, in the folder talk
   python3 tools/course.py fetch packages --platform windows,macos --python 3.12
   python3 tools/course.py install packages          without network, from such a folder
@@ -226,10 +226,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "folder",
         metavar="FOLDER",
         help="notebooks, a subfolder for each learner, zip files, or what Moodle, Canvas, "
-        "Blackboard, ILIAS or GitHub Classroom gives",
+        "Blackboard, ILIAS or GitHub Classroom gives; or a points.csv, to write only the files for "
+        "a gradebook anew",
     )
     grade_.add_argument(
         "--out", metavar="FILE", default="points.csv", help="default: points.csv, here"
+    )
+    grade_.add_argument(
+        "--learners",
+        metavar="TABLE",
+        help="a CSV file that maps names in the folder to accounts: learner, email, id, username",
     )
     grade_.add_argument(
         "--seconds",
@@ -545,13 +551,20 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def grade(options: argparse.Namespace) -> int:
+    folder = path_of(options.folder)
+    learners = None if options.learners is None else path_of(options.learners)
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        import gradebooks
+
+        return gradebooks.main(folder, learners)
     import grade_notebooks
 
     return grade_notebooks.main(
-        folder=path_of(options.folder),
+        folder=folder,
         out=path_of(options.out),
         seconds=options.seconds,
         memory=options.memory,
+        learners=learners,
     )
 
 

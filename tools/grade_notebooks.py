@@ -8,7 +8,7 @@ which is judged once more out here. Of several answers to an exercise a right on
 the last. Every exercise of the notebook gets a row, whatever became of its cell, and every file
 that is not graded is named with the reason. Where it is unclear whose a file is, that is said.
 What learners predicted (course/predict.py) comes out by the same way, into a file of its own beside
-the points, if anybody did.
+the points, if anybody did. gradebooks.py writes the points once more, as Moodle and Canvas import them.
 
 An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
 costs its own exercise only: the course's cell takes its place, in which the reference solution
@@ -57,6 +57,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+import gradebooks
 import hand_ins
 import isolation
 import sandbox
@@ -167,14 +168,17 @@ class Outcome:
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
-    """Grade what is in `folder`; print a line a notebook and a table. Raises CourseError."""
+def main(folder: Path, out: Path, seconds: int, memory: float, learners: Path | None = None) -> int:
+    """Grade what is in `folder`; print a line a notebook and a table. Raises CourseError, OSError."""
     if seconds < 1 or not memory > 0:
         raise CourseError(
             f"--seconds is {seconds} and --memory {memory:g}; both must be more than 0"
         )
     second = out.with_stem(out.stem + "-2")
-    own = (out, second, _for_predictions(out), _for_predictions(second))
+    own = (out, second, _for_predictions(out), _for_predictions(second), *gradebooks.paths(out))
+    accounts = gradebooks.read_learners(learners) if learners else {}
+    if learners:
+        own += (learners,)
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as unpacked:
         handed_in, others = hand_ins.find(folder, Path(unpacked), besides=own)
     check_writable(out)
@@ -211,6 +215,7 @@ def main(folder: Path, out: Path, seconds: int, memory: float) -> int:
     print(f"\n{len(rows)} rows in {out}")
     if predictions:
         print(f"{len(predictions)} predictions in {guesses}")
+    gradebooks.write(rows, out, accounts)
     if stopped:
         raise CourseError(stopped)
     return 0

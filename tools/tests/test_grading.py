@@ -546,7 +546,8 @@ def test_the_command_grades_and_says_what_is_wrong(tmp_path, monkeypatch, capsys
         check=False,
     )
     assert done.returncode == 0, done.stderr  # whatever the points
-    assert (tmp_path / "points.csv").exists()
+    for name in ("points", "points-moodle", "points-canvas"):
+        assert (tmp_path / f"{name}.csv").exists()
 
 
 # --- the whole course ---------------------------------------------------------------------------
