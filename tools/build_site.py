@@ -107,11 +107,16 @@ def build(work: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "--builder=html", "--quiet", "--fail-on-warning"]
     command += ["--keep-going", f"--jobs={jobs}", f"--conf-dir={TOOLS / 'site'}"]
     command += [f"--doctree-dir={work / 'doctrees'}", str(work / "sources"), str(work / "pages")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}  # conf.py and autodoc import from here
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = done.stderr.replace(f"{work / 'sources'}{os.sep}", "").strip()
         raise CourseError(f"Sphinx could not build the site; it says:\n{said}")
-    (work / "pages" / ".buildinfo").unlink(missing_ok=True)  # would differ with the folder's name
+    pages = work / "pages"
+    # Sphinx's notes for its next build, and what the theme was made from.
+    for path in [pages / ".buildinfo", *pages.rglob("*.map"), *pages.rglob("webpack-macros.html")]:
+        path.unlink(missing_ok=True)
 
 
 # --- the sources

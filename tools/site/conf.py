@@ -45,6 +45,8 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "logo": {"text": project},
+    "footer_content_items": ["extra-footer"],
+    "extra_footer": f"{project}, version {version}. MIT licence.",
 }
 # SVG, so that no fonts are needed; this one file is all that MathJax loads.
 mathjax_path = "tex-svg.js"
