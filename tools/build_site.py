@@ -7,6 +7,7 @@ builds from there (`site/conf.py`), and the folder is replaced as a whole at the
 
 import ast
 import base64
+import html
 import os
 import re
 import subprocess
@@ -15,12 +16,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import make_report
 import sync_notebooks
 from bibliography import bibliography
+from build_slides import DECKS, Deck, deck_paths, read_deck, write_decks
 from common import ROOT, TOOLS, CourseError
 
 MARK = ".course-site"  # in the folder: the names of what `site` has put there
@@ -90,15 +92,12 @@ def replace(folder: Path, pages: Path, old: Path) -> None:
         raise
 
 
-def add_decks(pages: Path) -> list[str]:
-    """Build the slides into `slides/` beside the pages; the names of the decks' files."""
-    pages.mkdir(parents=True)
-    if find_spec("build_slides") is None:
-        return []
-    import build_slides
-
-    build_slides.main(pages / "slides")
-    return sorted(path.name for path in (pages / "slides").glob("[0-9][0-9]*.html"))
+def add_decks(pages: Path) -> list[Deck]:
+    """Build the slides into `slides/` beside the pages. Raises CourseError."""
+    report = make_report.Report(ROOT)
+    decks = [read_deck(path, report) for path in deck_paths(DECKS)]
+    write_decks(decks, pages / "slides")
+    return decks
 
 
 def build(work: Path) -> None:
@@ -127,7 +126,7 @@ class Sources:
     """The pages of the site as Sphinx reads them: path in the site's sources, and content."""
 
     address: str  # OWNER/NAME
-    decks: list[str]
+    decks: list[Deck]
     images: dict[str, bytes] = field(default_factory=dict)
     cells: set[tuple[str, str]] = field(
         default_factory=set
@@ -155,8 +154,7 @@ class Sources:
         found["reference/interface.md"] = interface()
         found["reference/modules.md"] = modules(self.address)
         found["reference/bibliography.md"] = bibliography(sync_notebooks.notebook_paths())
-        if self.decks:
-            found["slides.md"] = deck_list(self.decks)
+        found["slides.md"] = deck_list(self.decks)
         for path in sync_notebooks.notebook_paths():  # last: pages have named cells by now
             notebook = self.notebook(sync_notebooks.read(path), path.stem)
             found[f"notebooks/{path.name}"] = sync_notebooks.dump(notebook)
@@ -166,11 +164,10 @@ class Sources:
         """The tables of contents, which make the sidebar and the order of the pages."""
         lessons = [name for name in self.documents if name.endswith(".ipynb")]
         teaching = [name for name in self.documents if name.startswith("notebooks/")]
-        slides = ["slides.md"] if self.decks else []
         parts = {
             "Lessons": lessons,
             "Results": ["Report <REPORT.md>", "reference/bibliography.md"],
-            "Teaching": [*(name for name in teaching if name not in lessons), *slides],
+            "Teaching": [*(name for name in teaching if name not in lessons), "slides.md"],
             "Code": [
                 "Map of the code <tools/README.md>",
                 "reference/interface.md",
@@ -283,17 +280,17 @@ def escaped(text: str) -> str:
     return "".join(parts)
 
 
-def deck_list(decks: list[str]) -> str:
+def deck_list(decks: list[Deck]) -> str:
     """The page that links to the slides, which are no pages of Sphinx's."""
-    titles = {
-        path.stem[:2]: sync_notebooks.title(path.stem) for path in sync_notebooks.notebook_paths()
-    }
-    links = [
-        f'<li><a class="external-deck" href="slides/{deck}">{titles.get(deck[:2], deck)}</a></li>'
+    links = "\n".join(
+        f'<li><a href="slides/{deck.number}.html">{deck.number} {html.escape(deck.title)}</a>: '
+        f"{html.escape(deck.question)} ({deck.minutes} minutes)</li>"
         for deck in decks
-    ]
-    text = "One deck for each lesson, with speaker notes (press *S*; *F* fills the screen)."
-    return f"# Slides\n\n{text}\n\n<ul>\n" + "\n".join(links) + "\n</ul>\n"
+    )
+    return (
+        "# Slides\n\nA deck for a lesson, to show in class. In a deck, *S* opens the speaker notes, "
+        f"*F* fills the screen, *?* lists the other keys.\n\n<ul>\n{links}\n</ul>\n"
+    )
 
 
 # --- the code

@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
   python3 tools/course.py grade submissions --out points.csv
+  python3 tools/course.py slides talk               the slides, for any browser, in the folder talk
   python3 tools/course.py site                      the course as a website, in .course/site
   python3 tools/course.py fetch packages --platform windows,macos --python 3.12
   python3 tools/course.py install packages          without network, from such a folder
@@ -252,6 +253,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     quiz_ = commands.add_parser("quiz", help="five questions per lesson, for Moodle and on paper")
     quiz_.add_argument("folder", metavar="FOLDER", help="where to")
+
+    slides_ = commands.add_parser("slides", help="a deck of slides per lesson, for a browser")
+    slides_.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help="where to (default: .course/slides)"
+    )
+    slides_.add_argument("--decks", metavar="FOLDER", help="decks of your own instead: NN.md")
 
     site_ = commands.add_parser("site", help="the course as a website, from the stored notebooks")
     site_.add_argument("folder", metavar="FOLDER", nargs="?", help="default: .course/site")
@@ -571,6 +578,14 @@ def quiz(options: argparse.Namespace) -> int:
     return questions.main(path_of(options.folder))
 
 
+def slides(options: argparse.Namespace) -> int:
+    import build_slides
+
+    text = str(STATE / "slides") if options.folder is None else options.folder
+    decks = build_slides.DECKS if options.decks is None else path_of(options.decks)
+    return build_slides.main(folder_to_fill("FOLDER", text), decks)
+
+
 def site(options: argparse.Namespace) -> int:
     folder = STATE / "site"
     if options.folder is not None:
@@ -629,6 +644,7 @@ COMMANDS = {
     "grade": grade,
     "predictions": predictions,
     "quiz": quiz,
+    "slides": slides,
     "site": site,
     "fetch": fetch,
     "evaluate": evaluate,

@@ -22,6 +22,7 @@ import bibliography
 import build_site
 import course
 import sync_notebooks
+from build_slides import DECKS, Deck
 from common import CourseError
 
 ADDRESS = "jane/llama-in-8-bits"
@@ -34,7 +35,8 @@ LOOKED_AT = ("index.html", "notebooks/07_outliers_and_llm_int8.html", "REPORT.ht
 @pytest.fixture(scope="module")
 def sources():
     """Every page as Sphinx gets it."""
-    return build_site.Sources(ADDRESS, ["00.html", "01.html"]).files()
+    decks = [Deck("00", "Start here", "What do 8 bits buy & cost?", 30, ())]
+    return build_site.Sources(ADDRESS, decks).files()
 
 
 @pytest.fixture
@@ -209,6 +211,13 @@ def test_solutions_start_open_and_can_be_closed(sources):
 # --- pages that are made --------------------------------------------------------------------------
 
 
+def test_the_page_of_slides_links_to_each_deck(sources):
+    assert (
+        '<a href="slides/00.html">00 Start here</a>: What do 8 bits buy &amp; cost?'
+        in (sources["slides.md"])
+    )
+
+
 def test_every_paper_that_a_lesson_cites_is_in_the_bibliography(sources):
     page = sources["reference/bibliography.md"]
     for path in NOTEBOOKS:
@@ -327,7 +336,9 @@ class Links(HTMLParser):
 @pytest.mark.slow
 def test_no_link_picture_or_anchor_is_broken_and_nothing_is_loaded_from_elsewhere(site):
     pages = {path: Links(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
-    assert len(pages) > len(NOTEBOOKS) + 5
+    decks = {path.stem for path in DECKS.glob("[0-9][0-9].md")}
+    assert decks == {path.stem for path in (site / "slides").glob("[0-9]*.html")} != set()
+    assert len(pages) > len(NOTEBOOKS) + len(decks) + 5
     broken = []
     for path, parsed in pages.items():
         for link in parsed.links | parsed.loaded:
