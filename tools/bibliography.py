@@ -114,7 +114,7 @@ def claims(notebooks: list[Path]) -> list[str]:
 
     known = {path.stem for path in notebooks}
     return [
-        f"- \u201c{entry['claim'].strip()}\u201d {linked(entry['source'])}."
+        f"- \u201c{entry['claim'].strip()}\u201d ({linked(entry['source'])})."
         + (f" Tried in {lesson_link(entry['notebook'])}." if entry.get("notebook") in known else "")
         for entry in load("claims").values()
         if not often_heard(entry)

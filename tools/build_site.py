@@ -30,6 +30,12 @@ PACKAGE = TOOLS / "llama_int8"
 HOME = "index.md"
 # Sections of README that are about the repository, not about the course.
 LEFT_OUT = ("Run everything", "Where the rest is")
+# What the sidebar calls a page whose own heading would say too little there.
+SHORT = {
+    "REPORT.md": "Report",
+    "notebooks/HANDOUTS.md": "Formulas and glossary",
+    "tools/README.md": "Map of the code",
+}
 BADGE = re.compile(
     r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/[^)]*\)\]\(([^)\s]+)\)"
 )
@@ -38,6 +44,7 @@ SCROLL = re.compile(
     r"https://colab\.research\.google\.com/github/[^()\s]*/notebooks/(\w+)\.ipynb#scrollTo=([\w-]+)"
 )
 CODE = re.compile(r"(^```.*?^```[ \t]*$|``.+?``|`[^`\n]+`)", re.M | re.S)  # no links are in here
+GITHUBS_FORMULA = re.compile(r"\$`([^`\n]+)`\$")
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.M)
 
 
@@ -114,7 +121,7 @@ def build(work: Path) -> None:
         raise CourseError(f"Sphinx could not build the site; it says:\n{said}")
     pages = work / "pages"
     # Sphinx's notes for its next build, and what the theme was made from.
-    for path in [pages / ".buildinfo", *pages.rglob("*.map"), *pages.rglob("webpack-macros.html")]:
+    for path in [pages / ".buildinfo", *pages.rglob("*.map"), *pages.rglob("*webpack-macros.html")]:
         path.unlink(missing_ok=True)
 
 
@@ -163,27 +170,30 @@ class Sources:
     def contents(self) -> str:
         """The tables of contents, which make the sidebar and the order of the pages."""
         lessons = [name for name in self.documents if name.endswith(".ipynb")]
-        teaching = [name for name in self.documents if name.startswith("notebooks/")]
+        guide = "notebooks/TEACHING.md"
+        others = [n for n in self.documents if n.startswith("notebooks/") and n not in lessons]
         parts = {
             "Lessons": lessons,
-            "Results": ["Report <REPORT.md>", "reference/bibliography.md"],
-            "Teaching": [*(name for name in teaching if name not in lessons), "slides.md"],
+            "Results": ["REPORT.md", "reference/bibliography.md"],
+            "Teaching": [guide, *(name for name in others if name != guide), "slides.md"],
             "Code": [
-                "Map of the code <tools/README.md>",
+                "tools/README.md",
                 "reference/interface.md",
                 "reference/modules.md",
                 "CONTRIBUTING.md",
             ],
         }
-        return "".join(
-            "\n\n```{toctree}\n:hidden:\n:caption: " + part + "\n\n" + "\n".join(names) + "\n```\n"
-            for part, names in parts.items()
-        )
+        text = ""
+        for part, names in parts.items():
+            entries = (f"{SHORT[name]} <{name}>" if name in SHORT else name for name in names)
+            text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {part}\n\n"
+            text += "\n".join(entries) + "\n```\n"
+        return text
 
     def page(self, name: str, text: str) -> str:
         """A document's text with links that work on the site. Raises CourseError for a broken one."""
         text = BADGE.sub(r"[Open in Colab](\1){.colab}", without_column(text, "Colab"))
-        text = text.replace("<details>", "<details open>")
+        text = GITHUBS_FORMULA.sub(r"$\1$", text.replace("<details>", "<details open>"))
         pieces = CODE.split(text)  # code at the odd places
         pieces[::2] = [LINK.sub(lambda m: self._linked(name, m), part) for part in pieces[::2]]
         return "".join(pieces)
