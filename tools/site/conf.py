@@ -25,8 +25,8 @@ myst_fence_as_directive = ["math"]  # GitHub's way to write a formula
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_static_path = ["static", "mathjax"]
-html_favicon = "static/icon.svg"
+html_static_path = ["site.css", "site.js", "mathjax"]
+html_favicon = "icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_copy_source = False
