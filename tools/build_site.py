@@ -123,6 +123,8 @@ def build(work: Path) -> None:
     # Sphinx's notes for its next build, and what the theme was made from.
     for path in [pages / ".buildinfo", *pages.rglob("*.map"), *pages.rglob("*webpack-macros.html")]:
         path.unlink(missing_ok=True)
+    if (pages / "_sources").exists():
+        (pages / "_sources").rmdir()  # nothing is copied into it
 
 
 # --- the sources
@@ -372,4 +374,9 @@ def public(tree: ast.Module) -> Iterator[tuple[str, str]]:
             if isinstance(node, ast.FunctionDef):
                 every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 names = f"({', '.join(argument.arg for argument in every)})"
-            yield f"{node.name}{names}", re.split(r"(?<=[.:]) |\n\n", " ".join(doc.split()))[0]
+            yield f"{node.name}{names}", first_sentence(doc)
+
+
+def first_sentence(doc: str) -> str:
+    words = " ".join(doc.split("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", words)[0]

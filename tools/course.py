@@ -768,7 +768,7 @@ def add_site_packages() -> None:
         )
     pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
     wanted = ["-c", str(TOOLS / "constraints.txt"), "-e", f"{ROOT}[site]"]
-    step("installing the site's packages", [*pip, *wanted])
+    step("installing packages for the site", [*pip, *wanted])
     invalidate_caches()
 
 

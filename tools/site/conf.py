@@ -57,6 +57,7 @@ copybutton_selector = "div.cell_input pre, div.highlight-python pre, div.highlig
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # the sidebar is narrow
 
 
 def as_restructured_text(_app, _what, _name, _object, _options, lines):

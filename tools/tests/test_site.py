@@ -256,6 +256,11 @@ def test_every_module_with_its_purpose_is_on_a_page(sources):
             assert f"\n### `{name}`\n" in page, f"{name} has no docstring"
 
 
+def test_a_function_is_described_by_its_first_sentence():
+    doc = "Rows of\n    a table, e.g. of int8: `x` and y. Raises ValueError.\n\n    More."
+    assert build_site.first_sentence(doc) == "Rows of a table, e.g. of int8: `x` and y."
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
