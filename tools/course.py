@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 
 from common import ROOT, STATE, TOOLS, CourseError, require_writable
@@ -36,6 +38,7 @@ EXAMPLES = """examples:
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
   python3 tools/course.py grade submissions --out points.csv --learners learners.csv
   python3 tools/course.py slides talk               the slides, for any browser, in the folder talk
+  python3 tools/course.py site                      the course as a website, in .course/site
   python3 tools/course.py fetch packages --platform windows,macos --python 3.12
   python3 tools/course.py install packages          without network, from such a folder
   python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
@@ -263,6 +266,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     slides_.add_argument("--decks", metavar="FOLDER", help="decks of your own instead: NN.md")
 
+    site_ = commands.add_parser("site", help="the course as a website, from the stored notebooks")
+    site_.add_argument("folder", metavar="FOLDER", nargs="?", help="default: .course/site")
+
     fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
     fetch_.add_argument("folder", metavar="FOLDER", help="where to")
     fetch_.add_argument(
@@ -319,6 +325,11 @@ def test(options: argparse.Namespace) -> int:
         lambda: make_report.main(check=True),
     ]
     failed = [number for number, check in enumerate(checks) if check() != 0]
+    if not options.fast:
+        try:
+            add_site_packages()
+        except CourseError as error:  # its tests are skipped; on CI they fail instead
+            print(f"The site is not tested here: {error}", file=sys.stderr)
     quick = ["-m", "not slow and not models"] if options.fast else []
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
     code = pytest([*order, *quick, *options.pytest], gib=2 if options.fast else 4)
@@ -588,6 +599,17 @@ def slides(options: argparse.Namespace) -> int:
     return build_slides.main(folder_to_fill("FOLDER", text), decks)
 
 
+def site(options: argparse.Namespace) -> int:
+    folder = STATE / "site"
+    if options.folder is not None:
+        folder = folder_to_fill("FOLDER", options.folder)
+    import build_site
+
+    build_site.check_folder(folder.resolve())  # before packages are fetched
+    add_site_packages()
+    return build_site.main(folder)
+
+
 def fetch(options: argparse.Namespace) -> int:
     import offline
 
@@ -636,6 +658,7 @@ COMMANDS = {
     "predictions": predictions,
     "quiz": quiz,
     "slides": slides,
+    "site": site,
     "fetch": fetch,
     "evaluate": evaluate,
     "generate": generate,
@@ -738,6 +761,28 @@ def set_up() -> None:
             print("  not to be had here: lesson 09 goes without its kernel for GPUs", flush=True)
     stamp.write_text(fingerprint)
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
+
+
+def add_site_packages() -> None:
+    """Install what only the site needs into the environment, unless it is there already.
+
+    Raises CourseError where it cannot be had, or where the environment is the user's own.
+    """
+    modules = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton")
+    missing = [name for name in modules if find_spec(name) is None]
+    if not missing:
+        return
+    own = os.environ.get("COURSE_PYTHON")
+    if own:
+        raise CourseError(
+            f"COURSE_PYTHON names {own}, which has no package {missing[0]!r}; install what the site "
+            f'needs there (`{own} -m pip install -c {TOOLS / "constraints.txt"} -e "{ROOT}[site]"`), '
+            "or unset COURSE_PYTHON to use .venv"
+        )
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+    wanted = ["-c", str(TOOLS / "constraints.txt"), "-e", f"{ROOT}[site]"]
+    step("installing packages for the site", [*pip, *wanted])
+    invalidate_caches()
 
 
 def step(what: str, command: list[str]) -> None:
