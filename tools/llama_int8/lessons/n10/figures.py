@@ -209,14 +209,14 @@ def drawing_packed() -> Figure:
     return drawn
 
 
-def steps(measured: Steps, rate: float, same_instruction: float | None = None) -> Figure:
+def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | None = None) -> Figure:
     """Each step of the learner's product: bytes read per second, and operations per second.
 
-    `rate`: one thread's operations/s in PyTorch's int8 product; `same_instruction`: of the same
-    product held to the kernel's own instruction, where it uses another.
+    `rate`: one thread's operations/s in PyTorch's int8 product; `without_tiles`: the same as it is and
+    held to the kernel's own instruction, see `measurements.without_tiles`.
     """
     rates = measured.rates
-    drawn, axes = figure(2, figsize=(9.5, 3.4), sharey=True)
+    drawn, axes = figure(2, figsize=(9.5, 3.7), sharey=True)
     names = list(rates)
     panels = (
         ([r.read for r in rates.values()], measured.reading, "weights read, GB/s: 1 token"),
@@ -236,8 +236,8 @@ def steps(measured: Steps, rate: float, same_instruction: float | None = None) -
         panel.grid(axis="y", visible=False)
         gain = middle[-1] / middle[0]
         panel.set_title(f"First step to last: {gain:,.0f} times")
-    if same_instruction is not None:
-        axes[1].axvline(same_instruction / 1e9, color="black", linestyle=":")
+    if without_tiles is not None:
+        axes[1].axvline(without_tiles[1] / 1e9, color="black", linestyle=":")
     axes[0].invert_yaxis()
     return drawn
 
