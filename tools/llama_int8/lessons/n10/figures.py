@@ -249,7 +249,7 @@ def sharing(costs: Mapping[str, Cost]) -> Figure:
     both = [name for name in costs if name not in (*one, *APART)]
     apart = {name.partition(" ")[0] + "\nonly": costs[name] for name in one}
     apart |= {"both": costs[both[0]]}
-    apart |= {f"both, {name.partition(' ')[0]}\nin groups": costs[name] for name in APART}
+    apart |= {f"both,\n{name.partition(' ')[0]}\nin groups": costs[name] for name in APART}
     middle = [1e3 * cost.kl.mean for cost in apart.values()]
     ends = 1e3 * np.array([[c.kl.mean - c.kl.low, c.kl.high - c.kl.mean] for c in apart.values()]).T
     axes[0].bar(list(apart), middle, yerr=ends, color=COLOURS["int8"], edgecolor="white", capsize=3)
