@@ -715,8 +715,8 @@ def larger_factor(found: Factors) -> str:
 def sentence_on_factors(found: Factors) -> str:
     """The factors of which the whole speed-up is made."""
     return (
-        f"Int8 in one call runs at {ratio_of(found.whole)} the speed of Hugging Face's bf16. Our bf16 "
-        f"product gives {ratio_of(found.product)} of it, the one call {ratio_of(found.calls)}, and int8 "
+        f"Int8 in one call over Hugging Face's bf16: {ratio_of(found.whole)}. Taken apart: our bf16 "
+        f"product {ratio_of(found.product)}, one call {ratio_of(found.calls)}, int8 "
         f"{ratio_of(found.int8)}."
     )
 
