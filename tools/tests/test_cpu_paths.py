@@ -12,10 +12,11 @@ from matplotlib.colors import to_hex
 from tiny_llama import tiny_llama
 
 from llama_int8 import models
-from llama_int8.lessons.n10 import backends, figures
+from llama_int8.lessons.n10 import backends, figures, measurements
 from llama_int8.lessons.n10.backends import BACKENDS, BASELINE, FAST, ONE_CALL, PATHS, Case
 from llama_int8.measure.profiler import kind_of
 from llama_int8.measure.results import Results
+from llama_int8.measure.statistics import spread
 from llama_int8.models.cost import forward_bytes, forward_flops
 from llama_int8.profiles import Settings
 from llama_int8.quantization.cpu import kernels
@@ -179,7 +180,7 @@ def test_a_ceiling_of_bytes_is_raced_and_recorded_as_a_path_that_only_reads(fold
 
 def test_int8_paths_are_those_with_int8_codes_whatever_their_name():
     int8 = {path for path, backend in BACKENDS.items() if backend.in_8_bits}
-    sixteen_bit = {"fp32", "fp16", BASELINE, backends.BF16_CALL}
+    sixteen_bit = {"fp32", "fp16", BASELINE, backends.BF16_SWAPPED, backends.BF16_CALL}
     assert int8 == set(PATHS) - sixteen_bit
     fp8 = replace(BACKENDS[BASELINE], name="fp8, 8 threads")
     assert not fp8.in_8_bits
@@ -232,6 +233,73 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
     assert "llama.cpp-Q8_0" not in race.shares[cases[0]]  # its bytes are not ours to know
     text = results.path.read_text()
     assert "ratio.decode.1x32.all.int8-fast: one call" in text and "decode.1x32.one.bf16" in text
+
+
+def test_the_factors_between_the_paths_are_paired_and_multiply_where_every_round_agrees():
+    """Each round twice as slow as the one before: medians of one path alone would say nothing."""
+    case, rounds = Case("decode", 1, 32, 2), np.array([1.0, 2.0, 4.0])
+    seconds = {BASELINE: 12.0, backends.BF16_SWAPPED: 6.0, FAST[0]: 5.0}
+    seconds |= {backends.BF16_CALL: 2.0, ONE_CALL: 1.0}
+    raced = {case.key: {path: (one * rounds).tolist() for path, one in seconds.items()}}
+    found = measurements.factors(raced, case)
+    medians = [one.median for one in (found.product, found.calls, found.int8, found.whole)]
+    assert medians == [2, 3, 2, 12] and found.one_call.median == 6
+    assert found.int8_swapped.low == found.int8_swapped.high == pytest.approx(1.2)
+    assert measurements.larger_factor(found) == "one call"
+    assert measurements.gains_by_batch(raced, [case])[1].median == 2
+    speeds = {path: spread(1 / np.array(one)) for path, one in raced[case.key].items()}
+    rows = measurements.two_by_two(backends.Race({case: speeds}, {}, {}), case, found)
+    assert rows[1][3] == "1.20x [1.20, 1.20]" and rows[2][3] == "2.00x [2.00, 2.00]"
+    assert rows[3][1:3] == ["3.00x [3.00, 3.00]", "5.00x [5.00, 5.00]"] and len(rows) == 4
+
+
+def test_a_step_of_the_product_is_judged_by_the_fastest_before_it():
+    """Packing that only undoes what it has lost is no gain."""
+    rates = dict(
+        zip(
+            ("scalar", "vectors", "packed", "packed, vectors", "dot", "tile", "groups"),
+            (1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 100.0),
+            strict=True,
+        )
+    )
+    steps = {
+        name: measurements.Rate(spread([rate]), spread([rate])) for name, rate in rates.items()
+    }
+    assert measurements.largest_step(measurements.Steps(steps, 1.0)) == "compiler's vectors"
+    steps["vectors"] = measurements.Rate(spread([2.0]), spread([2.0]))
+    assert measurements.largest_step(measurements.Steps(steps, 1.0)) == "packed order"
+
+
+def test_peers_stand_beside_our_paths_from_the_same_race(tmp_path, folder):
+    results = Results(
+        "int8_cpu", Settings(model=folder, profile="benchmark", device="cpu"), str(tmp_path)
+    )
+    prefill, decode = Case("prefill", 1, 8, 1), Case("decode", 1, 4, 1)
+    paths = (BASELINE, "LLM.int8()", measurements.YOURS, *FAST, "theirs")
+    one = {path: spread([2.0]) for path in paths}
+    race = backends.Race({prefill: one, decode: one}, {prefill: one, decode: one}, {})
+    rows = measurements.peers(results, race, [prefill, decode], ["theirs"], {"other": "absent"})
+    assert ["theirs", "2.0 (2.00x)", "2.0 (2.00x)"] in rows and [
+        "other",
+        "absent",
+        "absent",
+    ] in rows
+    assert results.measurements["peer.decode.theirs"]["value"] == 2
+
+
+def test_each_version_of_the_kernel_is_named_and_says_why_it_did_not_run():
+    lines = measurements.same_bits()
+    assert [line.split()[0].rstrip(":") for line in lines] == list(kernels.VERSIONS)
+    for version, line in zip(kernels.VERSIONS, lines, strict=True):
+        reason = kernels.refusal(version)
+        assert line.endswith(f"not run, {reason}" if reason else "the same bits as PyTorch")
+
+
+def test_how_pytorch_multiplies_is_said_by_what_holding_it_back_costs():
+    said = measurements.sentence_on_instruction
+    assert "uses whole tiles (AMX) here: 1,200 GOP/s" in said((1.2e12, 0.6e12))
+    assert "gains nothing by tiles" in said((1.2e12, 1.1e12))
+    assert "no tiles (AMX) here" in said(None)
 
 
 def test_a_profile_sees_the_kernels_calls(runners):

@@ -566,7 +566,11 @@ def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
     [
         ([3.0, 4.0], "your loop is faster than written out, memory reused", "yes"),
         ([0.5, 0.7], "your loop is slower than written out, memory reused", "no"),
-        ([0.9, 1.2], "the rounds do not decide between your loop and written out, memory", "yes"),
+        (
+            [0.9, 1.2],
+            "the rounds do not decide between your loop and written out, memory",
+            "undecided",
+        ),
     ],
 )
 def test_the_loops_lead_without_a_mask_is_said_only_where_every_round_agrees(reused, said, lead):
@@ -601,7 +605,7 @@ def test_the_triton_kernel_compiles_for_gpus_that_are_not_here_and_a_t4_gets_no_
     ]
     products = [int(re.search(r"(\d+) tensor-core", line)[1]) for line in said]
     assert products[0] == 0 < min(products[1:])
-    assert all("cubin True" in line for line in said)
+    assert all("machine code made" in line for line in said)
 
 
 def test_without_triton_the_lesson_says_so(monkeypatch):

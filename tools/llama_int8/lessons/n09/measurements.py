@@ -117,11 +117,26 @@ def best_tiled(entry: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def is_faster(found: Mapping, name: str = YOURS) -> str:
-    """Whether a way is faster than PyTorch's `math` at the longest length: "faster", "slower"."""
-    return "faster" if np.median(spread_of(found, max(found), "math", name)) > 1 else "slower"
+    """Whether a way is faster than PyTorch's `math` at the longest length, in every round or in none.
+
+    "faster", "slower" or "undecided".
+    """
+    return _decided(spread_of(found, max(found), "math", name), "faster", "slower")
 
 
-def sentence_on_speed(found: Mapping) -> str:
+def _decided(ratio: np.ndarray, above: str, below: str) -> str:
+    """`above` where every round's ratio exceeds 1, `below` where none does, else "undecided"."""
+    if ratio.min() > 1:
+        return above
+    return below if ratio.max() < 1 else "undecided"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """float32, bfloat16, ..."""
+    return str(dtype).removeprefix("torch.")
+
+
+def sentence_on_speed(found: Mapping, dtype: torch.dtype) -> str:
     """How the learner's loop does at the longest length, beside PyTorch's ways."""
     longest = max(found)
     parts = []
@@ -132,7 +147,8 @@ def sentence_on_speed(found: Mapping) -> str:
     if tiled != "math":
         ratio = times(spread_of(found, longest, YOURS, tiled))
         parts.append(f"and {tiled}, in compiled code, is {ratio} times as fast as your loop")
-    return f"At {longest:,} tokens your loop is {', '.join(parts)}."
+    case = f"{longest:,} tokens, causal, {name_of(dtype)}"
+    return f"{case}: your loop is {', '.join(parts)}. (Medians of ratios, with ranges.)"
 
 
 def loop_apart(
@@ -196,9 +212,11 @@ def loop_rows(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[list]:
 
 
 def keeps_its_lead(found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """Whether your loop is the faster one without a mask and with memory reused: "yes", "no"."""
-    ratio = found["no mask"][REUSED] / found["no mask"][YOURS]
-    return "yes" if np.median(ratio) > 1 else "no"
+    """Whether your loop is the faster one without a mask and with memory reused.
+
+    "yes" in every round, "no" in none, else "undecided".
+    """
+    return _decided(found["no mask"][REUSED] / found["no mask"][YOURS], "yes", "no")
 
 
 def sentence_on_loop(found: Mapping[str, Mapping[str, np.ndarray]], tiles: float) -> str:
@@ -264,7 +282,7 @@ def taken_apart(
             sizes = (config.num_attention_heads, config.head_dim, dtype, device, settings.rounds)
             found = backends.over_length([longest], runs, *sizes)
             tiled = best_tiled(found[longest])
-            name = f"{str(dtype).removeprefix('torch.')}, {mask}"
+            name = f"{name_of(dtype)}, {mask}"
             ratios[name] = spread_of(found, longest, "math", tiled).tolist()
         return ratios
 
@@ -405,7 +423,8 @@ def on_trial(
     low, _, _ = mean_interval(np.log(faster))
     longer = longest / first
     grown = {n: entry[n]["peak"] / found[first][n]["peak"] for n in ("math", tiled)}
-    gain = np.median(read[max(read)]["math"]) / min(np.median(s) for s in read[max(read)].values())
+    prompt = {name: np.array(seconds) for name, seconds in read[max(read)].items()}
+    gain = prompt["math"] / prompt[min(prompt, key=lambda name: np.median(prompt[name]))]
     linear = grown[tiled] < 1.5 * longer
     verdict = "holds" if low > 0 and linear else "undecided here" if linear else "fails here"
     put_on_trial(
@@ -418,8 +437,8 @@ def on_trial(
         )
         + f"From {first:,} to "
         f"{longest:,} tokens, {longer:.0f} times as many, its memory grows {grown[tiled]:.0f} times, "
-        f"that of math {grown['math']:.0f} times. Reading {max(read):,} tokens, the model gains "
-        f"{gain:.1f} times over math.",
+        f"that of math {grown['math']:.0f} times. Reading {max(read):,} tokens in 16 bit, the whole "
+        f"model is {times(gain)} times as fast as with math ({len(gain)} rounds).",
         verdict,
         "This refers to PyTorch's kernels on this machine. On a CPU that is a tiled kernel of "
         "PyTorch's own, which stands here for the paper's, written for GPUs. Exact means to the "
@@ -508,7 +527,7 @@ def backward_traffic(length: int, width: int, block: int) -> list[list]:
     pairs, rows = length * length, length * width
     standard = {"forward": 4 * pairs + 4 * rows, "backward": 7 * pairs + 8 * rows}
     return [
-        [phase, f"{standard[phase]:,}", f"{count.moved:,}", f"{standard[phase] / count.moved:.1f}"]
+        [phase, f"{standard[phase]:,}", f"{count.moved:,}", f"{standard[phase] / count.moved:.1f}x"]
         for phase, count in (("forward", forward), ("backward", backward))
     ]
 

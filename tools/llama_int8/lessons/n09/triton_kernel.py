@@ -114,9 +114,10 @@ def compile_for(capabilities=(75, 80, 90)):
         made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         ptx = made.asm["ptx"]
         products = ptx.count("mma.sync") + ptx.count("wgmma.mma_async")
+        code = "made" if made.asm["cubin"] else "not made"
         print(
             f"compute capability {capability / 10}: {products} tensor-core instructions, "
-            f"{made.metadata.shared:,} bytes of shared memory, cubin {len(made.asm['cubin']) > 0}"
+            f"{made.metadata.shared:,} bytes of shared memory, machine code {code}"
         )
 
 

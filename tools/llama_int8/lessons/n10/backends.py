@@ -44,7 +44,8 @@ BASELINE = "bf16"
 SWAPPED, OWN, ONE_CALL = "int8-fast: swapped", "int8-fast: own model", "int8-fast: one call"
 FAST = (SWAPPED, OWN, ONE_CALL)
 INT8_CACHE = f"{ONE_CALL}, int8 cache"
-BF16_CALL = "bf16: one call"  # the control: all of the third rung but its int8
+# The controls: our own product and our one call, all but int8.
+BF16_SWAPPED, BF16_CALL = "bf16: swapped", "bf16: one call"
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
 READING = "reading as "  # and a format: a path that only reads the bytes which that format has
 LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
@@ -205,9 +206,13 @@ class LoadedModels:
         swapped = self.hugging_face("int8-fast")
         return self._once("own", partial(FastLlama, swapped, context=self.room))
 
+    def swapped_in_bf16(self) -> torch.nn.Module:
+        """Hugging Face's model with the kernel's product in 16 bit."""
+        return self._once("16 bit", partial(self.with_layers, KernelBf16Linear.from_linear))
+
     def own_in_bf16(self) -> FastLlama:
         """Our own model in 16 bit."""
-        return FastLlama(self.with_layers(KernelBf16Linear.from_linear), context=self.room)
+        return FastLlama(self.swapped_in_bf16(), context=self.room)
 
     def _once(self, form: str, load: Callable[[], Any]) -> Any:
         if form not in self._held:
@@ -298,6 +303,13 @@ BACKENDS = {
             load=lambda loaded: HuggingFaceRunner(loaded.hugging_face("bf16")),
             look=Look("#0072B2", "", "o"),
             layer=Layer(BASELINE, _cast("bf16")),
+        ),
+        Backend(
+            BF16_SWAPPED,
+            stored="bf16",
+            arithmetic="fp32",
+            load=lambda loaded: HuggingFaceRunner(loaded.swapped_in_bf16()),
+            look=Look("#5B8DB8", "//", "p"),
         ),
         Backend(
             BF16_CALL,

@@ -12,6 +12,7 @@ from llama_int8.lessons.n10.backends import (
     BACKENDS,
     BASELINE,
     BF16_CALL,
+    BF16_SWAPPED,
     ONE_CALL,
     READING,
     Case,
@@ -19,7 +20,7 @@ from llama_int8.lessons.n10.backends import (
     Race,
     look,
 )
-from llama_int8.lessons.n10.measurements import Cost, Steps
+from llama_int8.lessons.n10.measurements import APART, Cost, Factors, Steps
 from llama_int8.measure.statistics import Spread
 from llama_int8.models.cost import roofline
 from llama_int8.quantization.precisions import LLM_INT8
@@ -208,13 +209,14 @@ def drawing_packed() -> Figure:
     return drawn
 
 
-def steps(measured: Steps, rate: float) -> Figure:
+def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | None = None) -> Figure:
     """Each step of the learner's product: bytes read per second, and operations per second.
 
-    `rate`: one thread's operations/s in PyTorch's int8 product.
+    `rate`: one thread's operations/s in PyTorch's int8 product; `without_tiles`: the same as it is and
+    held to the kernel's own instruction, see `measurements.without_tiles`.
     """
     rates = measured.rates
-    drawn, axes = figure(2, figsize=(9.5, 3.4), sharey=True)
+    drawn, axes = figure(2, figsize=(9.5, 3.7), sharey=True)
     names = list(rates)
     panels = (
         ([r.read for r in rates.values()], measured.reading, "weights read, GB/s: 1 token"),
@@ -234,6 +236,8 @@ def steps(measured: Steps, rate: float) -> Figure:
         panel.grid(axis="y", visible=False)
         gain = middle[-1] / middle[0]
         panel.set_title(f"First step to last: {gain:,.0f} times")
+    if without_tiles is not None:
+        axes[1].axvline(without_tiles[1] / 1e9, color="black", linestyle=":")
     axes[0].invert_yaxis()
     return drawn
 
@@ -242,12 +246,15 @@ def sharing(costs: Mapping[str, Cost]) -> Figure:
     """What sharing a scale costs: KL from FP32 over bytes per weight; and which operand costs it."""
     drawn, axes = figure(2, figsize=(9.5, 3.6))
     one = [name for name in costs if "only" in name]
-    both = [name for name in costs if name not in one]
-    apart = {**{name.partition(",")[0]: costs[name] for name in one}, "both": costs[both[0]]}
+    both = [name for name in costs if name not in (*one, *APART)]
+    apart = {name.partition(" ")[0] + "\nonly": costs[name] for name in one}
+    apart |= {"both": costs[both[0]]}
+    apart |= {f"both,\n{name.partition(' ')[0]}\nin groups": costs[name] for name in APART}
     middle = [1e3 * cost.kl.mean for cost in apart.values()]
     ends = 1e3 * np.array([[c.kl.mean - c.kl.low, c.kl.high - c.kl.mean] for c in apart.values()]).T
     axes[0].bar(list(apart), middle, yerr=ends, color=COLOURS["int8"], edgecolor="white", capsize=3)
     axes[0].set_ylabel("KL from FP32, thousandths of a nat")
+    axes[0].tick_params(axis="x", labelsize=7)
     worse = max(one, key=lambda name: costs[name].kl.mean).partition(" ")[0]
     axes[0].set_title(f"One scale per row or token: {worse} cost more")
     axes[0].grid(axis="x", visible=False)
@@ -275,23 +282,25 @@ def sharing(costs: Mapping[str, Cost]) -> Figure:
     return drawn
 
 
-def waterfall(race: Race, case: Case, yours: str) -> Figure:
-    """From Hugging Face's bf16 to int8 in one call: two factors, each beside its ceiling."""
+def waterfall(race: Race, case: Case, yours: str, factors: Factors) -> Figure:
+    """From Hugging Face's bf16 to int8 in one call, each path beside its ceiling."""
     names = {
         BASELINE: "bf16\nHugging Face",
         yours: "your W8A8 layers\nHugging Face",
+        BF16_SWAPPED: "bf16, our product\nHugging Face",
         BF16_CALL: "bf16\none call",
         ONE_CALL: "int8\none call",
     }
-    colours = [COLOURS["bf16"], COLOURS["int8"], COLOURS["bf16"], COLOURS["int8"]]
-    drawn, axes = figure(figsize=(8, 4.2))
+    in_8_bits = [BACKENDS[path].in_8_bits for path in names]
+    colours = [COLOURS["int8" if int8 else "bf16"] for int8 in in_8_bits]
+    drawn, axes = figure(figsize=(9, 4.2))
     speeds = [race.speeds[case][path] for path in names]
     middle = np.array([s.median for s in speeds])
     ends = np.array([[s.median - s.low, s.high - s.median] for s in speeds]).T
     bars = axes.bar(list(names.values()), middle, yerr=ends, color=colours, edgecolor="white",
                     capsize=3)  # fmt: skip
-    bars[1].set_hatch("//")
-    bars[3].set_hatch("//")
+    for bar, int8 in zip(bars, in_8_bits, strict=True):
+        bar.set_hatch("//" if int8 else "")
     tops = [race.speeds[case][f"{READING}{BACKENDS[path].stored}"].median for path in names]
     for number, (path, top) in enumerate(zip(names, tops, strict=True)):
         label = "ceiling: only reading the bytes" if number == 0 else None
@@ -300,19 +309,19 @@ def waterfall(race: Race, case: Case, yours: str) -> Figure:
         axes.annotate(text, (number, speeds[number].high), (0, 5), ha="center", va="bottom",
                       textcoords="offset points", fontsize=9,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    call = middle[2] / middle[0]
-    int8 = middle[3] / middle[2]
     axes.set_ylim(0, 1.15 * max(*tops, *middle))
     axes.set_ylabel("decode, tokens/s")
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, loc="upper left")
-    axes.set_title(f"One call per token: {call:.1f} times; then int8: {int8:.1f} times")
+    steps = (("Our product", "product"), ("one call", "calls"), ("int8", "int8"))
+    parts = [f"{word}: {getattr(factors, name).median:.1f} times" for word, name in steps]
+    axes.set_title("; then ".join(parts))
     return drawn
 
 
 def paths(race: Race, case: Case) -> Figure:
     """Tokens/s of every path in one case, with its ratio to bf16 and its share of the ceiling."""
-    speeds = {path: s for path, s in race.speeds[case].items() if not path.startswith(READING)}
+    speeds = {path: s for path, s in race.speeds[case].items() if path in BACKENDS}
     drawn, axes = figure(figsize=(9.5, 0.9 + 0.36 * len(speeds)))
     for row, (path, one) in enumerate(speeds.items()):
         bar = look(path)
@@ -332,8 +341,11 @@ def paths(race: Race, case: Case) -> Figure:
     return drawn
 
 
-def batches(speeds: Mapping[str, Mapping[int, Spread]]) -> Figure:
-    """Decode tokens/s of the whole batch by path, over the batch."""
+def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Spread]) -> Figure:
+    """Decode tokens/s of the whole batch by path, over the batch.
+
+    `gains`: {batch: int8 over bf16, both in one call}.
+    """
     drawn, axes = figure(figsize=(8.5, 4.2))
     for path, by_batch in speeds.items():
         line = look(path)
@@ -353,7 +365,7 @@ def batches(speeds: Mapping[str, Mapping[int, Spread]]) -> Figure:
     axes.set_xlabel("sequences in the batch")
     axes.set_ylabel("decode, tokens/s of the whole batch (log)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    first, last = (speeds[ONE_CALL][k].median / speeds[BF16_CALL][k].median for k in (x[0], x[-1]))
+    first, last = (gains[k].median for k in (x[0], x[-1]))
     axes.set_title(
         f"Both in one call, int8 is {first:.1f}x bf16 at batch {x[0]}, {last:.1f}x at batch {x[-1]}"
     )

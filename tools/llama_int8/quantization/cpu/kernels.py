@@ -153,6 +153,11 @@ def using(name: str) -> Iterator[Choice]:
             os.environ[CHOICE] = before
 
 
+def refusal(version: str) -> str:
+    """Why one of VERSIONS cannot run here; "" where it can."""
+    return _load(version)[0]
+
+
 @functools.cache
 def _choose(wanted: str) -> Choice:
     if wanted == PYTORCH:
