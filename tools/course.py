@@ -250,6 +250,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     quiz_ = commands.add_parser("quiz", help="five questions per lesson, for Moodle and on paper")
     quiz_.add_argument("folder", metavar="FOLDER", help="where to")
 
+    slides_ = commands.add_parser("slides", help="a deck of slides per lesson, for a browser")
+    slides_.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help="where to (default: .course/slides)"
+    )
+    slides_.add_argument("--decks", metavar="FOLDER", help="decks of your own instead: NN.md")
+
     fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
     fetch_.add_argument("folder", metavar="FOLDER", help="where to")
     fetch_.add_argument(
@@ -560,6 +566,14 @@ def quiz(options: argparse.Namespace) -> int:
     return questions.main(path_of(options.folder))
 
 
+def slides(options: argparse.Namespace) -> int:
+    import build_slides
+
+    text = str(STATE / "slides") if options.folder is None else options.folder
+    decks = build_slides.DECKS if options.decks is None else path_of(options.decks)
+    return build_slides.main(folder_to_fill("FOLDER", text), decks)
+
+
 def fetch(options: argparse.Namespace) -> int:
     import offline
 
@@ -607,6 +621,7 @@ COMMANDS = {
     "grade": grade,
     "predictions": predictions,
     "quiz": quiz,
+    "slides": slides,
     "fetch": fetch,
     "evaluate": evaluate,
     "generate": generate,

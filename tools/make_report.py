@@ -62,7 +62,7 @@ class NotMeasured:
         return self
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _itself
-    __truediv__ = __rtruediv__ = __neg__ = __getitem__ = _itself
+    __truediv__ = __rtruediv__ = __neg__ = __pow__ = __getitem__ = _itself
 
 
 def main(check: bool = False) -> int:
@@ -127,6 +127,10 @@ class Report:
             return f"{match[1]}{text}\n{match[3]}"
 
         return BLOCK.sub(block, _read(self.root / "README.md"))
+
+    def fill_in(self, text: str) -> str:
+        """Another text with names in place of numbers, such as a deck of slides, rendered."""
+        return self._environment().from_string(text).render()
 
     def check_figures(self, texts: dict[Path, str]) -> None:
         """Raise CourseError for a figure that is missing, has no alt text, or belongs to nothing."""
