@@ -27,6 +27,7 @@ DECKS = TOOLS / "slides"
 KEPT = TOOLS / "site"  # reveal.js, MathJax and the decks' style
 FEWEST, MOST = 12, 15  # slides of a deck
 WORDS = 60  # of a slide with its heading
+CODE = 72  # characters of a line of code
 GUESS = "Guess first"
 KINDS = {GUESS: "guess", "Your turn": "turn", "Common mistake": "mistake"}  # how a heading begins
 FRONT = {"title": str, "question": str, "minutes": int}
@@ -61,7 +62,7 @@ DECK = """<body>
 <script>
 const show = () => Reveal.initialize({{
   width: 1280, height: 720, margin: 0, center: false, display: "flex", hash: true,
-  slideNumber: "c/t", transition: "none", backgroundTransition: "none", plugins: [RevealNotes],
+  slideNumber: "c/t", transition: "none", scrollActivationWidth: null, plugins: [RevealNotes],
 }});
 {start}
 </script>{formulas}
@@ -219,6 +220,11 @@ def make_slide(where: str, text: str, root: Path) -> Slide:
         raise CourseError(
             f"{where} has {words} words; at most {WORDS} can be read while one speaks"
         )
+    code = [
+        line for token in tokens if token.type == "fence" for line in token.content.splitlines()
+    ]
+    if longest := [line for line in code if len(line) > CODE]:
+        raise CourseError(f"{where} has {len(longest[0])} characters in a line of code; {CODE} fit")
     for token in tokens:
         if token.type == "list_item_open" and token.markup == "+":
             token.attrJoin("class", "fragment")
@@ -251,7 +257,8 @@ def formula(_renderer: Any, tokens: list[Token], place: int, _options: Any, _env
     """A formula between the signs that MathJax looks for."""
     text = html.escape(tokens[place].content.strip())
     if tokens[place].type == "math_inline":
-        return f'<span class="formula">\\({text}\\)</span>'
+        # The word joiner keeps a comma behind the formula on its line.
+        return f'<span class="formula">\\({text}\\)</span>&#8288;'
     return f'<div class="formula block">\\[{text}\\]</div>'
 
 

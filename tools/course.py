@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
   python3 tools/course.py evaluate --model llama-3.2-1b --task piqa --data valid.jsonl
   python3 tools/course.py grade submissions --out points.csv
+  python3 tools/course.py slides talk               the slides, for any browser, in the folder talk
   python3 tools/course.py fetch packages --platform windows,macos --python 3.12
   python3 tools/course.py install packages          without network, from such a folder
   python3 tools/course.py sync --repository jane/llama-in-8-bits   after a fork: badges, bootstrap
