@@ -31,6 +31,8 @@ CODE = 72  # characters of a line of code
 GUESS = "Guess first"
 KINDS = {GUESS: "guess", "Your turn": "turn", "Common mistake": "mistake"}  # how a heading begins
 FRONT = {"title": str, "question": str, "minutes": int}
+# What an expression in a deck can raise: a name that is wrong, a table's row that is not there.
+WRONG = (jinja2.TemplateError, CourseError, ArithmeticError, LookupError, TypeError, ValueError)
 MADE_BY = '<meta name="generator" content="LLaMA in 8 bits, slides">'
 WORD = re.compile(r"\S*[^\W\d_]\S*")  # has a letter: a number in a table is no word
 NOTES = re.compile(r"^Notes:[ \t]*", re.MULTILINE)
@@ -38,6 +40,7 @@ NOTES = re.compile(r"^Notes:[ \t]*", re.MULTILINE)
 PICTURE = re.compile(
     r"<p>(<img [^>]*>)(?:(?:</p>)?\s*(?:<p>)?<em>((?:(?!</?p>).)*)</em>)?</p>", re.DOTALL
 )
+INLINE = re.compile(r'(<span class="formula">[^<]*</span>)([.,:;?!)]+)')
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -116,19 +119,38 @@ def main(folder: Path, decks: Path = DECKS) -> int:
     check_folder(folder)
     report = make_report.Report(ROOT)
     built = [read_deck(path, report) for path in deck_paths(decks)]
+    for deck in built:
+        if places := unmeasured(deck):
+            print(f"{deck.number}.md, slide {places}: a number reads {make_report.NOT_MEASURED!r}")
     if report.missing:
-        print("not measured by any machine in results/: " + "; ".join(sorted(report.missing)))
+        print("no machine in results/ has measured " + "; ".join(sorted(report.missing)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         fresh = Path(beside) / "new"
         write_decks(built, fresh)
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        fresh.rename(folder)
+        replace(folder, fresh, Path(beside) / "old")
     slides = sum(len(deck.slides) for deck in built)
     print(f"{len(built)} decks, {slides} slides: open {folder / 'index.html'} in a browser")
     print("In a deck, S opens the speaker notes, F fills the screen, ? lists the keys.")
     return 0
+
+
+def replace(folder: Path, fresh: Path, old: Path) -> None:
+    """Put `fresh` in the place of `folder`, which is kept as `old`. Raises OSError."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+def unmeasured(deck: Deck) -> str:
+    """The slides that show or tell a number that nobody has measured: "3, 7"."""
+    places = enumerate(deck.slides, start=1)
+    return ", ".join(str(k) for k, s in places if make_report.NOT_MEASURED in s.body + s.notes)
 
 
 def deck_paths(decks: Path) -> list[Path]:
@@ -164,7 +186,7 @@ def read_deck(path: Path, report: make_report.Report) -> Deck:
     name = path.name
     try:
         text = report.fill_in(path.read_text(encoding="utf-8"))
-    except jinja2.TemplateError as error:
+    except WRONG as error:
         line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
         raise CourseError(f"{name}{line}: {error}") from None
     front, slides = split(name, text)
@@ -210,7 +232,25 @@ def make_slide(where: str, text: str, root: Path) -> Slide:
     if not notes or not notes[0].strip():
         raise CourseError(f"{where} has no speaker notes; write them after a line `Notes:`")
     tokens = parser().parse(re.sub(r"^(\s*)- \+ ", r"\1+ ", shown, flags=re.MULTILINE))
-    headings = [k for k, token in enumerate(tokens) if token.type == "heading_open"]
+    check_slide(where, tokens)
+    for token in tokens:
+        if token.type == "list_item_open" and token.markup == "+":
+            token.attrJoin("class", "fragment")
+    heading, body, spoken = tokens[:3], tokens[3:], parser().parse(notes[0])
+    body = PICTURE.sub(figure, as_html(body))
+    return Slide(
+        heading=heading[1].content,
+        body=f'{as_html(heading)}<div class="body">\n{body}</div>\n',
+        notes=as_html(spoken),
+        note_words=sum(map(count_words, spoken)),
+        words=sum(map(count_words, tokens)),
+        figures=tuple(check_figures(where, tokens, root)),
+    )
+
+
+def check_slide(where: str, tokens: list[Token]) -> None:
+    """Raise CourseError for a slide without its heading, or with more than fits on it."""
+    headings = [place for place, token in enumerate(tokens) if token.type == "heading_open"]
     if headings != [0] or tokens[0].tag != "h1":
         raise CourseError(
             f"{where} has to begin with a line `# Heading`, and have no other heading"
@@ -220,26 +260,17 @@ def make_slide(where: str, text: str, root: Path) -> Slide:
         raise CourseError(
             f"{where} has {words} words; at most {WORDS} can be read while one speaks"
         )
-    code = [
-        line for token in tokens if token.type == "fence" for line in token.content.splitlines()
-    ]
-    if longest := [line for line in code if len(line) > CODE]:
-        raise CourseError(f"{where} has {len(longest[0])} characters in a line of code; {CODE} fit")
-    for token in tokens:
-        if token.type == "list_item_open" and token.markup == "+":
-            token.attrJoin("class", "fragment")
-    body = parser().renderer.render(tokens[3:], parser().options, {})
-    spoken = parser().parse(notes[0])
-    return Slide(
-        heading=tokens[1].content,
-        body=(
-            f"<h1>{parser().renderInline(tokens[1].content)}</h1>\n"
-            f'<div class="body">\n{PICTURE.sub(figure, body)}</div>\n'
-        ),
-        notes=parser().renderer.render(spoken, parser().options, {}),
-        words=words,
-        note_words=sum(map(count_words, spoken)),
-        figures=tuple(check_figures(where, tokens, root)),
+    code = "\n".join(token.content for token in tokens if token.type == "fence")
+    longest = max(map(len, code.splitlines()), default=0)
+    if longest > CODE:
+        raise CourseError(f"{where} has {longest} characters in a line of code; {CODE} fit")
+
+
+def as_html(tokens: list[Token]) -> str:
+    """Markdown's tokens as HTML, where a comma after a formula stays on the formula's line."""
+    return INLINE.sub(
+        r'<span class="together">\1\2</span>',
+        parser().renderer.render(tokens, parser().options, {}),
     )
 
 
@@ -257,8 +288,7 @@ def formula(_renderer: Any, tokens: list[Token], place: int, _options: Any, _env
     """A formula between the signs that MathJax looks for."""
     text = html.escape(tokens[place].content.strip())
     if tokens[place].type == "math_inline":
-        # The word joiner keeps a comma behind the formula on its line.
-        return f'<span class="formula">\\({text}\\)</span>&#8288;'
+        return f'<span class="formula">\\({text}\\)</span>'
     return f'<div class="formula block">\\[{text}\\]</div>'
 
 

@@ -116,6 +116,8 @@ def deck(*slides, count=12, front=FRONT):
         ),
         (deck(front=FRONT.replace("90", "ninety")), "minutes is 'ninety', which is no int"),
         (deck("# A\n\n{{ unknown }}\n\nNotes:\nSay it.\n"), "01.md: 'unknown' is undefined"),
+        (deck("# A\n\n{{ papers['none'].x }}\n\nNotes:\nSay it.\n"), "01.md: "),
+        (deck("# A\n\n{{ published('none') }}\n\nNotes:\nSay it.\n"), "01.md: 'none'"),
         (deck("# A\n\n{{ shown( }}\n\nNotes:\nSay it.\n"), "01.md, line 8"),
     ],
     ids=lambda value: value[:40] if value.startswith(("0", "slide")) else "",
@@ -143,6 +145,14 @@ def test_a_folder_of_other_things_is_left_alone_and_an_older_build_is_replaced(p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "site", "thesis.txt"]
 
 
+def test_an_older_build_stays_where_a_new_one_cannot_take_its_place(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.html").write_text("the older one")
+    with pytest.raises(OSError):
+        build_slides.replace(tmp_path / "folder", tmp_path / "no new one", tmp_path / "old")
+    assert (tmp_path / "folder" / "index.html").read_text() == "the older one"
+
+
 def test_a_folder_without_decks_is_refused(tmp_path):
     with pytest.raises(CourseError, match=r"a deck is a file NN\.md"):
         build_slides.main(tmp_path / "out", decks=tmp_path)
@@ -157,8 +167,11 @@ def test_numbers_come_from_results(tmp_path):
     slide = '# A\n\nIt is {{ shown("01", "sink.first_text", ".1f") }} %.\n\nNotes:\nSay it.\n'
     path.write_text(deck(slide), encoding="utf-8")
 
+    def read():
+        return build_slides.read_deck(path, make_report.Report(tmp_path))
+
     def shown():
-        return build_slides.read_deck(path, make_report.Report(tmp_path)).slides[0].body
+        return read().slides[0].body
 
     measured = make_report.Report(ROOT).shown("01", "sink.first_text", ".1f")
     assert f"It is {measured} %." in shown()
@@ -166,9 +179,9 @@ def test_numbers_come_from_results(tmp_path):
         run = json.loads(file.read_text(encoding="utf-8"))
         run["measurements"]["sink.first_text"]["value"] = 12.34
         file.write_text(json.dumps(run), encoding="utf-8")
-    assert "It is 12.3 %." in shown()
+    assert "It is 12.3 %." in shown() and build_slides.unmeasured(read()) == ""
     shutil.rmtree(tmp_path / "results")
-    assert "It is not measured %." in shown()
+    assert "It is not measured %." in shown() and build_slides.unmeasured(read()) == "1"
 
 
 def test_markdown_becomes_what_a_slide_needs():
