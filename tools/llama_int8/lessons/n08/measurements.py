@@ -231,8 +231,8 @@ def what_flips_say(name: str, found: Flips) -> str:
         "a difference" if found.p_value < 0.05 else "no difference that can be told from chance"
     )
     return (
-        f"{name}: {found.lost + found.won} of {found.difference.n} answers change, so {noticed}; a loss of fewer "
-        f"than {100 * found.smallest_detectable:.1f} points would mostly go unnoticed."
+        f"{name}: {found.lost + found.won} of {found.difference.n} answers change, so {noticed}. A loss "
+        f"of fewer than {100 * found.smallest_detectable:.1f} points would often go unnoticed."
     )
 
 
