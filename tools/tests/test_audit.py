@@ -178,7 +178,7 @@ def test_an_item_is_shown_with_its_choices_and_the_one_that_each_precision_takes
     runs = {"bf16": {"choices": [[-6.0, -5.0]]}, "int8": {"choices": [[-4.0, -5.0]]}}
     rows, said = measurements.item_rows(runs, item, 0, ("bf16", "int8"))
     assert rows[1] == ["bf16", "steam", "-5.00", "-1.000", "right"]
-    assert said == "By the sum, bf16 takes answer 2, right, int8 takes answer 1, wrong."
+    assert said == "By the sum, bf16 takes answer 2 (right), int8 takes answer 1 (wrong)."
 
 
 def test_the_audit_says_which_sign_infinity_has_and_how_often_the_longer_text_is_taken():

@@ -219,7 +219,7 @@ def item_rows(
             mark = "right" if place == item.label else ""
             rows.append([p, choice, f"{score:.2f}", f"{score / len(choice):.3f}", mark])
     said = ", ".join(
-        f"{p} takes answer {place + 1}, {'right' if place == item.label else 'wrong'}"
+        f"{p} takes answer {place + 1} ({'right' if place == item.label else 'wrong'})"
         for p, place in taken.items()
     )
     return rows, f"By the sum, {said}."
