@@ -277,6 +277,7 @@ def test_the_square_says_what_each_part_repairs_of_the_damage(capsys):
     climbed = Climbed({name: np.array(rows) for name, rows in losses.items()}, {})
     said = square_table(climbed)
     assert "a scale per row 90%, by the decomposition 80%, by both 95%" in said
+    assert "mostly the same damage" in said
 
 
 def test_a_text_that_repeats_its_first_token_tells_token_from_position(capsys):

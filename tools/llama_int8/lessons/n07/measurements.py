@@ -666,10 +666,11 @@ def square_table(climbed: Climbed) -> str:
         ]
     show_table(("scale of the activations", "no decomposition", "decomposition at 6.0"), rows)
     _, columns, scales, both = repaired
-    return (
+    said = (
         f"Repaired of what absmax loses: by a scale per row {scales:.0%}, by the decomposition "
         f"{columns:.0%}, by both {both:.0%}."
     )
+    return f"{said} So they mend mostly the same damage." if scales + columns - both > 0.5 else said
 
 
 def control_table(climbed: Climbed, base: str) -> None:
