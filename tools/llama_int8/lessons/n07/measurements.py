@@ -710,9 +710,9 @@ def verdict_on_decomposition(climbed: Climbed, model: str, parameters: float) ->
     here = f"{part}, and {rest}, in {model} on one text."
     if parameters < LARGE:
         because = (
-            "The claim is about models of 6.7 billion parameters and more, with outlier features in all "
-            f"layers; this one is smaller. {here} (The paper's smallest, of 125 million, kept a loss, "
-            "too: perplexity 25.65 became 25.83.)"
+            "The claim is about large models, whose outlier features stand in all layers: by the paper "
+            f"from 6.7 billion parameters on. This one is smaller. {here} (The paper's smallest, of 125 "
+            "million, kept a loss, too: perplexity 25.65 became 25.83.)"
         )
         return measured, "not testable here", because
     return measured, "fails here" if lost else "undecided here", here
