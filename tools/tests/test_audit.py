@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from llama_int8 import models
 from llama_int8.data import load, published
 from llama_int8.evaluation.compare import Point, flips
 from llama_int8.evaluation.tasks import Item, Task, load_task
@@ -130,16 +131,54 @@ def test_dequantizing_is_acquitted_only_by_five_clear_rounds():
 
 
 @pytest.mark.parametrize(
-    ("least", "said"),
-    [(0.36, "48% of prefill's"), (-0.2, "not decided here"), (0.11, "11% to 60% in 5 rounds")],
+    ("by_round", "rounds", "said"),
+    [
+        ((0.36, 0.4, 0.48, 0.5, 0.6), 5, "It is 48% of prefill's extra time"),
+        ((-0.2, 0.4, 0.48, 0.5, 0.6), 5, "from -20% to 60%"),
+        ((0.4, 0.4, 0.48, 0.5), 5, "in 1 of 5 rounds int8 takes no extra time"),
+        ((0.4, 0.4, 0.48, 0.5), 4, "4 rounds are too few"),
+    ],
 )
-def test_a_part_of_the_extra_time_is_given_only_where_the_rounds_lie_close_together(least, said):
+def test_a_part_of_the_extra_time_is_decided_only_by_all_of_five_rounds(by_round, rounds, said):
     point, slow = (1, 8), Spread(0.7, 0.68, 0.72, 5, 0.65, 0.75)
     ratios = {
         phase: {measurements.NO_DECOMPOSITION: {point: slow}} for phase in ("decode", "prefill")
     }
-    shares = {"prefill": Spread(0.48, 0.4, 0.5, 5, least, 0.6)}
-    assert said in measurements.verdict_on_dequantizing(shares, ratios, point, True)[2]
+    parts = {"prefill": measurements.Part(0.48, by_round, rounds)}
+    assert said in measurements.verdict_on_dequantizing(parts, ratios, point, True)[2]
+
+
+def test_a_round_without_extra_time_counts_in_the_part_of_all_rounds():
+    recorded = {}
+    results = SimpleNamespace(
+        record=lambda name, value, unit, **more: recorded.update({name: (value, more)})
+    )
+    half, int8, bare = [10.0, 10.0, 10.0], [20.0, 22.0, 9.0], [15.0, 16.0, 10.0]
+    taken = {"bf16": half, "int8": int8, measurements.NO_DECOMPOSITION: bare}
+    record = {"precisions": {p: {"decode": t, "prefill": t} for p, t in taken.items()}}
+    part = measurements.parts_of_decomposition(results, record, "bf16")["decode"]
+    assert part.rounds == 3 and len(part.by_round) == 2
+    assert part.together == pytest.approx(1 - 11 / 21)
+    value, more = recorded["decomposition.decode"]
+    assert more["n"] == 3 and more["low"] < value < more["high"]
+
+
+def test_the_time_of_reading_is_set_beside_the_step():
+    config = models.config_of("smollm2-135m")
+    speeds = {
+        "decode": {p: {Point(1, 512): Spread(10.0, 9, 11, 5, 8, 12)} for p in ("bf16", "int8")}
+    }
+    rows, said = measurements.step_rows(speeds, config, "bf16", 20e9)
+    assert rows[0][3] == "100 ms" and "limits neither" in said
+    assert "limits" not in measurements.step_rows(speeds, config, "bf16", 2e9)[1]
+
+
+def test_an_item_is_shown_with_its_choices_and_the_one_that_each_precision_takes():
+    item = Item("?", ("ice", "steam"), 1)
+    runs = {"bf16": {"choices": [[-6.0, -5.0]]}, "int8": {"choices": [[-4.0, -5.0]]}}
+    rows, said = measurements.item_rows(runs, item, 0, ("bf16", "int8"))
+    assert rows[1] == ["bf16", "steam", "-5.00", "-1.000", "right"]
+    assert said == "By the sum, bf16 takes answer 2 (right), int8 takes answer 1 (wrong)."
 
 
 def test_the_audit_says_which_sign_infinity_has_and_how_often_the_longer_text_is_taken():
@@ -228,6 +267,8 @@ def test_a_known_score_is_set_beside_ours_with_a_warning_beyond_two_points():
     assert "elsewhere 76.39 (intel/auto-round" in said and "WARNING" not in said
     assert "WARNING" in measurements.beside_known_score("llama-2-7b-chat", np.arange(1838) < 1300)
     assert "no PIQA score" in measurements.beside_known_score("llama-3.2-1b", right)
+    said = measurements.without_known_score(["llama-7b", "llama-3.2-1b"])
+    assert said.endswith(": llama-3.2-1b") and not measurements.without_known_score(["llama-7b"])
 
 
 def test_the_page_as_well_as_its_files_are_at_chance():

@@ -1,6 +1,7 @@
 """The ladder of schemes, and the published table that stands beside it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from llama_int8.lessons.n07.measurements import (
     Climbed,
     change_over_both,
     spent_error,
+    square_table,
+    token_or_position,
     verdict_on_decomposition,
 )
 from llama_int8.quantization.integers import fits, in_integers
@@ -152,7 +155,9 @@ def test_schemes_share_the_codes_of_weights_that_they_round_alike(model):
     assert len(known) == 3 * len(linears)  # by row, by tensor, and by tensor with zero points
 
 
-@pytest.mark.parametrize("name", ["zero point", "zero point + decomposition", LLM_INT8])
+@pytest.mark.parametrize(
+    "name", ["zero point", "zero point + decomposition", LLM_INT8, "zero point vector-wise"]
+)
 def test_on_a_moved_grid_a_product_is_that_of_the_values_on_this_grid(name):
     """Weights that lie on the moved grid come back exactly, so only the activations are rounded."""
     torch.manual_seed(0)
@@ -255,12 +260,32 @@ def test_the_verdict_on_the_decomposition_follows_the_rule_of_the_controls():
         losses |= dict(
             zip(names, noise + np.array([left, left, before])[:, None, None], strict=True)
         )
-        return verdict_on_decomposition(Climbed(losses, {}), "tiny")
+        return verdict_on_decomposition(Climbed(losses, {}), "tiny", parameters)
 
+    parameters = 6.74e9
     assert verdict(0.1, 0.2)[1] == "fails here"
     assert "restores a part of the loss" in verdict(0.1, 0.2)[2]
-    assert "undecided: that interval holds zero" in verdict(0.1, 0.1)[2]
+    assert "restores a part of the loss is undecided" in verdict(0.1, 0.1)[2]
     assert verdict(0.0, 0.1)[1] == "undecided here"
+    parameters = 135e6  # the claim is not about so small a model
+    assert verdict(0.1, 0.2)[1] == verdict(0.0, 0.1)[1] == "not testable here"
+
+
+def test_the_square_says_what_each_part_repairs_of_the_damage(capsys):
+    losses = {"FP32": [[0.0] * 4], "absmax": [[1.0] * 4], "absmax + decomposition": [[0.2] * 4]}
+    losses |= {"row-wise": [[0.1] * 4], "row-wise + decomposition": [[0.05] * 4]}
+    climbed = Climbed({name: np.array(rows) for name, rows in losses.items()}, {})
+    said = square_table(climbed)
+    assert "a scale per row 90%, by the decomposition 80%, by both 95%" in said
+    assert "mostly the same damage" in said
+
+
+def test_a_text_that_repeats_its_first_token_tells_token_from_position(capsys):
+    torch.manual_seed(0)
+    results = SimpleNamespace(record=lambda name, *_, **__: recorded.append(name))
+    recorded = []
+    said = token_or_position(results, tiny_llama(), torch.tensor([[5, 9, 11, 3, 8, 2]]))
+    assert "of 4 texts" in said and len(recorded) == 4
 
 
 def test_the_error_of_a_layers_output_falls_with_what_is_kept():

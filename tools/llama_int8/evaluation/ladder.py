@@ -20,6 +20,7 @@ METHODS = {
     "zero point": ("tensor", "tensor", True),
     "row-wise": ("tensor", "row", False),
     "vector-wise": ("row", "row", False),
+    "zero point vector-wise": ("row", "row", True),
 }
 LLM_INT8 = "vector-wise + decomposition"
 BEFORE_DOWN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ class _Input:
     kept: Tensor  # (N, k): these columns, zeros where a value is not kept
     count: int
 
+    @cached_property
+    def sums(self) -> Tensor:
+        """Of each row's codes, (N, 1): once for q, k and v, and only where a grid is moved."""
+        return self.codes.sum(1, keepdim=True, dtype=torch.int32).float()
+
 
 def _absmax_steps(sizes: Tensor, blocks: str) -> Tensor:
     """One step per row or for all, (N, 1) or (1, 1), from magnitudes (N, K)."""
@@ -71,9 +77,12 @@ def _quantized_weight(weight: Tensor, scheme: Scheme, shift: float) -> _Weights:
     else:
         step = _absmax_steps(weight.abs(), scheme.weights)
         zero_point = step.new_zeros(1, 1)
-    codes = ((weight / step - shift).round() + zero_point).clamp(-128, 127).to(torch.int8)
+    # In place: a large matrix that is only passed on costs more than the arithmetic.
+    values = (weight / step).sub_(shift).round_().add_(zero_point).clamp_(-128, 127)
+    codes = values.to(torch.int8)
     moved = (shift - zero_point)[:, 0]
-    return _Weights(codes, step[:, 0], moved, codes.sum(1) + weight.shape[1] * moved)
+    sums = codes.sum(1, dtype=torch.int32) + weight.shape[1] * moved
+    return _Weights(codes, step[:, 0], moved, sums)
 
 
 def _quantized_input(x: Tensor, scheme: Scheme, threshold: float, order: Tensor) -> _Input:
@@ -167,7 +176,7 @@ def in_integers(
             counts.append((rows.numel(), entered.count))
             y = int8_matmul(entered.codes, quantized.codes).float()
             if moved:
-                y += entered.codes.sum(1, dtype=torch.float32)[:, None] * quantized.moved
+                y += entered.sums * quantized.moved
             if entered.zero_point is not None:
                 y -= entered.zero_point * quantized.sums
             y.mul_(entered.step).mul_(quantized.step)

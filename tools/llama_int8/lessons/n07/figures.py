@@ -243,13 +243,9 @@ def _marked(panel: Axes, change: Change, row: float, colour: str) -> None:
 
 def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
     """The paper's methods: this model's changes of the loss, and beside them the published ones."""
-    methods = [*METHODS, "zero point vector-wise"]  # the last one is the paper's only
-    names = [*methods, *(f"{name} + decomposition" for name in methods)]
+    names = [*METHODS, *(f"{name} + decomposition" for name in METHODS)]
     drawn, (left, right) = figure(2, figsize=(9.6, 4.6), sharey=True, sharex=True)
     for row, name in enumerate(names):
-        if name not in climbed.nll:
-            left.annotate("not measured", (0.012, row), va="center", fontsize=8)
-            continue
         _marked(left, climbed.change("FP32", name, 0.95), row, "black")
     full = np.array(paper["rows"]["32-bit"], float)
     sizes = zip(paper["columns"], CURVES, SHAPES, strict=False)
@@ -272,7 +268,7 @@ def methods(climbed: Climbed, paper: Mapping[str, Any]) -> Figure:
     left.set_yticks(range(len(names)), names, fontsize=9)
     left.invert_yaxis()
     drawn.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=8)
-    changes = [climbed.change("FP32", name, 0.95) for name in names if name in climbed.nll]
+    changes = [climbed.change("FP32", name, 0.95) for name in names]
     higher = sum(change.decided == "higher" for change in changes)
     left.set_title(f"Here: {higher} of {len(changes)} lose (decided)", fontsize=10)
     published = np.log(np.array(paper["rows"][LLM_INT8], float) / full)
@@ -301,7 +297,8 @@ def controls(climbed: Climbed, pairs: Mapping[str, Sequence[tuple[str, str]]]) -
         panel.set_yticks(range(len(own)), labels, fontsize=8)
         panel.set_ylim(len(own) - 0.5, -0.5)
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.locator_params(axis="x", nbins=4)
+        panel.locator_params(axis="x", nbins=3)
+        panel.tick_params(axis="x", labelsize=8)
         panel.set_xlabel("change of loss\n(nats per token)")
         counted = f"{lower} of {len(own)} lower" + (f", {higher} higher" if higher else "")
         panel.set_title(f"{SHORT.get(base, base)}:\n{counted} (decided)", fontsize=9)

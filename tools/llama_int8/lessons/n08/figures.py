@@ -98,8 +98,8 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     axes.set_yticks(range(len(configs)), list(configs))
     axes.set_ylim(len(configs) - 0.5, -1)
     axes.set_xlabel(
-        f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows; "
-        "dashed: what a card shows (8 GB: its name)"
+        f"GiB (log); bars go on to {contexts[1]:,} tokens where the model allows;\n"
+        "dashed: memory that a card shows (8 GB: by its name)"
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")

@@ -23,9 +23,8 @@ from llama_int8.measure.statistics import (
     Spread,
     mean_interval,
     proportion_interval,
-    spread,
 )
-from llama_int8.models.cost import GIB, count_parameters, weight_bytes
+from llama_int8.models.cost import GIB, count_parameters, forward_bytes, weight_bytes
 from llama_int8.quantization.quantize import absmax_quantize, dequantize
 from llama_int8.transformer.config import LlamaConfig
 
@@ -133,6 +132,16 @@ def text_table(
     return rows
 
 
+def what_it_costs(difference: PairedDifference) -> str:
+    """The paired difference of int8 in one sentence."""
+    d = difference
+    word = "loses" if d.low > 0 else "gains" if d.high < 0 else "does not clearly change"
+    return (
+        f"int8 {word} quality on this text: {d.mean:+.4f} nats per token, "
+        f"{np.expm1(d.mean):+.1%} of perplexity, 95 % interval [{d.low:+.4f}, {d.high:+.4f}]."
+    )
+
+
 def against_margin(difference: PairedDifference) -> tuple[float, float]:
     """The largest true cost that such a sample shows to be within the margin, the least beyond it.
 
@@ -198,6 +207,44 @@ def choices_table(
     return rows
 
 
+def item_rows(
+    runs: Mapping[str, Any], item: Item, number: int, precisions: Sequence[str]
+) -> tuple[list[list[str]], str]:
+    """One item's choices with their log-likelihoods in each precision; and which one it takes."""
+    rows, taken = [], {}
+    for p in precisions:
+        scores = runs[p]["choices"][number]
+        taken[p] = max(range(len(scores)), key=scores.__getitem__)
+        for place, (choice, score) in enumerate(zip(item.choices, scores, strict=True)):
+            mark = "right" if place == item.label else ""
+            rows.append([p, choice, f"{score:.2f}", f"{score / len(choice):.3f}", mark])
+    said = ", ".join(
+        f"{p} takes answer {place + 1} ({'right' if place == item.label else 'wrong'})"
+        for p, place in taken.items()
+    )
+    return rows, f"By the sum, {said}."
+
+
+def what_flips_say(name: str, found: Flips) -> str:
+    """What the flips of one precision say, and what they could have shown, in one sentence."""
+    noticed = (
+        "a difference" if found.p_value < 0.05 else "no difference that can be told from chance"
+    )
+    return (
+        f"{name}: {found.lost + found.won} of {found.difference.n} answers change, so {noticed}. A loss "
+        f"of fewer than {100 * found.smallest_detectable:.1f} points would often go unnoticed."
+    )
+
+
+def without_known_score(models_: Sequence[str]) -> str:
+    """Which of these models no source that we can name has scored on PIQA; "" if all have one."""
+    known = published("piqa-elsewhere")["rows"]
+    missing = [name for name in models_ if name not in known]
+    if not missing:
+        return ""
+    return f"no PIQA score by a source that we can name, so ours has no check: {', '.join(missing)}"
+
+
 def beside_known_score(model: str, right: np.ndarray) -> str:
     """What others measured for this model on PIQA by `acc`, and a warning beyond 2 points.
 
@@ -205,8 +252,7 @@ def beside_known_score(model: str, right: np.ndarray) -> str:
     """
     table = published("piqa-elsewhere")
     if model not in table["rows"]:
-        known = ", ".join(table["rows"])
-        return f"no PIQA score of {model} by a source that we can name (known: {known})"
+        return without_known_score([model])
     theirs, source = table["rows"][model]
     low, high = (100 * end for end in proportion_interval(int(right.sum()), right.size))
     ours = 100 * right.mean()
@@ -420,46 +466,67 @@ def place_rows(
 # --- speed --------------------------------------------------------------------------------------
 
 
-def shares_of_decomposition(
-    results: Results, record: Mapping[str, Any], half: str
-) -> dict[str, Spread]:
-    """By phase: what part of int8's extra time goes with the decomposition, taken in each round.
+@dataclass(frozen=True)
+class Part:
+    """What part of int8's extra time in one phase goes with the decomposition."""
 
-    Rounds in which int8 is not slower have no extra time to share out, and are left out.
+    together: float  # of all rounds' extra time
+    by_round: tuple[float, ...]  # one for each round that has extra time
+    rounds: int  # all of them
+
+
+def parts_of_decomposition(
+    results: Results, record: Mapping[str, Any], half: str
+) -> dict[str, Part]:
+    """By phase: what part of int8's extra time goes with the decomposition, from all rounds.
+
+    The times of all rounds are added up before the quotient is taken, so a round without extra time
+    counts as well. Recorded with the least and the largest that leaving out one round gives. A phase
+    whose rounds have no extra time together is left out.
     """
-    found = {}
+    parts = {}
     for phase in ("decode", "prefill"):
         seconds = {p: np.array(taken[phase]) for p, taken in record["precisions"].items()}
         extra = seconds["int8"] - seconds[half]
         bare = seconds[NO_DECOMPOSITION] - seconds[half]
+        if extra.sum() <= 0:
+            continue
         slower = extra > 0
-        if slower.any():
-            share = found[phase] = spread(1 - bare[slower] / extra[slower])
-            ends = {"low": 100 * share.least, "high": 100 * share.largest, "n": share.n}
-            note = "of int8's extra time, over rounds; low and high are the least and the largest"
-            name = f"decomposition.{phase}"
-            results.record(name, 100 * share.median, "%", kind="timing", **ends, note=note)
-    return found
+        by_round = tuple((1 - bare[slower] / extra[slower]).tolist())
+        part = parts[phase] = Part(float(1 - bare.sum() / extra.sum()), by_round, extra.size)
+        rest = extra.sum() - extra  # without one round each
+        without = 1 - (bare.sum() - bare)[rest > 0] / rest[rest > 0]
+        ends = {"low": 100 * without.min(), "high": 100 * without.max()} if without.size else {}
+        note = "of int8's extra time, all rounds together; low and high: with one round left out"
+        name = f"decomposition.{phase}"
+        results.record(
+            name, 100 * part.together, "%", kind="timing", **ends, n=part.rounds, note=note
+        )
+    return parts
 
 
-def _part_of_decomposition(phase: str, share: Spread) -> str:
-    ends = f"{share.least:.0%} to {share.largest:.0%} in {share.n} rounds"
-    few = share.n < compare.LEAST_ROUNDS
-    if not few and share.least > 0 and share.largest - share.least <= WIDEST_SHARE:
-        return f"It is {share.median:.0%} of {phase}'s extra time ({ends})."
-    return (
-        f"Its part of {phase}'s extra time is not decided here, since the rounds "
-        f"{'are too few' if few else 'lie too far apart'} ({ends}, median {share.median:.0%})."
-    )
+def _part_of_decomposition(phase: str, part: Part) -> str:
+    said = f"Its part of {phase}'s extra time is not decided here: "
+    together = f"all {part.rounds} rounds together give {part.together:.0%}"
+    if part.rounds < compare.LEAST_ROUNDS:
+        return f"{said}{part.rounds} rounds are too few ({together})."
+    even = part.rounds - len(part.by_round)
+    if even:
+        return f"{said}in {even} of {part.rounds} rounds int8 takes no extra time ({together})."
+    least, largest = min(part.by_round), max(part.by_round)
+    ends = f"from {least:.0%} to {largest:.0%}"
+    if least > 0 and largest - least <= WIDEST_SHARE:
+        return f"It is {part.together:.0%} of {phase}'s extra time ({part.rounds} rounds, {ends})."
+    return f"{said}the rounds lie too far apart, {ends} ({together})."
 
 
 def verdict_on_dequantizing(
-    shares: Mapping[str, Spread], ratios: compare.Speeds, point: Point, fast_product: bool
+    parts: Mapping[str, Part], ratios: compare.Speeds, point: Point, fast_product: bool
 ) -> Verdict:
     """Whether restoring weights can be the reason for LLM.int8()'s extra time.
 
-    A phase whose rounds lie further apart than WIDEST_SHARE about the decomposition's part, or which
-    is not slower in all of them, is said to be undecided.
+    The decomposition's part of a phase is decided where int8 has extra time in all of at least five
+    rounds, and their parts lie within WIDEST_SHARE of each other.
     """
     if not fast_product:
         because = "Without AVX-512, bitsandbytes on a CPU converts all its weights at every step."
@@ -470,19 +537,40 @@ def verdict_on_dequantizing(
         f"{ratio.median:.2f} times 16 bit's in {phase} ({said[phase]})"
         for phase, ratio in bare.items()
     )
-    parts = [_part_of_decomposition(phase, share) for phase, share in shares.items()]
+    shares = [_part_of_decomposition(phase, part) for phase, part in parts.items()]
     slower = [phase for phase, word in said.items() if word == "slower"]
     faster = all(word == "faster" for word in said.values())
     verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
     still = f"Without it, int8 is still slower in {' and in '.join(slower)}. " if slower else ""
     because = (
         f"{still}The decomposition as a whole is the search for outliers, their columns, and restored "
-        f"weights. {' '.join(parts) or 'Int8 is not slower here.'} The scaling of the int32 product, "
+        f"weights. {' '.join(shares) or 'Int8 is not slower here.'} The scaling of the int32 product, "
         "which profiles call dequantizing too, happens with and without it."
     )
     if verdict == "holds only if":
         because = f"by dequantizing all of the decomposition is meant. {because}"
     return f"{measured}.", verdict, because
+
+
+def step_rows(
+    speeds: compare.Speeds, config: LlamaConfig, half: str, bandwidth: float
+) -> tuple[list[list[str]], str]:
+    """What a decode step reads, how long reading takes, and how long the step does; and in words.
+
+    `bandwidth`: bytes/s. At the headline, which is the first point.
+    """
+    rows, shares = [], {}
+    for p in (half, "int8"):
+        point, speed = next(iter(speeds["decode"][p].items()))
+        read = forward_bytes(config, p, 1, point.tokens, point.batch)
+        step, reading = point.batch / speed.median, read / bandwidth
+        shares[p] = reading / step
+        times = [f"{1000 * reading:.1f} ms", f"{1000 * step:.0f} ms"]
+        rows.append([p, f"{read / 1e6:.0f} MB", *times, f"{shares[p]:.0%}"])
+    said = f"Reading is {shares[half]:.0%} of a step in {half} and {shares['int8']:.0%} in int8"
+    if max(shares.values()) < 0.5:
+        return rows, f"{said}: the speed of reading limits neither, so fewer bytes save little."
+    return rows, f"{said}."
 
 
 def int8_ratios(ratios: compare.Speeds, length: int) -> dict[str, dict[int, Spread]]:
