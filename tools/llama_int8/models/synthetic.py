@@ -35,11 +35,13 @@ def build_synthetic(
     device: str,
     quantized: Callable[[str, "torch.nn.Linear"], "torch.nn.Module"] | None = None,
     skip: tuple[str, ...] = ("lm_head",),
+    through_cpu: bool = True,
 ) -> "torch.nn.Module":
     """The model on `device`, filled tensor by tensor, so that memory holds one layer twice.
 
     `quantized(name, linear)` makes what stands in the place of a linear layer that is not in `skip`; its
     weights were rounded to `dtype` first, as a checkpoint's are when it is loaded: the same codes.
+    It gets them on the CPU, and is moved to `device`; not so without `through_cpu`.
     """
     from torch import nn
 
@@ -52,7 +54,7 @@ def build_synthetic(
                 module.weight = model.model.embed_tokens.weight
                 continue
             value = random_tensor(full_name, tuple(old.shape), dtype, device)
-            value = value.cpu() if replaced else value  # bitsandbytes quantizes on the way back
+            value = value.cpu() if replaced and through_cpu else value  # bitsandbytes quantizes on the way back
             # It may have a gradient, as a loaded one: else PyTorch's matmul copies the whole output
             # layer for a slice of the states, 2 s of a 3 s prefill at Llama-3.2-1B's shape.
             setattr(module, key, nn.Parameter(value))

@@ -175,12 +175,10 @@ def check(device=None):
 
 def compile_for(capabilities=(75, 80, 90)):
     """Print registers, spills, shared memory and the width of the loads on cards that are not here."""
-    for inputs in (4096, 11008):
-        for tokens in (1, MOST):
-            for group in (32, None):
-                for capability in capabilities:
-                    made = compiled(capability, inputs, tokens, group)
-                    print(description(made, capability, inputs, tokens, group))
+    for inputs, tokens, group in ((4096, 1, 32), (4096, 1, None), (11008, 1, 32), (11008, MOST, 32)):
+        for capability in capabilities:
+            made = compiled(capability, inputs, tokens, group)
+            print(description(made, capability, inputs, tokens, group))
 
 
 def compiled(capability, inputs, tokens, group, dtype="fp16"):

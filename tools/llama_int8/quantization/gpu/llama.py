@@ -96,7 +96,7 @@ class GraphLlama(nn.Module):
         self.reserve(context, batch)
 
     def reserve(self, context: int, batch: int = 1) -> Self:
-        """Make room for `batch` sequences of `context` tokens, and forget what was read.
+        """Make room for `batch` sequences of `context` tokens or more, and forget what was read.
 
         Graphs know tensors by their addresses, so those of the old cache go with it.
         """
@@ -107,11 +107,12 @@ class GraphLlama(nn.Module):
                 f"context is {context} and batch {batch}; expected 1 to {most} tokens and at least "
                 "one sequence"
             )
-        self.context, self.batch, self.position = context, batch, 0
+        room = -(-context // BUCKET) * BUCKET
+        self.context, self.batch, self.position = min(room, most), batch, 0
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by how much of the cache they read
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads)
-        dtype, room = self.embedding.dtype, -(-context // BUCKET) * BUCKET
+        dtype = self.embedding.dtype
         with torch.inference_mode(False):
             self.keys, self.values = torch.zeros(
                 2, *shape, room, config.head_dim, dtype=dtype, device=device
