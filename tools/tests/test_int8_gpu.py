@@ -6,6 +6,7 @@ and the loading run on a CPU, with the kernel's plain twin in its place.
 """
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -17,9 +18,11 @@ from tiny_llama import tiny_llama
 from torch import nn
 
 import llama_int8.models as models
+from llama_int8.data import published
 from llama_int8.errors import PrecisionError
+from llama_int8.lessons.n10 import figures, gpu, on_gpus
 from llama_int8.models import int8_fast, load
-from llama_int8.models.cost import weight_bytes
+from llama_int8.models.cost import forward_bytes, weight_bytes
 from llama_int8.models.one_call import OneCallCache, generating_in_one_call
 from llama_int8.quantization.cpu import linear as cpu_linear
 from llama_int8.quantization.gpu import llama as gpu_llama
@@ -236,9 +239,7 @@ def test_the_courses_own_llama_takes_the_same_step(tmp_path, ids):
 def test_a_text_longer_than_a_bucket_is_read_with_a_step_for_each(int8):
     tokens = torch.randint(96, (1, BUCKET + 5))
     fast = GraphLlama(int8, BUCKET + 5)
-    torch.testing.assert_close(
-        steps(fast, tokens), logits(int8, tokens), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(steps(fast, tokens), logits(int8, tokens), rtol=1e-4, atol=1e-5)
     assert list(fast._steps) == [BUCKET, 2 * BUCKET]
     kept = fast._steps[BUCKET]
     fast.make_room(9, 1)  # another text, the same room: what was captured stays
@@ -387,3 +388,78 @@ def test_without_triton_the_way_to_it_is_said(card):
 def test_a_cache_in_int8_is_for_a_cpu(card):
     with pytest.raises(ValueError, match="only on a CPU, and device is 'cuda'"):
         models.load_model("smollm2-135m", "int8-fast", "cuda", cache="int8")
+
+
+# --- what is predicted for cards that are not here ---------------------------------------------
+
+
+def test_launches_are_counted_from_the_step_itself(monkeypatch):
+    config = models.config_of(on_gpus.MODEL)
+    counted = on_gpus.launches(config)
+    feed_forward = GraphLlama._feed_forward
+
+    def one_more(self, x, block):
+        return feed_forward(self, x, block) * 1
+
+    monkeypatch.setattr(GraphLlama, "_feed_forward", one_more)
+    assert on_gpus.launches(config) == counted + config.num_hidden_layers
+    # Per layer: 4 products, 2 norms, attention, 2 writes, 2 sums, silu and its product, rotation.
+    assert 13 < counted / config.num_hidden_layers < 25
+
+
+def test_a_prediction_is_bytes_over_bandwidth_and_a_time_for_each_launch():
+    config, found = models.config_of(on_gpus.MODEL), on_gpus.predictions()
+    worse, better = on_gpus.assumptions(config)
+    assert worse.share < better.share and worse.seconds > better.seconds
+    assert found.keys() == published("gpu-bandwidth")["rows"].keys()
+    one = found["T4"]["int8-fast"]
+    seconds = forward_bytes(config, "int8-fast", 1, on_gpus.CONTEXT) / (0.85 * 320e9)
+    seconds += on_gpus.launches(config) * better.seconds
+    assert one.high == pytest.approx(1 / seconds)
+    for by_precision in found.values():
+        fp16, int8 = (by_precision[precision] for precision in on_gpus.PRECISIONS)
+        bytes_ = [forward_bytes(config, p, 1, on_gpus.CONTEXT) for p in on_gpus.PRECISIONS]
+        assert 1 < int8.low / fp16.low < bytes_[0] / bytes_[1]  # launches take from bytes' factor
+        assert fp16.low < fp16.high and int8.low < int8.high
+    # The worse share is the published FP16 run's own: the control cannot come out much above it.
+    speed = published("t4-llama-2-7b-chat")["rows"]["speed (tokens/s)"][0]
+    assert 0.9 * speed < found["T4"]["fp16"].low < speed
+
+
+def test_what_reading_does_not_explain_on_a_t4_is_half_a_millisecond_per_layer_in_int8():
+    config = models.config_of(on_gpus.MODEL)
+    lost = on_gpus.lost_per_layer(config, {"fp16": "FP16", "int8": "int8"})
+    assert lost["int8"] == pytest.approx(0.57, abs=0.01) and lost["FP16"] < 0.1
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """What tools/benchmark_gpu.py leaves on a machine with a card."""
+    file = tmp_path / "results" / "tesla-t4" / on_gpus.FILE
+    file.parent.mkdir(parents=True)
+    numbers = {gpu.HALF_GRAPH: 17.0, gpu.INT8_GRAPH: 30.0}
+    measurements = {f"decode.1x128.{path}": {"value": v} for path, v in numbers.items()}
+    content = {"environment": {"GPU": "Tesla T4"}, "measurements": measurements}
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_a_cards_own_numbers_stand_beside_the_prediction_and_only_a_cards(benchmark, tmp_path):
+    assert on_gpus.measured(tmp_path / "none", tmp_path)["int8-fast, one graph"] == 30.0
+    content = json.loads(benchmark.read_text())
+    benchmark.write_text(json.dumps(content | {"environment": {}}))
+    assert on_gpus.measured(tmp_path) == {}
+
+
+def test_the_figure_says_whether_it_predicts_or_has_measured(benchmark, tmp_path):
+    predicted = on_gpus.predictions()
+    for on_card, title in (
+        ({}, "Predicted, not measured"),
+        (on_gpus.measured(tmp_path), "Tesla T4"),
+    ):
+        drawn = figures.predicted_on_gpus(predicted, on_card)
+        assert title in drawn.get_suptitle()
+        labels = [text.get_text() for text in drawn.legends[0].get_texts()]
+        assert ("measured here" in labels) == bool(on_card)
+        assert sum("predicted" in label for label in labels) == 2
+        assert sum("published (measured)" in label for label in labels) == 2

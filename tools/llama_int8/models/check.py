@@ -32,9 +32,7 @@ def check_layers(
             )
 
 
-def _wanted(
-    name: str, precision: str, dtype: "torch.dtype", threshold: float, device: str
-) -> str:
+def _wanted(name: str, precision: str, dtype: "torch.dtype", threshold: float, device: str) -> str:
     kind = name.rpartition(".")[2]
     if kind == "embed_tokens":
         return f"Embedding {dtype}"

@@ -78,7 +78,8 @@ def load_model(
     course's own; what `save_int8_fast` wrote loads only in this precision; its `generate` reads
     each new token in one call of the compiled kernel, or by one CUDA graph).
     `cache`: int8-fast on a CPU can keep keys and values in "int8", too.
-    `device`: None takes the GPU if there is one; for int8-fast it takes the CPU. Raises a ModelError that says what to do instead.
+    `device`: None takes the GPU if there is one; for int8-fast it takes the CPU. Raises a ModelError
+    that says what to do instead.
 
     A model is its shapes, its weights and its start and end tokens. What else a folder's configs
     switch on (dropout, sampling, penalties, another attention) is left out, so that

@@ -115,9 +115,7 @@ class Int8FastForCausalLM(LlamaForCausalLM):
         return super()._apply(fn, recurse)
 
 
-def one_call_model(
-    model: nn.Module, context: int, cache: str = "bf16"
-) -> FastLlama | GraphLlama:
+def one_call_model(model: nn.Module, context: int, cache: str = "bf16") -> FastLlama | GraphLlama:
     """What reads a token of a model in int8-fast in one call: on a CPU, or on a GPU."""
     if isinstance(model.lm_head, GpuInt8Linear):
         return GraphLlama(model, context)

@@ -175,7 +175,12 @@ def check(device=None):
 
 def compile_for(capabilities=(75, 80, 90)):
     """Print registers, spills, shared memory and the width of the loads on cards that are not here."""
-    for inputs, tokens, group in ((4096, 1, 32), (4096, 1, None), (11008, 1, 32), (11008, MOST, 32)):
+    for inputs, tokens, group in (
+        (4096, 1, 32),
+        (4096, 1, None),
+        (11008, 1, 32),
+        (11008, MOST, 32),
+    ):
         for capability in capabilities:
             made = compiled(capability, inputs, tokens, group)
             print(description(made, capability, inputs, tokens, group))

@@ -77,7 +77,10 @@ class GraphLlama(nn.Module):
         """
         super().__init__()
         for name, layer in model.named_modules():
-            if name.endswith(("_proj", "lm_head")) and type(layer) not in (nn.Linear, GpuInt8Linear):
+            if name.endswith(("_proj", "lm_head")) and type(layer) not in (
+                nn.Linear,
+                GpuInt8Linear,
+            ):
                 raise TypeError(
                     f"{name} is {type(layer).__name__}; GraphLlama takes models in 16 bit, and in "
                     "int8-fast loaded for a GPU"
@@ -124,6 +127,11 @@ class GraphLlama(nn.Module):
             self.place = torch.zeros(1, dtype=torch.long, device=device)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.embedding.device
+
     @torch.inference_mode()
     def forward(self, tokens: Tensor, logits_to_keep: int = 1) -> Tensor:
         """Read T tokens of each sequence, (B, T) -> logits (B, T, V) of the last ones.
@@ -162,7 +170,7 @@ class GraphLlama(nn.Module):
         seen = (self.position // BUCKET + 1) * BUCKET
         if seen not in self._steps:
             run = partial(self._step, seen)
-            self._steps[seen] = captured(run, self.embedding.device, self._pool)
+            self._steps[seen] = captured(run, self.device, self._pool)
         logits = self._steps[seen]()
         self.position += 1
         return logits.to(torch.float32, copy=True)  # the graph writes to the same place again
@@ -180,7 +188,9 @@ class GraphLlama(nn.Module):
             q, k, v = self._heads(qkv[:, None], rotation)
             self.keys[layer].index_copy_(2, self.place, k)  # k: (B, H_kv, 1, D)
             self.values[layer].index_copy_(2, self.place, v)
-            rows = q.unflatten(1, (config.num_key_value_heads, -1)).squeeze(3)  # (B, H_kv, H/H_kv, D)
+            rows = q.unflatten(1, (config.num_key_value_heads, -1)).squeeze(
+                3
+            )  # (B, H_kv, H/H_kv, D)
             k, v = self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
             # The query heads that share keys are rows of one product: the keys are read once.
             mixed = scaled_dot_product_attention(rows, k, v, mask)

@@ -79,7 +79,9 @@ def fastest_prefill(
     if len(names) == 1:
         return names[0]
     runs = {name: partial(PREFILLS[name], x, codes, scale, None, group) for name in names}
-    times = {name: min(_seconds(run, x.device) for _ in range(repeats)) for name, run in runs.items()}
+    times = {
+        name: min(_seconds(run, x.device) for _ in range(repeats)) for name, run in runs.items()
+    }
     return min(times, key=times.__getitem__)
 
 
