@@ -54,9 +54,8 @@ def build_synthetic(
                 module.weight = model.model.embed_tokens.weight
                 continue
             value = random_tensor(full_name, tuple(old.shape), dtype, device)
-            value = (
-                value.cpu() if replaced and through_cpu else value
-            )  # bitsandbytes quantizes on the way back
+            if replaced and through_cpu:
+                value = value.cpu()  # bitsandbytes quantizes on the way back
             # It may have a gradient, as a loaded one: else PyTorch's matmul copies the whole output
             # layer for a slice of the states, 2 s of a 3 s prefill at Llama-3.2-1B's shape.
             setattr(module, key, nn.Parameter(value))

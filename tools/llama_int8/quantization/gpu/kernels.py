@@ -44,10 +44,7 @@ def int8_rows(
     for n in tl.static_range(N):
         x_n = tl.load(x + n * K + k, mask=inside, other=0.0).to(tl.float32)
         sums = tl.sum(w.to(tl.float32) * x_n[None], 2)  # (ROWS, CHUNKS): within a thread
-        if GROUP:
-            y = tl.sum(sums * s, 1)
-        else:
-            y = tl.sum(sums, 1) * s
+        y = tl.sum(sums * s, 1) if GROUP else tl.sum(sums, 1) * s
         if BIAS:
             y += tl.load(bias + row, mask=there, other=0.0)
         tl.store(out + n * M + row, y.to(out.dtype.element_ty), mask=there)

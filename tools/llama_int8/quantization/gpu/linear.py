@@ -60,7 +60,7 @@ class GpuInt8Linear(nn.Module):
     def from_linear(
         cls, linear: nn.Linear, group: int | None = GROUP, prefill: str = "dequantize"
     ) -> Self:
-        """Quantize a linear layer where it lies. Raises TypeError unless given one, ValueError for NaN."""
+        """Quantize a layer where it lies. Raises TypeError unless given one, ValueError for NaN."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
         weight = linear.weight.detach()
