@@ -221,7 +221,18 @@ def free_memory(device: str) -> int:
     numbers = list(every) if device == "auto" else [torch.device(device).index]
     # What PyTorch's allocator keeps for later is free for the next tensor, too.
     kept = [torch.cuda.memory_reserved(n) - torch.cuda.memory_allocated(n) for n in numbers]
-    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers) + sum(kept)
+    return sum(_left_on_card(number) for number in numbers) + sum(kept)
+
+
+def _left_on_card(number: int | None) -> int:
+    """Bytes that the allocator can still take of a card, or of this process's share of it."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(number)
+    share = torch.cuda.get_per_process_memory_fraction(number)
+    if share >= 1:
+        return free
+    return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(number)))
 
 
 def _allowances() -> list[int]:
