@@ -10,8 +10,9 @@ The weights are random at the exact shapes (memory and speed need no others); "e
 course's own small model, where it is on this machine or its GGUF file is named. Prefill of 512
 tokens, decode at batch 1 and 8 after 128 and 1,024 tokens, memory, kernels per token and the time
 between them, and bitsandbytes' codes against our own, each for FP16, FP16 by one CUDA graph for each
-step (the control), int8-fast by such a graph, and LLM.int8() at outlier thresholds 6 and 0. The most valuable number comes first, and each is written as it comes, into
-results/<machine>/gpu@<model>.json. Run it again to go on where the time, or the memory, ended.
+step (the control), int8-fast by such a graph, and LLM.int8() at outlier thresholds 6 and 0. The most
+valuable number comes first, and each is written as it comes, into results/<machine>/gpu@<model>.json.
+Run it again to go on where the time, or the memory, ended.
 
 It needs Python 3.11 or newer, a CUDA build of torch 2.11 or newer, and these packages, no
 installation of the course itself: transformers>=5.15, accelerate, bitsandbytes>=0.50, safetensors,

@@ -366,6 +366,7 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(load.shutil, "which", lambda name: f"/usr/bin/{name}")
     return monkeypatch
 
 
@@ -382,6 +383,13 @@ def test_an_old_card_is_named_with_its_capability(card):
 def test_without_triton_the_way_to_it_is_said(card):
     card.setattr(load.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PrecisionError, match=r"needs Triton, which is not installed.*pip install"):
+        models.check_precision("int8-fast", "cuda")
+
+
+def test_without_a_c_compiler_it_is_said_why_one_is_needed(card):
+    card.setattr(load.shutil, "which", lambda name: None)
+    card.delenv("CC", raising=False)
+    with pytest.raises(PrecisionError, match=r"needs a C compiler.*neither gcc nor clang"):
         models.check_precision("int8-fast", "cuda")
 
 
@@ -463,3 +471,10 @@ def test_the_figure_says_whether_it_predicts_or_has_measured(benchmark, tmp_path
         assert ("measured here" in labels) == bool(on_card)
         assert sum("predicted" in label for label in labels) == 2
         assert sum("published (measured)" in label for label in labels) == 2
+
+
+def test_the_lesson_shows_the_kernel_and_the_capture_whole():
+    kernel, capture = on_gpus.pieces()
+    assert kernel.startswith("@triton.jit\ndef int8_rows(") and "tl.store(" in kernel
+    assert len(kernel.splitlines()) <= 40
+    assert capture.startswith("def captured(") and capture.endswith("return replay")

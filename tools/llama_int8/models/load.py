@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -192,6 +193,11 @@ def _check_triton(capability: tuple[int, int]) -> None:
         raise PrecisionError(
             "int8-fast on a GPU needs Triton, which is not installed: CUDA builds of PyTorch for "
             "Linux bring it (pip install triton). Or use precision='int8', or device='cpu'"
+        )
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise PrecisionError(
+            "int8-fast on a GPU needs a C compiler, with which Triton builds its launcher, and there "
+            "is neither gcc nor clang; install gcc. Or use precision='int8', or device='cpu'"
         )
 
 

@@ -223,11 +223,17 @@ class Race:
 
     def _decode(self, paths: Sequence[str], point: Point) -> None:
         batch, context = point
-        runs = {
-            path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
-            for path in self._fitting(paths, Point(batch, context + self.sizes.steps))
-        }
-        self._record(_case("decode", point), runs, batch * self.sizes.steps)
+        able = self._fitting(paths, Point(batch, context + self.sizes.steps))
+        # Where memory is short, one path's cache goes before the next one's comes.
+        for group in [able] if self.together else [[path] for path in able]:
+            runs = {
+                path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
+                for path in group
+            }
+            self._record(_case("decode", point), runs, batch * self.sizes.steps)
+            for path in group:
+                if isinstance(self.held[path], GraphLlama):
+                    self.held[path].reserve(1)
 
     def _prefill(self, paths: Sequence[str]) -> None:
         point = Point(1, self.sizes.prompt)
@@ -272,7 +278,7 @@ class Race:
         for case in [*cases, _case("prefill", Point(1, self.sizes.prompt))]:
             quotients = {
                 f"ratio.{case}.{path}": (path, self.half)
-                for path in (INT8_GRAPH, LLM_INT8, LLM_INT8_AT_0)
+                for path in (self.half_graph, INT8_GRAPH, LLM_INT8, LLM_INT8_AT_0)
             }
             quotients[f"over the control.{case}"] = (INT8_GRAPH, self.half_graph)
             for name, paths in quotients.items():

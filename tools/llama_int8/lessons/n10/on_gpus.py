@@ -174,8 +174,16 @@ def show_pieces() -> None:
     """Display the kernel, and the capture of a step, as Python."""
     from IPython.display import Markdown, display
 
+    for piece in pieces():
+        display(Markdown(f"```python\n{piece}\n```"))
+
+
+def pieces() -> list[str]:
+    """The source of the kernel and of the capture, between their marks."""
     package = files("llama_int8.quantization.gpu")
+    found = []
     for name in ("kernels.py", "llama.py"):
         source = (package / name).read_text(encoding="utf-8")
-        _, piece, _ = re.split(r"# --- .* ---\n", source)[:3]
-        display(Markdown(f"```python\n{piece.strip()}\n```"))
+        _, piece, _ = re.split(r"# --- .* ---\n", source)
+        found.append(piece.strip())
+    return found

@@ -86,10 +86,11 @@ def int8_product(
     sizes = launch_sizes(inputs, tokens)
     grid = (triton.cdiv(outputs, sizes["ROWS"]),)
     groups = scale.shape[1] if group else 1
-    int8_rows[grid](
-        x, codes, scale, bias, out, outputs, inputs, groups,
-        N=tokens, GROUP=group or 0, BIAS=bias is not None, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # of several cards, the one that holds the layer
+        int8_rows[grid](
+            x, codes, scale, bias, out, outputs, inputs, groups,
+            N=tokens, GROUP=group or 0, BIAS=bias is not None, **sizes,
+        )  # fmt: skip
     return out
 
 

@@ -31,15 +31,16 @@ def captured(run: Callable[[], Tensor], device: torch.device, pool: Any = None) 
     """
     if device.type != "cuda":
         return run
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):  # compiles kernels, and lets the libraries take their memory
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        out = run()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles kernels, and lets the libraries take memory
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, pool=pool):
+            out = run()
 
     def replay() -> Tensor:
         graph.replay()
