@@ -106,7 +106,7 @@ def side_by_side(
     precisions = list(dict.fromkeys(precisions or (models.baseline_precision(device), "int8")))
     for precision in precisions:
         models.check_precision(precision, device)
-    models.check_cache(cache, precisions)
+    models.check_cache(cache, precisions, device)
     _check_request(prompt, new_tokens, seed, temperature)
     with contextlib.redirect_stdout(sys.stderr):  # a first download speaks; stdout is for answers
         folder = Path(name_or_folder).expanduser()

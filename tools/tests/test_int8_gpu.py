@@ -18,6 +18,7 @@ from tiny_llama import tiny_llama
 from torch import nn
 
 import llama_int8.models as models
+from generate_text import side_by_side
 from llama_int8.data import published
 from llama_int8.errors import PrecisionError
 from llama_int8.lessons.n10 import figures, gpu, on_gpus
@@ -316,6 +317,40 @@ def test_on_a_cpu_nothing_is_captured_and_the_function_itself_is_called():
     assert gpu_llama.captured(run, torch.device("cpu")) is run
 
 
+def test_a_capture_warms_up_on_a_side_stream_records_once_and_then_only_replays(monkeypatch):
+    """The order of the calls, with a card's functions in name only: what they do is a card's to show."""
+    did, out = [], torch.ones(1)
+
+    class Recorded:
+        def __init__(self, name="stream", *_, **__):
+            self.name = str(name)
+
+        def __enter__(self):
+            did.append(f"in {self.name}")
+
+        def __exit__(self, *_):
+            did.append(f"out of {self.name}")
+
+        def wait_stream(self, other):
+            did.append(f"{self.name} waits for {other.name}")
+
+        def replay(self):
+            did.append("replay")
+
+    names = {"Stream": "side", "current_stream": "main", "CUDAGraph": "graph"}
+    for function, name in names.items():
+        monkeypatch.setattr(torch.cuda, function, lambda name=name: Recorded(name))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Recorded(device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: Recorded(stream.name))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: Recorded(f"{graph.name}, {pool}"))
+    replay = gpu_llama.captured(lambda: (did.append("run"), out)[1], torch.device("cuda:1"), "pool")
+    warm_up = ["in side", "run", "run", "run", "out of side", "main waits for side"]
+    capture = ["in graph, pool", "run", "out of graph, pool"]
+    assert did == ["in cuda:1", "side waits for main", *warm_up, *capture, "out of cuda:1"]
+    assert replay() is out and replay() is out and did[-2:] == ["replay", "replay"]
+    assert did.count("run") == 4
+
+
 # --- Hugging Face's interface, files and errors ------------------------------------------------
 
 
@@ -396,6 +431,8 @@ def test_without_a_c_compiler_it_is_said_why_one_is_needed(card):
 def test_a_cache_in_int8_is_for_a_cpu(card):
     with pytest.raises(ValueError, match="only on a CPU, and device is 'cuda'"):
         models.load_model("smollm2-135m", "int8-fast", "cuda", cache="int8")
+    with pytest.raises(ValueError, match="only on a CPU, and device is 'cuda'"):
+        side_by_side("smollm2-135m", "Why?", ["int8-fast"], "cuda", cache="int8")
 
 
 # --- what is predicted for cards that are not here ---------------------------------------------
