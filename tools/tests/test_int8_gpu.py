@@ -71,7 +71,7 @@ def test_the_kernel_interpreted_is_the_float64_product_up_to_rounding(tmp_path):
     """Odd shapes, one to eight tokens, groups and rows, three formats, zeros, huge values, NaN."""
     said = kernel_process("check", tmp_path, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     compared, worst = re.search(r"([\d,]+) outputs .* worst ([\d.]+)", said).groups()
-    assert int(compared.replace(",", "")) > 1000 and 0 < float(worst) <= 1
+    assert int(compared.replace(",", "")) > 500 and 0 < float(worst) <= 1
 
 
 @needs_triton

@@ -149,13 +149,13 @@ def check(device=None):
     compared, worst = 0, 0.0
     for number, (shape, group, dtype) in enumerate(cases()):
         x, codes, scale, bias = operands(shape, group, dtype, device, seed=number)
-        for chosen in (bias, None):
-            found = int8_product(x, codes, scale, chosen, group).double()
-            off = (found - exact_product(x, codes, scale, chosen, group)).abs()
-            allowed = tolerance(x, codes, scale, chosen, group)
-            worst = max(worst, float((off / allowed).max()))
-            assert (off <= allowed).all(), f"{shape}, {group}, {dtype}: off by {off.max():.1e}"
-            compared += found.numel()
+        bias = bias if number % 2 else None  # every other: each makes a kernel of its own
+        found = int8_product(x, codes, scale, bias, group).double()
+        off = (found - exact_product(x, codes, scale, bias, group)).abs()
+        allowed = tolerance(x, codes, scale, bias, group)
+        worst = max(worst, float((off / allowed).max()))
+        assert (off <= allowed).all(), f"{shape}, {group}, {dtype}: off by {off.max():.1e}"
+        compared += found.numel()
     x, codes, scale, bias = operands((8, 9, 96), 32, torch.float16, device)
     x[1], x[2], x[3, 0], x[4, 95], x[5] = 0, 6e4, torch.nan, torch.inf, -6e4
     codes[2], scale[3] = 0, 0  # a row of codes, and one of scales, that are zero
