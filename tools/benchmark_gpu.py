@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""FP16 against LLM.int8() on this machine's GPU, in about six minutes and without a model hub.
+"""FP16 against int8-fast and LLM.int8() on this machine's GPU, in six minutes, without a model hub.
 
   python3 tools/benchmark_gpu.py                             LLaMA-2-7B's and Llama-3.2-1B's shapes
   python3 tools/benchmark_gpu.py --budget-minutes 3 --models 1b
@@ -9,9 +9,10 @@
 The weights are random at the exact shapes (memory and speed need no others); "embedded" is the
 course's own small model, where it is on this machine or its GGUF file is named. Prefill of 512
 tokens, decode at batch 1 and 8 after 128 and 1,024 tokens, memory, kernels per token and the time
-between them, and bitsandbytes' codes against our own, each for FP16 and LLM.int8() at outlier
-thresholds 6 and 0. The most valuable number comes first, and each is written as it comes, into
-results/<machine>/gpu@<model>.json. Run it again to go on where the time, or the memory, ended.
+between them, and bitsandbytes' codes against our own, each for FP16, FP16 by one CUDA graph for each
+step (the control), int8-fast by such a graph, and LLM.int8() at outlier thresholds 6 and 0. The most
+valuable number comes first, and each is written as it comes, into results/<machine>/gpu@<model>.json.
+Run it again to go on where the time, or the memory, ended.
 
 It needs Python 3.11 or newer, a CUDA build of torch 2.11 or newer, and these packages, no
 installation of the course itself: transformers>=5.15, accelerate, bitsandbytes>=0.50, safetensors,

@@ -23,6 +23,7 @@ from common import ROOT, STATE, TOOLS, CourseError, require_writable
 VENV = ROOT / ".venv"
 PROFILES = sorted(file.stem for file in (TOOLS / "llama_int8/profiles").glob("*.yaml"))
 NOTEBOOK_TESTS = "tools/tests/test_notebooks.py"
+GPU_TESTS = "tools/tests/test_gpu.py"
 OWN_MODELS = "with_a_model_of_ones_own"  # the test there that `test --models` runs, all of it
 
 EXAMPLES = """examples:
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   python3 tools/course.py run --only 08 --model ~/models/tiny --out /tmp/tiny
   python3 tools/course.py run --only 00 --param new_tokens=96 --out /tmp/longer
   python3 tools/course.py test --fast               lint and the quick tests
+  python3 tools/course.py test --gpu                what needs an NVIDIA GPU, in minutes
   python3 tools/course.py test --models             every notebook with models of one's own
   python3 tools/course.py compare results/a results/b
   python3 tools/course.py generate --precision bf16,int8 --prompt "Why is the sky blue?"
@@ -149,6 +151,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     test = commands.add_parser("test", help="lint, tests, every notebook in profile smoke")
     what = test.add_mutually_exclusive_group()
     what.add_argument("--fast", action="store_true", help="leave out notebooks and slow tests")
+    what.add_argument("--gpu", action="store_true", help="what needs a GPU instead, in minutes")
     what.add_argument(
         "--models", action="store_true", help="every notebook with models of one's own instead"
     )
@@ -315,6 +318,8 @@ def run(options: argparse.Namespace) -> int:
 def test(options: argparse.Namespace) -> int:
     if options.models:
         return test_models(options.pytest)
+    if options.gpu:
+        return test_gpu(options.pytest)
     import make_report
     import sync_notebooks
 
@@ -334,6 +339,19 @@ def test(options: argparse.Namespace) -> int:
     order = ["--dist", "loadfile", "--no-loadscope-reorder"]
     code = pytest([*order, *quick, *options.pytest], gib=2 if options.fast else 4)
     return code or int(bool(failed))
+
+
+def test_gpu(more: list[str]) -> int:
+    """The tests that need a GPU, in one process, since they share the card; a line for each."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CourseError(
+            "PyTorch sees no GPU: `test --gpu` needs an NVIDIA card and a CUDA build of PyTorch; "
+            "`test` runs the same tests with the CPU as their device"
+        )
+    print(f"on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
+    return tool("pytest", "-m", "gpu", "-vv", "-rP", "--durations=5", GPU_TESTS, *more)
 
 
 def test_models(more: list[str]) -> int:

@@ -21,8 +21,11 @@ from llama_int8.evaluation import answers
 from llama_int8.measure import memory
 from llama_int8.models.cost import GIB, QUANTIZED
 from llama_int8.models.load import check_memory
-from llama_int8.quantization.cpu.linear import replace_layers
+from llama_int8.models.one_call import one_call_model
+from llama_int8.quantization.cpu import linear as cpu_linear
 from llama_int8.quantization.cpu.llama import FastLlama
+from llama_int8.quantization.gpu import linear as gpu_linear
+from llama_int8.quantization.gpu.llama import GraphLlama
 from llama_int8.quantization.llm_int8 import replace_linears
 from llama_int8.quantization.precisions import THRESHOLD
 from llama_int8.transformer.config import is_meta_folder
@@ -103,7 +106,7 @@ def side_by_side(
     precisions = list(dict.fromkeys(precisions or (models.baseline_precision(device), "int8")))
     for precision in precisions:
         models.check_precision(precision, device)
-    models.check_cache(cache, precisions)
+    models.check_cache(cache, precisions, device)
     _check_request(prompt, new_tokens, seed, temperature)
     with contextlib.redirect_stdout(sys.stderr):  # a first download speaks; stdout is for answers
         folder = Path(name_or_folder).expanduser()
@@ -190,8 +193,8 @@ def _answer(
         weights, ends = memory.weight_memory(model), source.ends(model)
         prompt = source.prompt.to(device)
         check_prompt(model, prompt, new_tokens)
-        if precision == "int8-fast":  # one compiled call for a token, where there is a compiler
-            model = FastLlama(model, prompt.shape[1] + new_tokens, cache=cache)
+        if precision == "int8-fast":  # one call for a token: compiled, or a CUDA graph
+            model = one_call_model(model, prompt.shape[1] + new_tokens, cache)
         # Libraries set themselves up in the first passes; that is not the model's time.
         _continue(model, prompt[:, :WARMUP_TOKENS], min(2, new_tokens))
         if device != "cpu":
@@ -251,7 +254,7 @@ def _continue(
     ends: Collection[int] = (),
 ) -> list[int]:
     """New token ids after a prompt (1, T)."""
-    if isinstance(model, FastLlama):
+    if isinstance(model, (FastLlama, GraphLlama)):
         return model.generate(prompt, new_tokens, choose=choose, end=ends)[0].tolist()
     return generate(model, prompt, new_tokens, choose, ends)[0, prompt.shape[1] :].tolist()
 
@@ -334,7 +337,7 @@ def _load_meta(folder: Path, precision: str, device: str) -> nn.Module:
     stored = models.baseline_precision(device) if precision in QUANTIZED else precision
     model = Llama.from_pretrained(folder, torch_dtype(stored), device)
     if precision == "int8-fast":
-        return replace_layers(model)
+        return (cpu_linear if device == "cpu" else gpu_linear).replace_layers(model)
     return replace_linears(model, threshold=THRESHOLD) if precision == "int8" else model
 
 

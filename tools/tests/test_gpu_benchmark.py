@@ -16,11 +16,13 @@ from llama_int8.lessons.n10 import gpu
 from llama_int8.measure import latency
 from llama_int8.measure.results import Results
 from llama_int8.models import grouped_heads
-from llama_int8.models.cost import weight_bytes
+from llama_int8.models.cost import forward_bytes, weight_bytes
 from llama_int8.models.synthetic import random_tensor
 from llama_int8.profiles import Settings
+from llama_int8.quantization.gpu.llama import GraphLlama
 
 PATHS = ("bf16", "LLM.int8()", "LLM.int8(), threshold 0")
+GRAPHS = ("bf16, one graph", "int8-fast, one graph")
 SIZES = gpu.Sizes(prompt=16, points=(Point(1, 8), Point(2, 4)), steps=2, rounds=3, megabytes=1)
 
 
@@ -60,12 +62,13 @@ def test_every_case_has_a_speed_of_each_path_and_a_ratio_within_its_rounds(measu
     found, _, ended, _ = measured[1]
     assert ended
     for case in ("decode.1x8", "decode.2x4", "prefill.1x16"):
-        for path in PATHS:
+        for path in (*PATHS, *GRAPHS):
             entry = found[f"{case}.{path}"]
             assert entry["unit"] == "tokens/s" and entry["n"] == SIZES.rounds
             assert 0 < entry["low"] <= entry["value"] <= entry["high"]
-        for path in PATHS[1:]:
+        for path in (*PATHS[1:], *GRAPHS):
             assert found[f"ratio.{case}.{path}"]["n"] == SIZES.rounds
+        assert found[f"over the control.{case}"]["n"] == SIZES.rounds
         assert f"ratio.{case}.bf16" not in found
 
 
@@ -135,6 +138,39 @@ def test_what_bitsandbytes_does_not_find_is_counted_as_another_column(monkeypatc
     assert counts.columns >= 6 and counts.other_columns == 1
 
 
+def test_a_steps_share_of_the_bandwidth_counts_weights_and_cache(measured, folder):
+    found, config = measured[1][0], models.config_of(folder)
+    for path, precision in (("bf16, one graph", "bf16"), (gpu.INT8_GRAPH, "int8-fast")):
+        speed = found[f"decode.1x8.{path}"]["value"] * forward_bytes(config, precision, 1, 8)
+        share = found[f"share of bandwidth.decode.1x8.{path}"]["value"]
+        assert share == pytest.approx(100 * speed / (1e9 * found["bandwidth"]["value"]), rel=1e-3)
+
+
+def test_graph_paths_read_the_same_tokens_as_hugging_faces(folder):
+    """The likeliest tokens after the prompt, one step after the other, by both ways."""
+    model = models.load_model(folder, "fp32", "cpu")
+    graph, point, read = GraphLlama(model, 1), Point(1, 5), []
+    step = graph.step
+    graph.step = lambda tokens: (read.append(tokens.clone()), step(tokens))[1]
+    seconds = gpu.decoder(graph, point, 3)
+    assert seconds() > 0 and seconds() > 0 and graph.position == 8
+    assert torch.equal(torch.stack(read[:3]), torch.stack(read[3:]))
+    expected = experiment.tokens_of((), model, point)
+    with torch.inference_mode():
+        for tokens in read[:3]:
+            if len(expected[0]) > point.tokens:
+                assert torch.equal(model(expected).logits[:, -1].argmax(-1), tokens)
+            expected = torch.cat([expected, tokens[:, None]], 1)
+
+
+def test_where_int8_fast_cannot_run_it_is_left_out_with_the_reason(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_without_int8_fast", lambda _: "int8-fast needs Triton")
+    found, said, ended, _ = run(folder, tmp_path)
+    assert ended and any("int8-fast needs Triton" in line for line in said)
+    assert found["left out.int8-fast, one graph"]["value"] == "int8-fast needs Triton"
+    assert "decode.1x8.bf16, one graph" in found and f"decode.1x8.{gpu.INT8_GRAPH}" not in found
+
+
 def test_a_second_run_keeps_everything_and_measures_nothing(measured, folder, monkeypatch):
     out, (found, *_) = measured
     monkeypatch.setattr(latency, "interleaved", lambda *_: pytest.fail("measured again"))
@@ -174,7 +210,8 @@ def test_when_the_time_is_used_up_it_says_what_is_left_and_the_next_run_goes_on(
 def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
     folder, tmp_path, monkeypatch
 ):
-    needed = sum(weight_bytes(models.config_of(folder), p).total for p in ("bf16", "int8"))
+    config = models.config_of(folder)
+    needed = sum(weight_bytes(config, p).total for p in ("bf16", "int8", "int8-fast"))
     monkeypatch.setattr(models, "free_memory", lambda _: needed)  # not a tenth more
     monkeypatch.setattr(experiment, "fits", lambda *_: True)
     held = []
@@ -185,8 +222,17 @@ def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
     found, said, ended, _ = run(folder, tmp_path)
     assert ended and found["interleaved"]["value"] == "no" and "do not fit together" in said[0]
     assert (
-        all(one in ({"bf16"}, {gpu.LLM_INT8, gpu.LLM_INT8_AT_0}) for one in held) and len(held) == 4
+        all(
+            one in ({"bf16", GRAPHS[0]}, {gpu.INT8_GRAPH}, {gpu.LLM_INT8, gpu.LLM_INT8_AT_0})
+            for one in held
+        )
+        and len(held) == 6
     )
+    control = found["over the control.decode.1x8"]
+    fast, half_graph = (
+        found[f"decode.1x8.{path}"]["value"] for path in (gpu.INT8_GRAPH, GRAPHS[0])
+    )
+    assert control["value"] == pytest.approx(fast / half_graph, rel=1e-5)
     ratio, half, int8 = (
         found[n]
         for n in ("ratio.decode.1x8.LLM.int8()", "decode.1x8.bf16", "decode.1x8.LLM.int8()")

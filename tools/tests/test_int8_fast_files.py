@@ -181,11 +181,17 @@ def test_its_place_is_the_cpu_whatever_else_is_there(tiny, monkeypatch):
     assert load_model("synthetic:tiny", "int8-fast").device.type == "cpu"
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "auto"])
 @pytest.mark.parametrize("gpu", [True, False])
-def test_a_gpu_is_refused(tiny, monkeypatch, device, gpu):
+def test_several_gpus_are_refused(tiny, monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    with pytest.raises(PrecisionError, match=f"for CPUs.*{device!r}.*precision='int8'.*'cpu'"):
+    with pytest.raises(PrecisionError, match=r"single device.*'auto'.*'cuda'.*precision='int8'"):
+        load_model("synthetic:tiny", "int8-fast", device="auto")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_named(tiny, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PrecisionError, match=f"{device!r}, but PyTorch sees no GPU; use .*'cpu'"):
         load_model("synthetic:tiny", "int8-fast", device=device)
 
 

@@ -998,9 +998,16 @@ def test_a_v100_cannot_compute_llm_int8(monkeypatch):
 def test_free_memory_of_all_gpus_is_the_sum(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: ((10 * GIB, 4 * GIB)[i or 0], None))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
     assert load.free_memory("auto") == 14 * GIB
     assert load.free_memory("cuda:1") == 4 * GIB
     assert load.free_memory("cuda") == 10 * GIB
+    # A process that may have a tenth of a card, and holds a part of that.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.1)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2 * GIB)
+    assert load.free_memory("cuda") == 6 * GIB
 
 
 # The embedded model: from a wheel to a folder

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, Course
-from saved_models import save_synthetic
+from saved_models import TINY, save_synthetic
 
 from llama_int8.models import load_tokenizer
 from llama_int8.models.cost import weight_bytes
@@ -108,3 +108,39 @@ def test_under_the_same_limit_both_precisions_at_once_do_not_fit(folder):
     )
     assert done.returncode != 0
     assert "memory" in done.stderr
+
+
+def rehearsed(folder, *options):
+    """The script on a CPU; it limits its own process."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "rehearse_t4.py"), "--device", "cpu", "--quick",
+         "--folder", str(folder), *options],
+        env=Course(ROOT).environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """Several shards of a model of some kilobytes."""
+    path = tmp_path_factory.mktemp("tiny") / "synthetic"
+    return save_synthetic(TINY, path, torch.bfloat16, shard_bytes=20_000)
+
+
+def test_the_script_measures_each_precision_and_checks_its_bytes(tiny_folder):
+    assert len(list(tiny_folder.glob("*.safetensors"))) > 1
+    done = rehearsed(tiny_folder)
+    assert done.returncode == 0, done.stderr
+    for precision in ("bf16", "int8"):
+        assert f"{precision}: 0.00 GiB of weights as predicted" in done.stdout
+    assert "both precisions at once: yes" in done.stdout
+    assert "decode 2 x 16, tokens/s: bf16 " in done.stdout
+
+
+def test_the_script_holds_itself_to_the_memory_that_it_was_given(tiny_folder):
+    done = rehearsed(tiny_folder, "--ram-gb", "0.01")
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert "memory" in done.stderr or "0.0 GiB are free" in done.stderr

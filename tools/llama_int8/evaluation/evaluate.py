@@ -54,7 +54,7 @@ class Evaluation:
         self.model, self.precisions = model, list(precisions or [self.half, "int8"])
         for precision in self.precisions:
             models.check_precision(precision, self.device)
-        models.check_cache(cache, self.precisions)
+        models.check_cache(cache, self.precisions, self.device)
         if cache == "int8":
             self.precisions.append(WITH_INT8_CACHE)
         # Differences are against 16 bit where it was asked for, else against the first.

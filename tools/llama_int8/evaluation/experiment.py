@@ -115,7 +115,8 @@ def _peaks(
 
 def fits(config: Any, precision: str, device: str, point: Point) -> bool:
     """Whether a loaded model's cache, activations and logits for `point` fit what is free."""
-    config = cost.LlamaConfig.from_hugging_face(config.to_dict())
+    if not isinstance(config, cost.LlamaConfig):
+        config = cost.LlamaConfig.from_hugging_face(config.to_dict())
     batch, context = point
     parts = cost.peak_bytes(config, _stored(precision), context, batch, device)
     return sum(parts.values()) - parts["weights"] <= models.free_memory(device)

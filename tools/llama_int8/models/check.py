@@ -9,16 +9,21 @@ if TYPE_CHECKING:
 
 
 def check_layers(
-    model: "torch.nn.Module", precision: str, dtype: "torch.dtype", threshold: float
+    model: "torch.nn.Module",
+    precision: str,
+    dtype: "torch.dtype",
+    threshold: float,
+    device: str = "cpu",
 ) -> None:
     """Raise PrecisionError where a layer is another than `precision` means.
 
     `dtype`: of everything that is not quantized. `threshold`: of the layers of "int8".
+    `device`: where int8-fast has layers of another kind.
     """
     for name, module in model.named_modules():
         if not hasattr(module, "weight"):
             continue
-        wanted = _wanted(name, precision, dtype, threshold)
+        wanted = _wanted(name, precision, dtype, threshold, device)
         found = _found(module)
         if found != wanted:
             raise PrecisionError(
@@ -27,14 +32,14 @@ def check_layers(
             )
 
 
-def _wanted(name: str, precision: str, dtype: "torch.dtype", threshold: float) -> str:
+def _wanted(name: str, precision: str, dtype: "torch.dtype", threshold: float, device: str) -> str:
     kind = name.rpartition(".")[2]
     if kind == "embed_tokens":
         return f"Embedding {dtype}"
     if kind.endswith("norm"):
         return f"LlamaRMSNorm {dtype}"
     if precision == "int8-fast":
-        return "Int8FastLinear torch.uint8"
+        return "Int8FastLinear torch.uint8" if device == "cpu" else "GpuInt8Linear torch.int8"
     if precision == "int8" and kind != "lm_head":
         return f"Linear8bitLt torch.int8 with threshold {threshold:g}"
     return f"Linear {dtype}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_int8.errors import ModelFilesError
-from llama_int8.files import build_once, check_weights, read_json_object
+from llama_int8.files import build_once, check_weights, read_json_object, weight_files
 from llama_int8.models.hugging_face import (
     TOKENS,
     empty_model,
@@ -22,7 +22,7 @@ from llama_int8.models.hugging_face import (
 from llama_int8.models.synthetic import restore_rotary
 from llama_int8.quantization.cpu.layout import FORMAT_VERSION, GROUP, ROWS
 from llama_int8.transformer.config import LlamaConfig
-from llama_int8.transformer.stored import OWN_METHOD, is_own_format
+from llama_int8.transformer.stored import OUTPUT, OWN_METHOD, is_own_format
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,14 @@ def save_int8_fast(model: "torch.nn.Module", folder: str | Path, tokenizer: Any 
     from safetensors.torch import save_file
 
     from llama_int8.quantization.cpu.linear import Int8FastLinear
+    from llama_int8.quantization.gpu.linear import GpuInt8Linear
 
     folder = Path(folder)
+    if isinstance(model.lm_head, GpuInt8Linear):
+        raise TypeError(
+            "this model is in int8-fast for a GPU, and a folder is written from a CPU: load it with "
+            "device='cpu' and save that; the folder then loads on both"
+        )
     if not isinstance(model.lm_head, Int8FastLinear):
         raise TypeError("this model is not in int8-fast; load it with that precision first")
     if folder.exists():
@@ -105,6 +111,49 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
         )
     model.load_state_dict(tensors, assign=True)
     return restore_rotary(model, "cpu").eval()
+
+
+def on_gpu(model: "torch.nn.Module", dtype: "torch.dtype", device: str) -> "torch.nn.Module":
+    """What `load_int8_fast` read, on a GPU: the same codes and scales, in the order of its kernel."""
+    from llama_int8.quantization.gpu.linear import from_cpu_layers
+
+    return from_cpu_layers(model, device).to(dtype)
+
+
+def quantize_on_gpu(
+    folder: Path, config: LlamaConfig, dtype: "torch.dtype", device: str
+) -> "torch.nn.Module":
+    """Hugging Face's model in int8-fast on a GPU, from a folder in 16 bit whose tensors were checked.
+
+    Each tensor goes to the device by itself and is quantized there, so that neither memory holds
+    more than the int8 model and one layer: a model fits whose 16-bit weights would not.
+    """
+    from safetensors import safe_open
+    from torch import nn
+
+    from llama_int8.quantization.gpu.linear import gpu_linear
+
+    model = empty_model(config, token_ids(folder, config.vocab_size))
+    places = dict(model.named_modules())
+
+    def put(name: str, tensor: "torch.Tensor") -> None:
+        path, _, kind = name.rpartition(".")
+        module = places[path]
+        value = tensor.to(device=device, dtype=dtype)
+        setattr(module, kind, nn.Parameter(value, requires_grad=False))
+        if isinstance(module, nn.Linear) and not any(p.is_meta for p in module.parameters()):
+            parent, _, child = path.rpartition(".")
+            setattr(places[parent], child, gpu_linear(path, module))
+            places[path] = nn.Module()  # let go of the 16-bit weights
+
+    wanted = {name for name, _ in model.named_parameters()}  # a shared table once
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in sorted(wanted & set(tensors.keys())):
+                put(name, tensors.get_tensor(name))
+    if config.tie_word_embeddings:
+        put(OUTPUT, model.model.embed_tokens.weight.detach())
+    return restore_rotary(model, device).eval()
 
 
 def _dtype(name: str) -> "torch.dtype":

@@ -1,10 +1,12 @@
 """`load_model`: check first, load, then check every layer of the result."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -33,7 +35,12 @@ from llama_int8.models.hugging_face import (
     plain_generation,
     token_ids,
 )
-from llama_int8.models.int8_fast import is_int8_fast, load_int8_fast
+from llama_int8.models.int8_fast import (
+    is_int8_fast,
+    load_int8_fast,
+    on_gpu,
+    quantize_on_gpu,
+)
 from llama_int8.models.registry import (
     DEFAULT_MODEL,
     MODELS,
@@ -69,10 +76,11 @@ def load_model(
     `name_or_folder`: a registered name, `synthetic:<registered name>`, or a folder in Hugging
     Face's format. `precision`: "fp32", "bf16", "fp16", "int8" (bitsandbytes' LLM.int8() with
     outlier `threshold`, the rest of the model in the device's 16-bit format) or "int8-fast" (the
-    course's own, for a CPU; what `save_int8_fast` wrote loads only in this precision; its
-    `generate` reads each new token in one call of the compiled kernel).
-    `cache`: int8-fast can keep keys and values in "int8", too.
-    `device`: None takes the GPU if there is one. Raises a ModelError that says what to do instead.
+    course's own; what `save_int8_fast` wrote loads only in this precision; its `generate` reads
+    each new token in one call of the compiled kernel, or by one CUDA graph).
+    `cache`: int8-fast on a CPU can keep keys and values in "int8", too.
+    `device`: None takes the GPU if there is one; for int8-fast it takes the CPU. Raises a ModelError
+    that says what to do instead.
 
     A model is its shapes, its weights and its start and end tokens. What else a folder's configs
     switch on (dropout, sampling, penalties, another attention) is left out, so that
@@ -81,7 +89,7 @@ def load_model(
     name_or_folder = as_name(name_or_folder)
     device = device or ("cpu" if precision == "int8-fast" else default_device())
     check_precision(precision, device)
-    check_cache(cache, [precision])
+    check_cache(cache, [precision], device)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; it must be 0 (no decomposition) or more")
     config = config_of(name_or_folder)
@@ -96,7 +104,7 @@ def load_model(
         else:
             folder = model_folder(name_or_folder)
             model = _from_folder(folder, precision, dtype, device, int8_threshold)
-    check_layers(model, precision, dtype, threshold)
+    check_layers(model, precision, dtype, threshold, device)
     model.generation_config = plain_generation(model)
     if precision == "int8-fast":
         from llama_int8.models.one_call import generating_in_one_call
@@ -151,10 +159,10 @@ def check_precision(precision: str, device: str) -> None:
         raise ValueError(f"precision is {precision!r}; known are {', '.join(PRECISIONS)}")
     if device == "cpu":
         return
-    if precision == "int8-fast":
+    if precision == "int8-fast" and device == "auto":
         raise PrecisionError(
-            f"int8-fast is a format for CPUs, and device is {device!r}; use precision='int8', or "
-            "device='cpu'"
+            "int8-fast computes on a single device, and device is 'auto'; use 'cuda', or "
+            "precision='int8'"
         )
     if not torch.cuda.is_available():
         raise PrecisionError(f"device is {device!r}, but PyTorch sees no GPU; use device='cpu'")
@@ -163,6 +171,8 @@ def check_precision(precision: str, device: str) -> None:
             f"{torch.cuda.get_device_name()} computes bf16 only by emulation; use precision='fp16'"
         )
     capability = torch.cuda.get_device_capability()
+    if precision == "int8-fast":
+        _check_triton(capability)
     if precision == "int8" and capability < (7, 5):
         raise PrecisionError(
             f"LLM.int8() needs compute capability 7.5; {torch.cuda.get_device_name()} has "
@@ -170,8 +180,34 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-def check_cache(cache: str, precisions: Sequence[str]) -> None:
+def _check_triton(capability: tuple[int, int]) -> None:
+    """Raise PrecisionError where int8-fast's kernel for a GPU cannot be compiled."""
+    import torch
+
+    if capability < (7, 0):
+        raise PrecisionError(
+            f"int8-fast needs compute capability 7.0, Triton's least; {torch.cuda.get_device_name()} "
+            f"has {capability[0]}.{capability[1]}. Use precision='fp16', or device='cpu'"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise PrecisionError(
+            "int8-fast on a GPU needs Triton, which is not installed: CUDA builds of PyTorch for "
+            "Linux bring it (pip install triton). Or use precision='int8', or device='cpu'"
+        )
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise PrecisionError(
+            "int8-fast on a GPU needs a C compiler, with which Triton builds its launcher, and there "
+            "is neither gcc nor clang; install gcc. Or use precision='int8', or device='cpu'"
+        )
+
+
+def check_cache(cache: str, precisions: Sequence[str], device: str = "cpu") -> None:
     """Raise ValueError for an unknown format of keys and values, or one that no precision has."""
+    if cache == "int8" and device != "cpu":
+        raise ValueError(
+            f"cache is 'int8', which int8-fast has only on a CPU, and device is {device!r}; leave "
+            "the cache as it is, or use device='cpu'"
+        )
     if cache not in CACHES:
         raise ValueError(f"cache is {cache!r}; known are {', '.join(CACHES)}")
     if cache == "int8" and "int8-fast" not in precisions:
@@ -191,7 +227,18 @@ def free_memory(device: str) -> int:
     numbers = list(every) if device == "auto" else [torch.device(device).index]
     # What PyTorch's allocator keeps for later is free for the next tensor, too.
     kept = [torch.cuda.memory_reserved(n) - torch.cuda.memory_allocated(n) for n in numbers]
-    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers) + sum(kept)
+    return sum(_left_on_card(number) for number in numbers) + sum(kept)
+
+
+def _left_on_card(number: int | None) -> int:
+    """Bytes that the allocator can still take of a card, or of this process's share of it."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(number)
+    share = torch.cuda.get_per_process_memory_fraction(number)
+    if share >= 1:
+        return free
+    return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(number)))
 
 
 def _allowances() -> list[int]:
@@ -289,6 +336,10 @@ def _synthetic(
     if precision == "int8":
         layer = partial(bitsandbytes_linear, threshold=threshold)
         return build_synthetic(config, dtype, device, layer)
+    if precision == "int8-fast" and device != "cpu":
+        from llama_int8.quantization.gpu.linear import gpu_linear
+
+        return build_synthetic(config, dtype, device, gpu_linear, skip=(), through_cpu=False)
     if precision == "int8-fast":
         from llama_int8.quantization.cpu.linear import fast_linear
 
@@ -309,7 +360,12 @@ def _from_folder(
 ) -> "torch.nn.Module":
     if is_int8_fast(folder):
         _check_format(folder, precision)
-        return load_int8_fast(folder, read_config(folder))
+        model = load_int8_fast(folder, read_config(folder))
+        return model if device == "cpu" else on_gpu(model, dtype, device)
+    if precision == "int8-fast" and device != "cpu":
+        config = read_config(folder)
+        _check_tensors(folder, config, token_ids(folder, config.vocab_size))
+        return quantize_on_gpu(folder, config, dtype, device)
     model = _load_folder(folder, dtype, device, int8_threshold)
     if precision == "int8-fast":
         from llama_int8.quantization.cpu.linear import replace_layers

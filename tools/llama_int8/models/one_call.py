@@ -1,15 +1,20 @@
-"""int8-fast behind Hugging Face's interface: `generate` reads each new token in one compiled call."""
+"""int8-fast behind Hugging Face's interface: `generate` reads each new token in one call.
+
+On a CPU that is a call of the compiled kernel, on a GPU the start of a captured graph.
+"""
 
 import copy
 import functools
 from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.cpu.packing import quantize_groups
+from llama_int8.quantization.gpu.linear import GpuInt8Linear
+from llama_int8.quantization.gpu.llama import GraphLlama
 
 # What `generate` can be asked for and needs nothing of a model but logits. All else, such as beams
 # or hidden states, goes by Hugging Face's own cache.
@@ -25,9 +30,12 @@ USUAL = {"use_cache": True, "num_beams": 1}  # what goes without saying
 class OneCallCache(Cache):
     """In the place of Hugging Face's cache: what `fast` has read of one text, and room for more."""
 
-    def __init__(self, fast: FastLlama) -> None:
+    def __init__(self, fast: FastLlama | GraphLlama) -> None:
         super().__init__(layers=[])
-        self.reader = copy.copy(fast)  # the same layers, keys and values of its own
+        if isinstance(fast, GraphLlama):
+            self.reader = fast.reader_for(self)  # its graphs stay for the next text
+        else:
+            self.reader = copy.copy(fast)  # the same layers, keys and values of its own
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that were read."""
@@ -96,10 +104,10 @@ class Int8FastForCausalLM(LlamaForCausalLM):
             settings["past_key_values"] = OneCallCache(self._fast())
         return super().generate(inputs, generation_config, *others, **settings)
 
-    def _fast(self) -> FastLlama:
+    def _fast(self) -> FastLlama | GraphLlama:
         """Made at first use; shares every layer's memory with this model."""
         if "fast" not in self.__dict__:  # not a submodule: its weights are this model's
-            self.__dict__["fast"] = FastLlama(self, context=1, cache=self.cache_format)
+            self.__dict__["fast"] = one_call_model(self, 1, self.cache_format)
         return self.__dict__["fast"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -107,8 +115,15 @@ class Int8FastForCausalLM(LlamaForCausalLM):
         return super()._apply(fn, recurse)
 
 
+def one_call_model(model: nn.Module, context: int, cache: str = "bf16") -> FastLlama | GraphLlama:
+    """What reads a token of a model in int8-fast in one call: on a CPU, or on a GPU."""
+    if isinstance(model.lm_head, GpuInt8Linear):
+        return GraphLlama(model, context)
+    return FastLlama(model, context, cache=cache)
+
+
 def generating_in_one_call(model: LlamaForCausalLM, cache: str = "bf16") -> Int8FastForCausalLM:
-    """The same object, and from now on its `generate` reads each new token in one compiled call.
+    """The same object, and from now on its `generate` reads each new token in one call.
 
     `cache`: the format of keys and values, "bf16" or "int8", in scoring, too.
     """

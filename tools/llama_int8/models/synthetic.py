@@ -4,8 +4,11 @@ A tensor depends only on its name, the seed and the kind of device that draws it
 every process draws the same model.
 """
 
+import json
+import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_int8.models.hugging_face import empty_model
@@ -35,11 +38,13 @@ def build_synthetic(
     device: str,
     quantized: Callable[[str, "torch.nn.Linear"], "torch.nn.Module"] | None = None,
     skip: tuple[str, ...] = ("lm_head",),
+    through_cpu: bool = True,
 ) -> "torch.nn.Module":
     """The model on `device`, filled tensor by tensor, so that memory holds one layer twice.
 
     `quantized(name, linear)` makes what stands in the place of a linear layer that is not in `skip`; its
     weights were rounded to `dtype` first, as a checkpoint's are when it is loaded: the same codes.
+    It gets them on the CPU, and is moved to `device`; not so without `through_cpu`.
     """
     from torch import nn
 
@@ -52,7 +57,8 @@ def build_synthetic(
                 module.weight = model.model.embed_tokens.weight
                 continue
             value = random_tensor(full_name, tuple(old.shape), dtype, device)
-            value = value.cpu() if replaced else value  # bitsandbytes quantizes on the way back
+            if replaced and through_cpu:
+                value = value.cpu()  # bitsandbytes quantizes on the way back
             # It may have a gradient, as a loaded one: else PyTorch's matmul copies the whole output
             # layer for a slice of the states, 2 s of a 3 s prefill at Llama-3.2-1B's shape.
             setattr(module, key, nn.Parameter(value))
@@ -87,3 +93,55 @@ def bitsandbytes_linear(_: str, linear: "torch.nn.Linear", threshold: float) -> 
         linear.weight.data, requires_grad=False, has_fp16_weights=False
     )
     return layer
+
+
+def save_synthetic(
+    config: LlamaConfig,
+    folder: Path,
+    dtype: "torch.dtype",
+    shard_bytes: int = 2 * 10**9,
+    device: str = "cpu",
+) -> Path:
+    """Write the model as sharded safetensors in Hugging Face's format; memory holds one shard.
+
+    `device`: what draws the numbers.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_shards(config, dtype.itemsize, shard_bytes))
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            name: random_tensor(name, shape, dtype, device).cpu() for name, shape in names.items()
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    total = dtype.itemsize * sum(math.prod(s) for names in shards for s in names.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **config.to_hugging_face(),
+    }
+    (folder / "config.json").write_text(json.dumps(described, indent=1))
+    return folder
+
+
+def _shards(
+    config: LlamaConfig, itemsize: int, shard_bytes: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    shard: dict[str, tuple[int, ...]] = {}
+    size = 0
+    for name, parameter in empty_model(config).named_parameters():
+        bytes_ = parameter.numel() * itemsize
+        if shard and size + bytes_ > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tuple(parameter.shape)
+        size += bytes_
+    if shard:
+        yield shard

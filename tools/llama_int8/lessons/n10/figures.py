@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from llama_int8.course.drawings import SMALL, WIDTH, arrow, box, canvas, matrix, write
 from llama_int8.course.plots import COLOURS, figure
+from llama_int8.data import published
+from llama_int8.lessons.n10 import gpu
 from llama_int8.lessons.n10.backends import (
     BACKENDS,
     BASELINE,
@@ -21,6 +24,7 @@ from llama_int8.lessons.n10.backends import (
     look,
 )
 from llama_int8.lessons.n10.measurements import APART, Cost, Factors, Steps
+from llama_int8.lessons.n10.on_gpus import Predicted
 from llama_int8.measure.statistics import Spread
 from llama_int8.models.cost import roofline
 from llama_int8.quantization.precisions import LLM_INT8
@@ -399,6 +403,62 @@ def machine_roof(
     axes.set_ylabel("at most, GOP/s (log)")
     axes.legend(fontsize=8, loc="lower right", title=f"reading {bandwidth / 1e9:.0f} GB/s")
     axes.set_title(title)
+    return drawn
+
+
+def predicted_on_gpus(
+    predictions: Mapping[str, Mapping[str, Predicted]], on_card: Mapping[str, Any]
+) -> Figure:
+    """Tokens/s at LLaMA-2-7B's shape on four cards, from bytes and launches: ranges, not measurements.
+
+    `on_card`: what a card here has measured, with its name as "GPU"; empty where there was none.
+    Beside the T4 stand the two published runs on one.
+    """
+    drawn, panels = figure(2, figsize=(9.5, 3.9), layout="constrained")
+    names = {"fp16": "FP16, one graph", "int8-fast": "int8, one graph"}
+    for panel, cards in zip(panels, (("T4", "L4"), ("A100", "H100")), strict=True):
+        for place, card in enumerate(cards):
+            for shift, precision in ((-0.2, "fp16"), (0.2, "int8-fast")):
+                one = predictions[card][precision]
+                colour = COLOURS["int8" if precision == "int8-fast" else "fp16"]
+                label = f"{names[precision]} (predicted)" if place == 0 else None
+                panel.barh(place + shift, one.high - one.low, 0.34, left=one.low, color=colour,
+                           hatch="//" if precision == "int8-fast" else "", edgecolor="white",
+                           label=label)  # fmt: skip
+                text = f"{one.low:.0f} to {one.high:.0f}"
+                panel.annotate(text, (one.high, place + shift), (4, 0), fontsize=8,
+                               textcoords="offset points", va="center")  # fmt: skip
+        panel.set_yticks(range(len(cards)), cards)
+        panel.invert_yaxis()
+        panel.grid(axis="y", visible=False)
+        most = max(predictions[card]["int8-fast"].high for card in cards)
+        panel.set_xlim(0, 1.3 * most)
+        panel.set_xlabel("decode, tokens/s")
+    table = published("t4-llama-2-7b-chat")
+    for column, marker, speed in zip(
+        table["columns"], "os", table["rows"]["speed (tokens/s)"], strict=True
+    ):
+        kind = "LLM.int8()" if column == "int8" else "FP16"
+        panels[0].plot(speed, 0, marker, color="black", markerfacecolor="white",
+                       label=f"{kind}, published (measured)", zorder=3)  # fmt: skip
+    title = "Predicted, not measured: int8 leads FP16 on every card"
+    if on_card:
+        half, int8 = on_card[gpu.HALF_GRAPH], on_card[gpu.INT8_GRAPH]
+        title = (
+            f"Predicted for four cards; measured on {on_card['GPU']}: {int8 / half:.2f} times FP16"
+        )
+        for panel, cards in zip(panels, (("T4", "L4"), ("A100", "H100")), strict=True):
+            for place, card in enumerate(cards):
+                if card in on_card["GPU"]:
+                    panel.plot([half, int8], [place - 0.2, place + 0.2], "D", color="black",
+                               label="measured here", zorder=3)  # fmt: skip
+    labelled = {
+        label: handle
+        for panel in reversed(panels)
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    drawn.legend(labelled.values(), labelled, loc="outside lower center", ncols=3, fontsize=8)
+    drawn.suptitle(title)
     return drawn
 
 

@@ -1,9 +1,10 @@
-"""FP16 against LLM.int8() on one GPU: memory, speed, the time between kernels, and int8 codes.
+"""FP16 against int8 on one GPU: memory, speed, the time between kernels, and int8 codes.
 
 `tools/benchmark_gpu.py` runs it. The most valuable measurement comes first and each result is
 written as it comes. Every function takes a device, so that the same code runs on a CPU in tests.
 
-Paths: the 16-bit baseline, LLM.int8() with outlier threshold 6, and with threshold 0 (no
+Paths: the 16-bit baseline; the same weights by one CUDA graph for each step, the control;
+int8-fast by such a graph; LLM.int8() with outlier threshold 6, and with threshold 0 (no
 decomposition; the same model, switched over).
 """
 
@@ -19,15 +20,17 @@ from torch import Tensor, nn
 
 import llama_int8.models as models
 from llama_int8.dtypes import torch_dtype
-from llama_int8.errors import first_line
+from llama_int8.errors import PrecisionError, first_line
 from llama_int8.evaluation import experiment
 from llama_int8.evaluation.compare import Point
 from llama_int8.measure import latency, memory, profiler
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import spread
-from llama_int8.models.cost import GIB, decode_bound, weight_bytes
+from llama_int8.models.cost import GIB, decode_bound, forward_bytes, weight_bytes
 from llama_int8.models.grouped_heads import expand_grouped_heads
 from llama_int8.models.synthetic import random_tensor
+from llama_int8.quantization.gpu.linear import replace_layers
+from llama_int8.quantization.gpu.llama import GraphLlama
 from llama_int8.quantization.llm_int8 import vectorwise_quantize
 from llama_int8.quantization.outliers import plant_outliers
 from llama_int8.quantization.precisions import (
@@ -38,6 +41,9 @@ from llama_int8.quantization.precisions import (
     THRESHOLD,
 )
 
+INT8_FAST = "int8-fast"
+INT8_GRAPH = "int8-fast, one graph"
+HALF_GRAPH = "fp16, one graph"  # of a GPU; `graph_of` has the name on any device
 CHECKED_ROWS = 512  # of activations whose codes are compared
 
 
@@ -76,7 +82,10 @@ class Race:
         self.sizes = sizes.within(self.config.max_position_embeddings)
         self.half = models.baseline_precision(device)
         self.held: dict[str, nn.Module] = {}  # by path
-        needed = sum(weight_bytes(self.config, p).total for p in (self.half, INT8))
+        self.half_graph = graph_of(self.half)
+        self.unable = _without_int8_fast(device)
+        taken = (self.half, INT8) if self.unable else (self.half, INT8, INT8_FAST)
+        needed = sum(weight_bytes(self.config, p).total for p in taken)
         self.together = needed * models.HEADROOM <= models.free_memory(device)
         self.expanded = expand_grouped_heads(device)
 
@@ -88,10 +97,15 @@ class Race:
             say(
                 f"{self.name}: this card's fast attention takes no grouped heads; they are expanded"
             )
-        groups = [(self.half, LLM_INT8, LLM_INT8_AT_0)]
-        if not self.together:
+        groups = [(self.half, self.half_graph), (INT8_GRAPH,), (LLM_INT8, LLM_INT8_AT_0)]
+        if self.unable:
+            say(f"{self.name}: {self.unable}")
+            self.results.record(f"left out.{INT8_GRAPH}", self.unable, "text")
+            groups.remove((INT8_GRAPH,))
+        if self.together:
+            groups = [sum(groups, ())]
+        else:
             say(f"{self.name}: {self.half} and int8 do not fit together: one after the other")
-            groups = [(self.half,), (LLM_INT8, LLM_INT8_AT_0)]
         for paths in groups:
             steps = [step for step in self.steps(paths) if not self._done(step)]
             if not steps:
@@ -125,7 +139,9 @@ class Race:
         yield Step(
             f"prefill {Point(1, self.sizes.prompt).name}", paths, partial(self._prefill, paths)
         )
-        yield Step("profile of a decode step", paths, partial(self._profile, paths, first))
+        by_kernel = tuple(path for path in paths if path not in (self.half_graph, INT8_GRAPH))
+        if by_kernel:  # a graph is one launch, whose kernels the profiler puts nowhere
+            yield Step("profile of a decode step", paths, partial(self._profile, by_kernel, first))
         if LLM_INT8 in paths:
             yield Step("codes", (LLM_INT8,), self._codes)
         for point in others:
@@ -137,13 +153,17 @@ class Race:
 
     def _load(self, paths: Sequence[str], say: Callable[[str], None]) -> None:
         """Load what `paths` need, and record what each model takes of the card."""
-        for path, precision in ((self.half, self.half), (LLM_INT8, INT8)):
+        for path, precision in (
+            (self.half, self.half),
+            (INT8_GRAPH, INT8_FAST),
+            (LLM_INT8, INT8),
+        ):
             if path not in paths:
                 continue
             say(f"{self.name}: loading {path}")
             memory.release()
             before, start = memory.snapshot(self.device), time.monotonic()
-            model = models.load_model(self.name, precision, self.device, threshold=THRESHOLD)
+            model = loaded(self.name, precision, self.device)
             self.results.record(f"loading.{path}", time.monotonic() - start, "s")
             memory.release()
             after = memory.snapshot(self.device)
@@ -154,9 +174,15 @@ class Race:
                 self.results.record(f"memory.{kind}.{path}", taken, "bytes", note=note)
             bound = weight_bytes(self.config, precision).read_per_token
             self.results.record(f"read per token.{path}", bound, "bytes")
-            self.held |= (
-                {path: model} if path == self.half else {LLM_INT8: model, LLM_INT8_AT_0: model}
-            )
+            self.held |= self._paths_of(path, model)
+
+    def _paths_of(self, path: str, model: nn.Module) -> dict[str, nn.Module]:
+        """Everything that is measured with this model: the paths share its weights."""
+        if path == self.half:
+            return {path: model, self.half_graph: GraphLlama(model, 1)}
+        if path == INT8_GRAPH:
+            return {path: GraphLlama(model, 1)}
+        return {LLM_INT8: model, LLM_INT8_AT_0: model}
 
     def _done(self, step: Step) -> bool:
         return f"done.{step.name}.{step.paths[0]}" in self.results.measurements
@@ -179,27 +205,35 @@ class Race:
 
     def _fitting(self, paths: Sequence[str], point: Point) -> list[str]:
         """The paths whose cache and activations fit; else out of memory, with the point."""
-        precision = {self.half: self.half}
         able = [
             path
             for path in paths
-            if experiment.fits(
-                self.held[path].config, precision.get(path, INT8), self.device, point
-            )
+            if experiment.fits(self.config, self._stored(path), self.device, point)
         ]
         if not able:
             raise MemoryError(f"{point.name} tokens do not fit beside the weights")
         return able
 
+    def _stored(self, path: str) -> str:
+        """The precision whose bytes a path reads."""
+        known = {self.half: self.half, self.half_graph: self.half, INT8_GRAPH: INT8_FAST}
+        return known.get(path, INT8)
+
     # --- the measurements
 
     def _decode(self, paths: Sequence[str], point: Point) -> None:
         batch, context = point
-        runs = {
-            path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
-            for path in self._fitting(paths, Point(batch, context + self.sizes.steps))
-        }
-        self._record(_case("decode", point), runs, batch * self.sizes.steps)
+        able = self._fitting(paths, Point(batch, context + self.sizes.steps))
+        # Where memory is short, one path's cache goes before the next one's comes.
+        for group in [able] if self.together else [[path] for path in able]:
+            runs = {
+                path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
+                for path in group
+            }
+            self._record(_case("decode", point), runs, batch * self.sizes.steps)
+            for path in group:
+                if isinstance(self.held[path], GraphLlama):
+                    self.held[path].reserve(1)
 
     def _prefill(self, paths: Sequence[str]) -> None:
         point = Point(1, self.sizes.prompt)
@@ -232,19 +266,37 @@ class Race:
                 ratio = spread(times[self.half]["call"] / phases["call"])
                 ends = {"low": ratio.low, "high": ratio.high, "n": ratio.n}
                 self.results.record(f"ratio.{case}.{path}", ratio.median, "x", **ends)
+        if {INT8_GRAPH, self.half_graph} <= times.keys():
+            ratio = spread(times[self.half_graph]["call"] / times[INT8_GRAPH]["call"])
+            ends = {"low": ratio.low, "high": ratio.high, "n": ratio.n}
+            self.results.record(f"over the control.{case}", ratio.median, "x", **ends)
 
     def _record_ratios(self) -> None:
         """Where the paths did not take turns: the quotient of two medians, without an interval."""
         found = self.results.measurements
         cases = [_case("decode", point) for point in self.sizes.points]
         for case in [*cases, _case("prefill", Point(1, self.sizes.prompt))]:
-            half = found.get(f"{case}.{self.half}")
-            for path in (LLM_INT8, LLM_INT8_AT_0):
-                int8, ratio = found.get(f"{case}.{path}"), f"ratio.{case}.{path}"
-                if half and int8 and ratio not in found:
+            quotients = {
+                f"ratio.{case}.{path}": (path, self.half)
+                for path in (self.half_graph, INT8_GRAPH, LLM_INT8, LLM_INT8_AT_0)
+            }
+            quotients[f"over the control.{case}"] = (INT8_GRAPH, self.half_graph)
+            for name, paths in quotients.items():
+                int8, half = (found.get(f"{case}.{path}") for path in paths)
+                if half and int8 and name not in found:
                     quotient = int8["value"] / half["value"]
                     note = "unpaired: a quotient of two medians"
-                    self.results.record(ratio, quotient, "x", note=note)
+                    self.results.record(name, quotient, "x", note=note)
+        bandwidth = found.get("bandwidth")
+        for path in (self.half_graph, INT8_GRAPH):
+            case = _case("decode", self.sizes.points[0])
+            speed = found.get(f"{case}.{path}")
+            if bandwidth and speed:
+                point = self.sizes.points[0]
+                read = forward_bytes(self.config, self._stored(path), 1, point.tokens, point.batch)
+                share = 100 * speed["value"] / point.batch * read / (1e9 * bandwidth["value"])
+                note = "weights and cache that a step reads, of the bandwidth measured here"
+                self.results.record(f"share of bandwidth.{case}.{path}", share, "%", note=note)
 
     def _profile(self, paths: Sequence[str], point: Point) -> None:
         """Kernels started for one token, and the share of a step's time between kernels."""
@@ -276,8 +328,7 @@ class Race:
         bandwidth = latency.read_bandwidth(self.device, megabytes=self.sizes.megabytes)
         self.results.record("bandwidth", bandwidth / 1e9, "GB/s")
         for path in paths:
-            stored = self.half if path == self.half else LLM_INT8
-            bytes_ = self.results.measurements[f"read per token.{stored}"]["value"]
+            bytes_ = weight_bytes(self.config, self._stored(path)).read_per_token
             self.results.record(f"bound.{path}", decode_bound(bytes_, bandwidth), "tokens/s")
 
     def _codes(self) -> None:
@@ -310,6 +361,29 @@ def _case(phase: str, point: Point) -> str:
     return f"{phase}.{point.batch}x{point.tokens}"
 
 
+def graph_of(half: str) -> str:
+    """The control's name: 16-bit weights, one graph for each step."""
+    return f"{half}, one graph"
+
+
+def loaded(name: str, precision: str, device: str) -> nn.Module:
+    """The model; in int8-fast with a GPU's layers on every device, so that a CPU runs the same code."""
+    if precision == INT8_FAST and device == "cpu":
+        return replace_layers(models.load_model(name, models.baseline_precision(device), device))
+    return models.load_model(name, precision, device, threshold=THRESHOLD)
+
+
+def _without_int8_fast(device: str) -> str:
+    """Why int8-fast cannot run here; empty where it can."""
+    if device == "cpu":
+        return ""
+    try:
+        models.check_precision(INT8_FAST, device)
+    except PrecisionError as error:
+        return str(error)
+    return ""
+
+
 def precision_of(path: str) -> str:
     """The name that `experiment.set_threshold` knows the path by."""
     return NO_DECOMPOSITION if path == LLM_INT8_AT_0 else INT8
@@ -336,6 +410,8 @@ def decoder(model: nn.Module, point: Point, steps: int) -> Callable[[], float]:
     The prompt is read once; its cache is cut back to its length before each call.
     """
     tokens = experiment.tokens_of((), model, point)
+    if isinstance(model, GraphLlama):
+        return graph_decoder(model, tokens, steps)
     cache = latency.prefill(model, tokens)
     step = stepper(model, cache, tokens[:, -1:])
 
@@ -344,6 +420,25 @@ def decoder(model: nn.Module, point: Point, steps: int) -> Callable[[], float]:
         if new:
             cache.crop(-new)  # a length to cut back to is not accepted by every transformers 5
         return timed(lambda: [step() for _ in range(steps)], tokens.device)
+
+    return run
+
+
+def graph_decoder(model: GraphLlama, tokens: Tensor, steps: int) -> Callable[[], float]:
+    """The same for a model whose step is one graph, which the first call captures."""
+    model.make_room(tokens.shape[1] + steps, len(tokens))
+    model.forward(tokens)
+
+    def run() -> float:
+        model.position = tokens.shape[1]
+        token = tokens[:, -1]
+
+        def loop() -> None:
+            nonlocal token
+            for _ in range(steps):
+                token = model.step(token).argmax(-1)  # (B,), stays on the device
+
+        return timed(loop, tokens.device)
 
     return run
 
@@ -367,7 +462,14 @@ def one_step(model: nn.Module, point: Point) -> Callable[[], None]:
 def prefiller(model: nn.Module, point: Point) -> Callable[[], float]:
     """Seconds of one pass over a prompt of this (batch, length) that fills a cache."""
     tokens = experiment.tokens_of((), model, point)
-    return lambda: timed(lambda: latency.prefill(model, tokens), tokens.device)
+    if not isinstance(model, GraphLlama):
+        return lambda: timed(lambda: latency.prefill(model, tokens), tokens.device)
+
+    def run() -> float:
+        model.make_room(point.tokens, point.batch)
+        return timed(lambda: model.forward(tokens), tokens.device)
+
+    return run
 
 
 # --- codes
@@ -474,13 +576,14 @@ class Counts:
 
 def lines(results: Results, half: str) -> list[str]:
     """The measured numbers as a short table: a row for each case, a column for each path."""
-    found, paths = results.measurements, (half, LLM_INT8, LLM_INT8_AT_0)
-    shown = [f"{'tokens/s':22}" + "".join(f"{path:>26}" for path in paths)]
+    paths = (half, graph_of(half), INT8_GRAPH, LLM_INT8, LLM_INT8_AT_0)
+    found = results.measurements
+    shown = [f"{'tokens/s':22}" + "".join(f"{path:>25}" for path in paths)]
     cases = dict.fromkeys(
         name.rpartition(f".{half}")[0] for name, m in found.items() if m["unit"] == "tokens/s"
     )
     for case in filter(None, cases):
         cells = [found.get(f"{case}.{path}") for path in paths]
         values = [f"{np.round(c['value'], 1):,.1f}" if c else "not measured" for c in cells]
-        shown.append(f"{case:22}" + "".join(f"{value:>26}" for value in values))
+        shown.append(f"{case:22}" + "".join(f"{value:>25}" for value in values))
     return shown

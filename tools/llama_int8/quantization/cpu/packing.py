@@ -16,15 +16,15 @@ _LARGEST = torch.tensor(127.0)  # a tensor: `127 / x` is `x.reciprocal() * 127`,
 _SLICE_BYTES = 2**25  # weights that the plain path restores at a time, in FP32
 
 
-def in_groups(values: Tensor) -> Tensor:
-    """(..., K) -> (..., G, GROUP) in FP32, zeros at the end of the last group."""
-    return pad(values.float(), (0, -values.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+def in_groups(values: Tensor, group: int = GROUP) -> Tensor:
+    """(..., K) -> (..., G, `group`) in FP32, zeros at the end of the last group."""
+    return pad(values.float(), (0, -values.shape[-1] % group)).unflatten(-1, (-1, group))
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
     """Codes of a matrix, (M, K) -> int8 (M, K), and scales bf16 (M, G): weight = scale x code.
 
-    Absmax of each group of a row; the codes are those for the scale as bf16 holds it. Raises
+    Absmax of each `group` of a row; the codes are those for the scale as bf16 holds it. Raises
     TypeError unless given a matrix in floating point, ValueError for an empty matrix, NaN and
     infinity.
     """
@@ -37,7 +37,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"weights of shape {tuple(weight.shape)} hold nothing to quantize")
     codes, scales = [], []
     for first in range(0, len(weight), 4096):  # a large output layer once in FP32 would be GBs
-        groups = in_groups(weight[first : first + 4096])  # (m, G, GROUP)
+        groups = in_groups(weight[first : first + 4096], group)  # (m, G, group)
         absmax = groups.abs().amax(-1)
         if not absmax.isfinite().all():
             row = first + int((~absmax.isfinite()).any(1).nonzero()[0])
