@@ -157,9 +157,9 @@ def test_three_days_take_every_lessons_study_time_and_six_hours_each():
     assert lessons == {number: minutes_of(number) for number in LESSONS}
 
 
-def test_the_work_at_home_takes_three_hours_in_all():
-    assert sum(plan(number)[1] for number in LESSONS) == 3 * 60
-    assert "three hours at home in all" in GUIDE
+def test_the_work_at_home_takes_nearly_three_hours_in_all():
+    assert 2.5 * 60 < sum(plan(number)[1] for number in LESSONS) < 3 * 60
+    assert "nearly three hours at home in all" in GUIDE
 
 
 def test_four_lessons_take_ninety_minutes_each():
