@@ -154,9 +154,7 @@ def test_the_table_of_exercises_is_that_of_the_plans_and_the_notebooks():
             [name for name in main if name in home],
             [name for name in places if name not in main],
         ]
-        rows.append(
-            f"| {' | '.join(map(listed, groups))} | {points(main)} / {points(places)} |"
-        )
+        rows.append(f"| {' | '.join(map(listed, groups))} | {points(main)} / {points(places)} |")
     expected = "\n".join(rows)
     assert expected in GUIDE, expected
 
@@ -365,9 +363,10 @@ def test_the_good_examples_numbers_are_those_of_its_file():
         (r"for the beams (\d+)", beams["high"] - beams["low"]),
     ):
         assert int(re.search(pattern, example)[1]) == pytest.approx(2.8 * width / 3.92, abs=2)
-    assert "**Verdict: holds**" in example and results["claims"][
-        "likeliest-text-degenerates"
-    ]["verdict"] == "holds"  # by the rule that was written down before
+    assert (
+        "**Verdict: holds**" in example
+        and results["claims"]["likeliest-text-degenerates"]["verdict"] == "holds"
+    )  # by the rule that was written down before
 
 
 def test_the_bad_examples_numbers_are_those_of_its_file():
