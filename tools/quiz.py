@@ -22,14 +22,15 @@ def questions() -> dict[str, list[Question]]:
 
 
 def main(folder: Path) -> int:
-    """Write a GIFT and a Markdown file per lesson. Raises OSError."""
+    """Write a GIFT file per lesson, and Markdown with and without answers. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, asked in questions().items():
         (folder / f"{number}.gift").write_text(gift(number, asked), encoding="utf-8")
         (folder / f"{number}.md").write_text(markdown(number, asked), encoding="utf-8")
-    print(
-        f"{len(questions())} lessons: {folder}/NN.gift for Moodle, {folder}/NN.md to read and print"
-    )
+        paper = markdown(number, asked, answers=False)
+        (folder / f"{number}-to-print.md").write_text(paper, encoding="utf-8")
+    print(f"{len(questions())} lessons: {folder}/NN.gift for Moodle, NN.md to read with answers,")
+    print("NN-to-print.md for paper, without them")
     return 0
 
 
@@ -52,8 +53,8 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\~=#{}:])", r"\\\1", text)
 
 
-def markdown(number: str, asked: Sequence[Question]) -> str:
-    """A lesson's questions to read, each answer folded below."""
+def markdown(number: str, asked: Sequence[Question], answers: bool = True) -> str:
+    """A lesson's questions to read, with each answer folded below it if `answers`."""
     found = [f"# Quiz for lesson {number}"]
     for place, entry in enumerate(asked, start=1):
         found.append(f"**{place}.** {entry['question']}")
@@ -68,5 +69,6 @@ def markdown(number: str, asked: Sequence[Question]) -> str:
             answer = "\n".join(
                 [f"{letters[entry['right']]}) is right. The others:", "", *sorted(reasons)]
             )
-        found.append(f"<details>\n<summary>Answer</summary>\n\n{answer}\n\n</details>")
+        if answers:
+            found.append(f"<details>\n<summary>Answer</summary>\n\n{answer}\n\n</details>")
     return "\n\n".join(found) + "\n"

@@ -88,7 +88,24 @@ def test_right_answers_stand_at_every_letter():
     assert set(letters) == set("abcd") and max(map(letters.count, "abcd")) < len(letters) / 2
 
 
-def test_the_command_writes_two_files_per_lesson(tmp_path):
+def test_a_right_answer_is_not_given_away_by_its_length():
+    """The longest of four is right in a quarter of the questions if length says nothing."""
+    choices = [entry for _, entry in EVERY if "right" in entry]
+    longest = [entry for entry in choices if len(entry["right"]) > max(map(len, entry["wrong"]))]
+    shortest = [entry for entry in choices if len(entry["right"]) < min(map(len, entry["wrong"]))]
+    assert max(len(longest), len(shortest)) <= len(choices) / 4
+
+
+def test_the_paper_has_every_question_and_no_answer():
+    for number, asked in QUESTIONS.items():
+        paper = quiz.markdown(number, asked, answers=False)
+        assert all(entry["question"] in paper for entry in asked)
+        assert "Answer" not in paper and ") is right" not in paper
+        assert not any(entry["why"] in paper for entry in asked if "number" in entry)
+
+
+def test_the_command_writes_three_files_per_lesson(tmp_path):
     assert quiz.main(tmp_path / "new" / "folder") == 0
-    written = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
-    assert written == sorted(f"{n}.{kind}" for n in QUESTIONS for kind in ("gift", "md"))
+    written = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    kinds = (".gift", ".md", "-to-print.md")
+    assert written == {f"{number}{kind}" for number in QUESTIONS for kind in kinds}

@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 import pytest
 from conftest import ROOT
 from test_browser import browser_path
+from test_teaching import at_home
 
 import build_slides
 import make_report
 import sync_notebooks
 from common import CourseError
+from llama_int8.lessons import exercises
 
 PATHS = build_slides.deck_paths(build_slides.DECKS)
 NAMES = [path.stem for path in PATHS]
@@ -42,8 +44,28 @@ def test_a_deck_is_that_of_its_lesson_and_its_minutes_add_up(path, report):
     (notebook,) = [n for n in sync_notebooks.notebook_paths() if n.stem[:2] == path.stem]
     assert sync_notebooks.title(notebook.stem) == f"{deck.number} {deck.title}"
     assert make_report.question(notebook.stem) == deck.question
-    minutes = [re.search(r"(\d+) minutes", slide.notes) for slide in deck.slides]
-    assert sum(int(found[1]) for found in minutes) == deck.minutes
+    quiz = 0 if deck.number == "00" else 5  # of the lesson before; it has no slide
+    assert sum(map(minutes, deck.slides)) + quiz == deck.minutes
+
+
+def minutes(slide) -> int:
+    return int(re.match(r"<p>(\d+) minutes?\b", slide.notes)[1])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_a_slide_of_home_work_says_so(path, report):
+    """What the plan leaves for home is marked on its slide, or the slide takes no minutes."""
+    home = at_home(path.stem)
+    for slide in build_slides.read_deck(path, report).slides:
+        body = re.sub(r"<[^>]+>", "", slide.body)
+        for name in (name for name in exercises() if name.startswith(path.stem)):
+            called = rf"(?:{path.stem}\.)?{name[3:]}\b"
+            if re.search(rf"Your turn: {called}|Exercise {called}", body):
+                assert (name in home) == (minutes(slide) == 0), f"{slide.heading}: {name}"
+            elif re.search(rf"At home: {called}", body):
+                assert name in home, f"{slide.heading}: {name}"
+        if minutes(slide) == 0:
+            assert "show it if there is time" in slide.notes, slide.heading
 
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
