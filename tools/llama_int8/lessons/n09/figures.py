@@ -295,7 +295,7 @@ def explore_tiles(queries: int = 24, keys: int = 32, block: int = 8) -> None:
         draw,
         "Tiles done so far, the running maximum and sum of each query, and the error of its output.",
         version=ipywidgets.Dropdown(options=[2, 1], value=2, description="version"),
-        step=ipywidgets.IntSlider(value=2, min=1, max=len(walks[2]), description="tiles"),
+        step=ipywidgets.IntSlider(value=1, min=1, max=len(walks[2]), description="tiles"),
     )
 
 

@@ -280,6 +280,12 @@ def keeps_its_lead(found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     return _decided(found["no mask"][REUSED] / found["no mask"][YOURS], "yes", "no")
 
 
+def share_of_tiles(length: int, block: int = BLOCK) -> float:
+    """The share of tiles that a causal mask leaves, at least in part."""
+    rows = -(-length // block)
+    return (rows + 1) / (2 * rows)
+
+
 def sentence_on_loop(found: Mapping[str, Mapping[str, np.ndarray]], tiles: float) -> str:
     """Where the lead comes from, as the rounds decide; `tiles`: the share that the mask leaves."""
     *factors, _ = lead_as_a_product(found).items()
