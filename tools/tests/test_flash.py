@@ -583,7 +583,7 @@ def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_sentence_sorts_the
     assert math.prod(factors).tolist() == pytest.approx(lead.tolist())
     assert lead.tolist() == [6.0, 6.0]
     sentence = measurements.sentence_on_loop(timed_loops([1.0, 1.0]), 0.5)
-    gains = "tiles (4.00), the mask, one more pass for written out (1.50) and skipped tiles (2.00)"
+    gains = "tiles (4.00), the mask's extra pass in written out (1.50) and skipped tiles (2.00)"
     assert f"Your loop gains by {gains}." in sentence
     assert "It loses by the softmax in separate operations (0.50)." in sentence
     assert "do not decide on" not in sentence

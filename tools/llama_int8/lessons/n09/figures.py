@@ -439,11 +439,10 @@ def shares(
     lengths: Sequence[int],
     predicted: Mapping[str, Mapping[str, Sequence[float]]],
     measured: Mapping[str, Mapping[str, Mapping[int, float]]],
-    own: str,
 ) -> Figure:
     """Attention's share of the work over the length, predicted for models, measured for backends.
 
-    Both: {"prefill" or "decode": {name: values}}; `own`: the model that was measured.
+    Both: {"prefill" or "decode": {name: values}}.
     """
     drawn, axes = figure(2, figsize=(9.5, 3.9), sharey=True)
     words = {"prefill": "tokens of the prompt", "decode": "tokens in the cache"}

@@ -251,7 +251,7 @@ def lead_as_a_product(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str
     return {
         "the softmax in separate operations": no_mask[WRITTEN_OUT] / no_mask[ONE_TILE],
         "tiles": no_mask[ONE_TILE] / no_mask[YOURS],
-        "the mask, one more pass for written out": causal[WRITTEN_OUT] / no_mask[WRITTEN_OUT],
+        "the mask's extra pass in written out": causal[WRITTEN_OUT] / no_mask[WRITTEN_OUT],
         "skipped tiles": no_mask[YOURS] / causal[YOURS],
         "all together": causal[WRITTEN_OUT] / causal[YOURS],
     }
@@ -354,7 +354,7 @@ def taken_apart(
 ) -> dict[str, np.ndarray]:
     """{opponent and case: its seconds over those of the fastest tiled kernel, round by round}.
 
-    First the fair opponent: three steps into memory that is `reusing` two matrices, no mask. Then
+    First the fair opponent: `reusing`, three steps into two matrices made once, no mask. Then
     `math`, no mask; then with a mask, half of which `math` computes for nothing; then also in 16
     bit, which `math` converts to FP32 on a CPU.
     """
@@ -367,11 +367,11 @@ def taken_apart(
     def measure() -> dict[str, list[float]]:
         ratios = {}
         for mask, dtype, is_causal in cases:
-            usable, _ = who_runs(config, dtype, device)
-            runs = {name: backends.by_backend(name, is_causal) for name in usable}
+            names, _ = who_runs(config, dtype, device)
+            runs = {name: backends.by_backend(name, is_causal) for name in names}
             if not is_causal:
                 room = room_for_scores(*heads(config, longest, dtype, device)[:2])
-                runs[REUSED] = lambda q, k, v, room=room: reusing(q, k, v, None, *room)
+                runs[REUSED] = _into(room, reusing)
             sizes = (config.num_attention_heads, config.head_dim, dtype, device, settings.rounds)
             found = backends.over_length([longest], runs, *sizes)
             tiled = best_tiled(found[longest])
@@ -386,6 +386,15 @@ def taken_apart(
     for name, ratio in found.items():
         _record_ratio(results, f"tiled_speed.{longest}.{name}", ratio)
     return found
+
+
+def _into(room: Sequence[Tensor], reusing: Attention) -> Attention:
+    """A run for `backends.over_length`: three steps into the matrices of `room`, no mask."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return reusing(q, k, v, None, *room)
+
+    return run
 
 
 def apart_rows(found: Mapping[str, np.ndarray]) -> list[list]:
@@ -425,7 +434,7 @@ def same_logits(
     return rows
 
 
-def usable(model: nn.Module, config: LlamaConfig, tokens: Tensor, device: str) -> list[str]:
+def backends_of(model: nn.Module, config: LlamaConfig, tokens: Tensor, device: str) -> list[str]:
     """The backends with which the model, in 16 bit and with its grouped heads, reads tokens."""
     able, _ = who_runs(config, half_dtype(device), device)
     return list(backends.logits_by(model, tokens, able))
@@ -519,8 +528,8 @@ def amdahl_rows(
     rows = []
     for length, entry in read.items():
         share = measured["prefill"]["math"][length]
-        best = min(entry, key=lambda name, entry=entry: np.median(entry[name]))
-        gain = np.array(entry["math"]) / np.array(entry[best])
+        medians = {name: np.median(seconds) for name, seconds in entry.items()}
+        gain = np.array(entry["math"]) / np.array(entry[min(medians, key=medians.get)])
         rows.append([f"{length:,}", f"{share:.0%}", f"{1 / (1 - share):.1f}", times(gain)])
     return rows
 
