@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers import normal, same
@@ -564,23 +565,85 @@ def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
 @pytest.mark.parametrize(
     ("reused", "said", "lead"),
     [
-        ([3.0, 4.0], "your loop is faster than written out, memory reused", "yes"),
-        ([0.5, 0.7], "your loop is slower than written out, memory reused", "no"),
+        ([3.0, 4.0], "it is faster than both written out and the control.", "yes"),
         (
-            [0.9, 1.2],
-            "the rounds do not decide between your loop and written out, memory",
-            "undecided",
+            [0.5, 0.7],
+            "faster than written out. Without a mask it is slower than the control.",
+            "no",
         ),
+        ([0.9, 1.2], "it is neither clearly faster nor slower than the control.", "undecided"),
     ],
 )
 def test_the_loops_lead_without_a_mask_is_said_only_where_every_round_agrees(reused, said, lead):
-    one = {"written out": [2.0, 2.0], "written out, memory reused": reused, "your loop": [1.0, 1.0]}
-    no_mask = {name: torch.tensor(seconds).numpy() for name, seconds in one.items()}
-    found = {"no mask": no_mask, "causal": {**no_mask, "your loop": no_mask["your loop"] / 2}}
-    sentence = measurements.sentence_on_loop(found, 1.9)
+    found = timed_loops(reused)
+    sentence = measurements.sentence_on_loop(found, measurements.share_of_tiles(4096))
     assert said in sentence
-    assert "loop takes 0.50 [0.50, 0.50] of its time without, for 0.53 of the tiles" in sentence
+    assert "leaves 52% of the tiles; your loop then needs 50% [50%, 50%] of the time" in sentence
     assert measurements.keeps_its_lead(found) == lead
+
+
+def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_sentence_sorts_them():
+    *factors, lead = measurements.lead_as_a_product(timed_loops([1.0, 1.0])).values()
+    assert math.prod(factors).tolist() == pytest.approx(lead.tolist())
+    assert lead.tolist() == [6.0, 6.0]
+    sentence = measurements.sentence_on_loop(timed_loops([1.0, 1.0]), 0.5)
+    gains = "tiles (4.00), the mask's extra pass in written out (1.50) and skipped tiles (2.00)"
+    assert f"Your loop gains by {gains}." in sentence
+    assert "It loses by the softmax in separate operations (0.50)." in sentence
+    assert "do not decide on" not in sentence
+    undecided = measurements.sentence_on_loop(timed_loops([1.0, 1.0], one_tile=[1.8, 2.2]), 0.5)
+    assert "do not decide on the softmax in separate operations (1.01)." in undecided
+
+
+def timed_loops(reused, one_tile=(4.0, 4.0)):
+    """Seconds of two rounds: the mask costs `written out` a half more, and halves your loop's."""
+    seconds = {
+        "written out": [2.0, 2.0],
+        "written out, memory reused": reused,
+        "your code, one tile": one_tile,
+        "your loop": [1.0, 1.0],
+    }
+    no_mask = {name: np.array(values) for name, values in seconds.items()}
+    causal = {"written out": 1.5 * no_mask["written out"], "your loop": no_mask["your loop"] / 2}
+    return {"no mask": no_mask, "causal": no_mask | causal}
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 129, 4096])
+def test_the_share_of_tiles_is_that_of_the_exercise(length):
+    every = math.ceil(length / 128) ** 2
+    assert measurements.share_of_tiles(length) == lesson.tiles_visited(length, 128) / every
+
+
+def test_the_entropy_keeps_its_digits_at_scores_near_ten_thousand():
+    scores = 10_000 + 3 * normal(64, 50, seed=5)
+    exact = torch.distributions.Categorical(logits=scores.double()).entropy()
+    for block in (1, 7, 50):
+        same(lesson.entropy(scores, block), exact.float(), 1e-5)
+
+
+def test_the_kernels_fair_opponent_comes_first_and_each_row_names_its_opponent():
+    ratios = {"float32, no mask, memory reused": [2.0, 2.0], "float32, no mask": [3.0, 4.0]}
+    rows = measurements.apart_rows({name: np.array(ratio) for name, ratio in ratios.items()})
+    assert rows == [
+        ["the three steps, memory reused", "float32, no mask", "2.0 [2.0, 2.0]"],
+        ["math", "float32, no mask", "3.5 [3.0, 4.0]"],
+    ]
+
+
+def test_amdahls_law_stands_beside_the_gain():
+    prefill = {512: {"math": [4.0, 4.0], "flash": [2.0, 1.0]}}
+    measured = {"prefill": {"math": {512: 0.8}, "flash": {512: 0.3}}}
+    assert measurements.amdahl_rows(prefill, measured) == [["512", "80%", "5.0", "3.0 [2.0, 4.0]"]]
+
+
+def test_versions_are_compared_at_equal_blocks():
+    sizes = {f"version {n}, {b} x {b}": (b, b) for b in (32, 64) for n in (1, 2)}
+    counts = measurements.counts_at(sizes, 512, 64)
+    first, second = (
+        measurements.non_matmul_operations(counts[f"version {n}, 64 x 64"], 64) for n in (1, 2)
+    )
+    assert first / second == pytest.approx(1.37, abs=0.005)
+    assert "1.37 times in blocks of 64 x 64" in measurements.sentence_on_versions(counts, 64)
 
 
 # --- the Triton kernel of lesson 09, where Triton is installed ---------------------------------

@@ -50,15 +50,16 @@ standard_moved.mistake("elements were asked for, not bytes", lambda t, d: 8 * t 
         (_normal(2, 4), 9),
     ],
     hints=[
-        "Before the first piece m is minus infinity and l is 0. In the loop: new = "
+        "Before the first piece m is minus infinity and the total is 0. In the loop: new = "
         "torch.maximum(m, piece.amax(-1, keepdim=True)).",
-        "Then l = (m - new).exp() * l + (piece - new).exp().sum(-1, keepdim=True), and m = new.",
+        "Then total = (m - new).exp() * total + (piece - new).exp().sum(-1, keepdim=True), and "
+        "m = new.",
     ],
 )
 def online_softmax(scores, block):
     """Maximum and sum of each row in one pass over its pieces; then the weights."""
     m = torch.full_like(scores[..., :1], float("-inf"))
-    total = torch.zeros_like(m)
+    total = torch.zeros_like(m)  # l
     for piece in scores.split(block, dim=-1):
         new = torch.maximum(m, piece.amax(-1, keepdim=True))
         total = (m - new).exp() * total + (piece - new).exp().sum(-1, keepdim=True)
@@ -97,7 +98,7 @@ online_softmax.mistake(
 
 def part(q, k, v, hidden=None):
     """Attention to these keys only, not yet divided: maximum, sum and output of each query."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, D) -> (..., T, S)
+    scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # (..., T, D) -> (..., T, S)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -1e30)
     m = scores.amax(-1, keepdim=True)  # (..., T, 1)
@@ -189,29 +190,31 @@ sees.mistake("a query sees its own key, too", lambda t, s, q, k: s < t + k - q)
         (_normal(4, 2), _normal(4, 2), _normal(4, 2), 16, torch.arange(4)),
     ],
     hints=[
-        "for q_i, last in zip(q.split(block, dim=-2), last_key.split(block)) walks over the blocks of "
-        "queries. For one of them keys = int(last.max()) + 1 keys matter. Take "
-        "slices of `block` keys from 0 to `keys`, and merge their parts.",
+        "for first in range(0, q.shape[-2], block) walks over the blocks of queries, with rows = "
+        "slice(first, first + block) and last = last_key[rows]. For one of them keys = "
+        "int(last.max()) + 1 keys matter. Take `block` keys at a time, and merge their parts.",
         "hidden = torch.arange(start, stop, device=q.device) > last[:, None] is (queries, keys) "
         "of the tile.",
-        "After the last tile of a block of queries: o / l. At the end torch.cat(outputs, dim=-2).",
+        "After the last tile of a block of queries: out[..., rows, :] = o / total.",
     ],
 )
 def tiled_attention(q, k, v, block, last_key):
     """Attention with at most block x block scores at a time; query t sees keys 0 to last_key[t]."""
-    outputs = []
-    for q_i, last in zip(q.split(block, dim=-2), last_key.split(block), strict=True):
-        keys = int(last.max()) + 1  # what the mask empties is never computed
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for first in range(0, q.shape[-2], block):
+        rows = slice(first, first + block)
+        last = last_key[rows]
+        keys = int(last.max()) + 1  # fully masked tiles are never computed
         state = None
         for start in range(0, keys, block):
             stop = min(start + block, keys)
             hidden = torch.arange(start, stop, device=q.device) > last[:, None]
             k_j, v_j = k[..., start:stop, :], v[..., start:stop, :]
-            tile = part(q_i, k_j, v_j, hidden if hidden.any() else None)
+            tile = part(q[..., rows, :], k_j, v_j, hidden if hidden.any() else None)
             state = tile if state is None else merge(state, tile)
         _, total, o = state
-        outputs.append(o / total)
-    return torch.cat(outputs, dim=-2)
+        out[..., rows, :] = o / total
+    return out
 
 
 def _attention(q, k, v, last_key):
@@ -228,7 +231,7 @@ tiled_attention.mistake(
     lambda q, k, v, block, last: _attention(q, k, v, last - 1),
 )
 tiled_attention.mistake(
-    "the outputs are not divided: o / l after the last tile of a block of queries",
+    "the outputs are not divided: o / total after the last tile of a block of queries",
     lambda q, k, v, block, last: part(q, k, v, torch.arange(k.shape[-2]) > last[:, None])[2],
 )
 tiled_attention.mistake(
@@ -258,7 +261,7 @@ tiled_attention.mistake(
     ],
 )
 def tiles_visited(length: int, block: int) -> int:
-    """Tiles of block x block that a causal mask leaves something of, for T queries and T keys."""
+    """Tiles of block x block with at least one visible score, for T queries and T keys."""
     rows = -(-length // block)
     return rows * (rows + 1) // 2
 
@@ -352,28 +355,28 @@ crossing_length.mistake("every layer attends", lambda n, layers, w: n / w)
         (_normal(2, 5), 1),
         (torch.tensor([[100.0, 101.0, 99.0], [-50.0, 3.0, 3.0]]), 2),
         (torch.zeros(2, 8), 3),
+        (10_000 + _normal(4, 9), 4),
     ],
     hints=[
         "Put p = exp(s - m) / l into H = - sum p log p. What has to be summed over the keys?",
         "H = log l - (sum of (s - m) exp(s - m)) / l. The third sum needs care: when m rises to new, "
         "every s - m in it falls by new - m as well.",
         "So with f = exp(m - new): third = f * (third + (m - new) * l), before l itself is "
-        "rescaled. In the first piece m is minus infinity, and -inf * 0 is NaN: start from the "
-        "first piece, or carry the sum of s exp(s - m) instead.",
+        "rescaled. If m starts at minus infinity, -inf * 0 is NaN: start from the row's first score.",
     ],
     rtol=1e-4,
 )
 def entropy(scores, block):
     """Entropy in nats of each row's softmax, from one pass over its pieces."""
-    m = torch.full_like(scores[..., :1], float("-inf"))
-    total, weighted = torch.zeros_like(m), torch.zeros_like(m)  # of exp(s - m), of s exp(s - m)
+    m = scores[..., :1]  # minus infinity would give NaN below; any score of the row will do
+    total, u = torch.zeros_like(m), torch.zeros_like(m)  # of exp(s - m), of (s - m) exp(s - m)
     for piece in scores.split(block, dim=-1):
         new = torch.maximum(m, piece.amax(-1, keepdim=True))
         factor, terms = (m - new).exp(), (piece - new).exp()
+        u = factor * (u + (m - new) * total) + ((piece - new) * terms).sum(-1, keepdim=True)
         total = factor * total + terms.sum(-1, keepdim=True)
-        weighted = factor * weighted + (piece * terms).sum(-1, keepdim=True)
         m = new
-    return (m + total.log() - weighted / total).squeeze(-1)
+    return (total.log() - u / total).squeeze(-1)
 
 
 def _entropy(scores):
@@ -393,3 +396,19 @@ entropy.mistake(
     "that is the log of the sum of exponentials; take the mean score under the weights off",
     lambda s, b: s.logsumexp(-1),
 )
+
+
+@entropy.mistake(
+    "right for small scores; near 10,000 it subtracts two large numbers, and their digits cancel: "
+    "carry the sum of (s - m) exp(s - m), not of s exp(s - m)"
+)
+def _cancels(scores, block):
+    m = torch.full_like(scores[..., :1], -math.inf)
+    total, weighted = torch.zeros_like(m), torch.zeros_like(m)
+    for piece in scores.split(block, dim=-1):
+        new = torch.maximum(m, piece.amax(-1, keepdim=True))
+        factor, terms = (m - new).exp(), (piece - new).exp()
+        total = factor * total + terms.sum(-1, keepdim=True)
+        weighted = factor * weighted + (piece * terms).sum(-1, keepdim=True)
+        m = new
+    return (m + total.log() - weighted / total).squeeze(-1)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from torch import Tensor
 
 from llama_int8.course.drawings import (
@@ -33,25 +35,21 @@ from llama_int8.transformer.flash import Tile, flash_attention_1, flash_attentio
 
 LOOKS = dict(zip((*BACKENDS, YOURS, WRITTEN_OUT), zip(CURVES, SHAPES, strict=False), strict=False))
 PREDICTED = (("#949494", ":"), ("#666666", "-."), ("#000000", "--"))
-LOOKS |= {
-    "standard": (CURVES[0], SHAPES[0]),
-    "version 1": (CURVES[1], SHAPES[1]),
-    "version 2": (CURVES[2], SHAPES[2]),
-}
 MEMORY_ALT = (
     "Above: slow memory with Q, K, V, the T by T scores, the T by T weights and O. Below: a small fast "
     "memory with the arithmetic. Three steps: Q and K go down and scores come up; scores go down and "
     "weights come up; weights and V go down and O comes up."
 )
 TILES_ALT = (
-    "A score matrix of four by four tiles. Two queries wide blocks at the left, keys at the top. One "
-    "row of tiles is being computed from left to right; tiles above the diagonal are "
-    "skipped. At the right, the running m, l and o of that block of queries."
+    "A score matrix of four by four tiles, blocks of queries at the left, blocks of keys at the top. "
+    "One row of tiles is being computed from left to right. Tiles above the diagonal are hatched and "
+    "skipped; those on the diagonal are half hidden. At the right, the running m, l and o of that "
+    "block of queries."
 )
 SPLIT_ALT = (
     "One query and a long row of keys and values, cut into four shares. Four workers make a part "
-    "(m, l, o) each, at the same time. Two merges, and a third one, make one part of them; o / l is "
-    "the output."
+    "(m, l, o) each, at the same time. Three merges, one after the other, make one part of them; "
+    "o / l is the output."
 )
 
 
@@ -102,30 +100,38 @@ def drawing_tiles() -> Figure:
     side, per, left, top = 0.55, 4, 1.75, 2.5
     done = {(0, 0), (1, 0), (1, 1), (2, 0)}
     now, later = {(2, 1)}, {(2, 2), (3, 0), (3, 1), (3, 2), (3, 3)}
-    empty = np.full((per, per), np.nan)
-    for row, column in done | now | later:
-        empty[row, column] = 0
     names = [f"keys {n}" for n in range(1, 5)]
-    values = np.where(np.isnan(empty), np.nan, 0.0)
     cells = {"weights": done, "highlight": now, "neutral": later}
     grid = matrix(
         axes,
         (left, top),
-        values.shape,
+        (per, per),
         cells=cells,
         columns=names,
         rows=[""] * per,
         size=(0.72, side),
     )
+    hidden = {"facecolor": "white", "edgecolor": "#BBBBBB", "hatch": "////", "zorder": 3.5}
+    for row, column in np.ndindex(per, per):
+        x, y = left + column * 0.72, top - row * side
+        corners = [(x, y), (x + 0.72, y), (x + 0.72, y - side)]  # above the tile's diagonal
+        if row < column:
+            corners.append((x, y - side))
+        if row <= column:
+            axes.add_patch(PathPatch(Path([*corners, corners[0]]), **hidden))
     for row, column in np.ndindex(per, per):
         x, y = left + (column + 0.5) * 0.72, top - (row + 0.5) * side
+        if row == column:  # below the hidden half
+            x, y = x - 0.13, y - 0.13
         text = (
             "done" if (row, column) in done
             else "now" if (row, column) in now
             else "later" if (row, column) in later
             else "skipped"
         )  # fmt: skip
-        write(axes, (x, y), text, SMALL)
+        shown = write(axes, (x, y), text, SMALL)
+        if text == "skipped":
+            shown.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     for row in range(per):
         y = top - (row + 0.5) * side
         box(axes, f"queries {row + 1}", (1.1, y), (1.0, 0.36), "queries", SMALL)
@@ -143,7 +149,7 @@ def drawing_tiles() -> Figure:
         axes,
         (kept[0].x0, kept[0].y0 - 0.05),
         (kept[-1].x1, kept[0].y0 - 0.05),
-        "kept in fast memory\nuntil the row of tiles is done",
+        "kept until the row\nof tiles is done",
     )
     write(
         axes,
@@ -155,7 +161,7 @@ def drawing_tiles() -> Figure:
 
 
 def drawing_split() -> Figure:
-    """One query's keys are cut among workers, whose parts are merged in pairs."""
+    """One query's keys are cut among workers, whose parts are merged one after the other."""
     drawn, axes = canvas(WIDTH, 3.3)
     box(axes, "q: one query, sent to every worker", (WIDTH / 2, 3.05), (2.6, 0.32), "queries")
     parts = []
@@ -165,18 +171,14 @@ def drawing_split() -> Figure:
         made = box(axes, f"part {worker + 1}:  m, l, o", (x, 1.75), (1.45, 0.34), "neutral")
         arrow(axes, (x, 2.34), made)
         parts.append(made)
-    merges = []
-    for pair in range(2):
-        first, second = parts[2 * pair], parts[2 * pair + 1]
-        x = (first.centre[0] + second.centre[0]) / 2
-        merged = box(axes, "merge", (x, 1.05), (0.8, 0.32), "highlight")
-        for one in (first, second):
-            arrow(axes, one, merged, corners=[(one.centre[0], merged.centre[1])])
-        merges.append(merged)
-    last = box(axes, "merge", (WIDTH / 2, 0.4), (0.8, 0.32), "highlight")
-    for one in merges:
-        arrow(axes, one, last, corners=[(one.centre[0], last.centre[1])])
-    write(axes, (WIDTH / 2, 0.12), "then o / l", SMALL)
+    state = parts[0]
+    for worker in range(1, 4):
+        x, y = parts[worker].centre[0], 1.25 - 0.4 * (worker - 1)
+        merged = box(axes, "merge", (x, y), (0.8, 0.3), "highlight")
+        arrow(axes, parts[worker], merged)
+        arrow(axes, state, merged, corners=[(state.centre[0], y)])
+        state = merged
+    write(axes, (state.centre[0], 0.14), "then o / l", SMALL)
     return drawn
 
 
@@ -201,7 +203,10 @@ def running(scores: Tensor, block: int) -> Figure:
     axes[0].legend(fontsize=8)
     log = np.log(sums) + maxima
     axes[1].plot(ends, sums, color=CURVES[2], marker="o", label="sum $l$")
-    axes[1].plot(ends, log, color=CURVES[3], marker="s", linestyle="--", label=r"$m + \log\, l$")
+    axes[1].plot(
+        ends, log, color=CURVES[3], marker="s", linestyle="--",
+        label=r"$m + \log\, l$, the log of the true sum",
+    )  # fmt: skip
     axes[1].set(xlabel="keys read", ylabel="value")
     axes[1].set_title("The sum may fall; $m + \\log\\, l$ never does")
     axes[1].legend(fontsize=8)
@@ -290,7 +295,7 @@ def explore_tiles(queries: int = 24, keys: int = 32, block: int = 8) -> None:
         draw,
         "Tiles done so far, the running maximum and sum of each query, and the error of its output.",
         version=ipywidgets.Dropdown(options=[2, 1], value=2, description="version"),
-        step=ipywidgets.IntSlider(value=2, min=1, max=len(walks[2]), description="tiles"),
+        step=ipywidgets.IntSlider(value=1, min=1, max=len(walks[2]), description="tiles"),
     )
 
 
@@ -343,33 +348,29 @@ def explore_blocks(
     )
 
 
-def moved(lengths: Sequence[int], lines: Mapping[str, Sequence[float]], memory: int) -> Figure:
-    """Bytes moved by each way over the length, as multiples of what standard attention moves."""
-    drawn, axes = figure(figsize=(8, 3.7))
-    for name, values in lines.items():
-        axes.plot(lengths, values, label=name, **_look(name))
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("length T, queries and keys (log)")
-    axes.set_ylabel("moved, over standard attention")
-    axes.set_ylim(0, min(4, 1.1 * max(map(max, lines.values()))))
-    axes.legend(fontsize=8)
-    least = lines["version 2"][-1]
-    how = f"{1 / least:.1f} times less" if least < 1 else f"{least:.1f} times more"
-    axes.set_title(
-        f"{memory:,} numbers fit: at {lengths[-1]:,} tokens version 2 moves {how} than standard"
-    )
+def moved(lengths: Sequence[int], by_memory: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure:
+    """Bytes moved by each way over the length, as multiples of what standard attention moves.
+
+    A panel for each size of the fast memory; the last line of each gives its title.
+    """
+    drawn, axes = figure(len(by_memory), figsize=(9.5, 3.9))
+    for panel, (memory, lines) in zip(axes, by_memory.items(), strict=True):
+        for number, (name, values) in enumerate(lines.items()):
+            look = {"color": CURVES[number], "marker": SHAPES[number], "markersize": 5}
+            panel.plot(lengths, values, label=name, **look)
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel("length T, queries and keys (log)")
+        panel.set_ylim(0, min(4, 1.1 * max(map(max, lines.values()))))
+        panel.legend(fontsize=8, title="block of queries x keys", title_fontsize=8)
+        *_, (name, values) = lines.items()
+        last = values[-1]
+        how = f"{1 / last:.1f} times less" if last < 1 else f"{last:.1f} times more"
+        version = name.partition(",")[0]
+        panel.set_title(
+            f"{memory:,} numbers fit: at {lengths[-1]:,} tokens\n{version} moves {how}", fontsize=10
+        )
+    axes[0].set_ylabel("moved, over standard attention")
     return drawn
-
-
-def explore_moved(draw_lines: Any, lengths: Sequence[int], memory: int) -> None:
-    """A slider over the size of the fast memory."""
-    explore(
-        lambda memory: moved(lengths, draw_lines(memory), memory),
-        "Bytes moved by both versions over what standard attention moves, by length.",
-        memory=ipywidgets.SelectionSlider(
-            options=[2**n for n in range(10, 18)], value=memory // 2, description="numbers"
-        ),
-    )
 
 
 def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
@@ -395,9 +396,15 @@ def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
     most = max(peaks, key=lambda name: peaks[name]["peak"])
     least = min(peaks, key=lambda name: peaks[name]["peak"])
     ratio = np.median(spread_of(found, lengths[-1], "math", YOURS))
-    axes[0].set_title(f"{lengths[-1]:,} tokens, causal: your loop is {ratio:.1f}x as fast as math")
+    axes[0].set_title(
+        f"{lengths[-1]:,} tokens, causal: your loop is\n{ratio:.1f} times as fast as math",
+        fontsize=10,
+    )
     memory = peaks[most]["peak"] / max(peaks[least]["peak"], 1)
-    axes[1].set_title(f"{most} takes {memory:.0f} times {least}'s memory")
+    axes[1].set_title(
+        f"{lengths[-1]:,} tokens: {most} takes\n{memory:.0f} times the memory of {least}",
+        fontsize=10,
+    )
     return drawn
 
 
@@ -434,19 +441,11 @@ def shares(
     lengths: Sequence[int],
     predicted: Mapping[str, Mapping[str, Sequence[float]]],
     measured: Mapping[str, Mapping[str, Mapping[int, float]]],
-    own: str,
 ) -> Figure:
     """Attention's share of the work over the length, predicted for models, measured for backends.
 
-    Both: {"prefill" or "decode": {name: values}}; `own`: the model that was measured.
+    Both: {"prefill" or "decode": {name: values}}.
     """
-    line = predicted["decode"][own]
-    gaps = [
-        abs(share - np.interp(np.log2(size), np.log2(lengths), line))
-        for found in measured["decode"].values()
-        for size, share in found.items()
-    ]
-    close = max(gaps) < 0.1
     drawn, axes = figure(2, figsize=(9.5, 3.9), sharey=True)
     words = {"prefill": "tokens of the prompt", "decode": "tokens in the cache"}
     for panel, (phase, by_model) in zip(axes, predicted.items(), strict=True):
@@ -460,17 +459,17 @@ def shares(
         panel.set_xscale("log", base=2)
         panel.set_ylim(0, 1)
         panel.set_xlabel(f"{words[phase]} (log)")
-    axes[0].set_title(_half_of_a_prompt(measured["prefill"]))
-    axes[1].set_title(f"Decode: measured {'near' if close else 'far from'} predicted")
+    for panel, (phase, found) in zip(axes, measured.items(), strict=True):
+        panel.set_title(_longest_share(found, phase), fontsize=10)
     axes[0].set_ylabel("attention's share of the work")
     handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, fontsize=8, ncols=3, loc="outside lower center")
     return drawn
 
 
-def _half_of_a_prompt(measured: Mapping[str, Mapping[int, float]]) -> str:
-    """Where attention takes half of the time by the best and by the worst backend."""
-    by_name = {name: list(found.values())[-1] for name, found in measured.items()}
+def _longest_share(measured: Mapping[str, Mapping[int, float]], phase: str) -> str:
+    """Attention's share at the longest measured length, by each backend."""
     length = list(next(iter(measured.values())))[-1]
-    name = max(by_name, key=by_name.get)
-    return f"{length:,} tokens, {name}: {by_name[name]:.0%} is attention"
+    parts = [f"{found[length]:.0%} of the time by {name}" for name, found in measured.items()]
+    case = "Reading" if phase == "prefill" else "A step after"
+    return f"{case} {length:,} tokens, attention takes\n{', '.join(parts)}"
