@@ -128,8 +128,9 @@ def without_tiles(
 ) -> tuple[float, float] | None:
     """Operations/s of PyTorch's int8 product on one thread: as it is, and held to AVX-512 VNNI.
 
-    A roof is the best run: one that is faster here than in `roof` replaces it there. None where the processor has no tiles (AMX), so that there is nothing to hold back. oneDNN, which
-    multiplies for PyTorch, asks once what it may use: hence processes of their own.
+    A roof is the best run: one that is faster here than in `roof` replaces it there. None where the
+    processor has no tiles (AMX), so that there is nothing to hold back. oneDNN, which multiplies for
+    PyTorch, asks once what it may use: hence processes of their own.
     """
     if "amx_int8" not in kernels.cpu_features():
         return None
@@ -446,14 +447,34 @@ def name_of(case: Case) -> str:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Geometric mean over rounds, with the least and the largest of them.
+
+    Such means of ratios multiply up, as the ratios of one round do. Medians need not.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_rounds(values: np.ndarray) -> Mean:
+    """Geometric mean, least and largest of values above zero, one a round."""
+    values = np.asarray(values, np.float64)
+    mean = float(np.exp(np.log(values).mean()))
+    return Mean(mean, float(values.min()), float(values.max()), values.size)
+
+
+@dataclass(frozen=True)
 class Ruling:
     """One case: the best int8 against the best of FP32, FP16 and bf16."""
 
     case: Case
     int8: str
     full: str
-    ratio: "Mean"  # seconds of the best full precision over those of the best int8
-    usual: "Mean"  # Hugging Face's bf16 over LLM.int8(), both in its calls
+    ratio: Mean  # seconds of the best full precision over those of the best int8
+    usual: Mean  # Hugging Face's bf16 over LLM.int8(), both in its calls
 
     @property
     def word(self) -> str:
@@ -523,10 +544,11 @@ def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -
         verdict = "holds" if len(by_word["holds"]) == len(rulings) else "holds only if"
     elif by_word["undecided"]:
         verdict = "undecided here"
-    size = f"this {weight_bytes(config, 'bf16').total / 2e6:,.0f}M model"
+    millions = weight_bytes(config, "bf16").total / 2e6  # two bytes per parameter
+    size = f"this model of {millions:,.1f} million parameters"
     because = f"'Much faster' is taken as {MUCH} times, for {size}. True for"
     if verdict == "holds only if":  # the sentence goes on
-        because = f"{size} does one of these, with {MUCH} times as 'much faster'"
+        because = f"it is {size} in one of these cases, with {MUCH} times as 'much faster'"
     parts = [
         f"{said}: {'; '.join(by_word[word])}."
         for word, said in (
@@ -549,26 +571,6 @@ def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -
         verdict,
         " ".join(parts),
     )
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Geometric mean over rounds, with the least and the largest of them.
-
-    Such means of ratios multiply up, as the ratios of one round do. Medians need not.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def mean_over_rounds(values: np.ndarray) -> Mean:
-    """Geometric mean, least and largest of values above zero, one a round."""
-    values = np.asarray(values, np.float64)
-    mean = float(np.exp(np.log(values).mean()))
-    return Mean(mean, float(values.min()), float(values.max()), values.size)
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,9 @@ def tile(
     """Products tile by tile: the learner's lines compute one tile, the frame goes through all.
 
     codes int8 (T, K), packed uint8 (M / 32, K / 4, 32, 4); in C++ `x_codes` and `w_codes`. `scales`:
-    of codes FP32 (T, K / 32) and of weights bf16 (M / 32, K / 32, 32); without them the result is int32 (T, M). `tokens`: in a tile,
-    1, or more: then as many as the processor's
-    registers hold, where there are so many.
+    of codes FP32 (T, K / 32) and of weights bf16 (M / 32, K / 32, 32); without them the result is
+    int32 (T, M). `tokens`: in a tile, 1, or more: then as many as the processor's registers hold,
+    where there are so many.
     """
     if _is_blank(body):
         return ...
