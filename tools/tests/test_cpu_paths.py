@@ -251,9 +251,8 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     rows = measurements.two_by_two(raced, case, found)
     assert rows[1][3] == "1.20x [1.20, 1.20]" and rows[2][3] == "2.00x [2.00, 2.00]"
     assert rows[3][1:3] == ["3.00x [3.00, 3.00]", "5.00x [5.00, 5.00]"] and len(rows) == 4
-    assert "fp32 in Hugging Face's model runs at 1.20x" in measurements.sentence_on_baseline(
-        raced, case
-    )
+    said = measurements.sentence_on_baseline(raced, case)
+    assert "fp32 in Hugging Face's model runs at 1.20x" in said
     assert measurements.gain_of_readers(raced, case) == pytest.approx(4)
     assert "at 1.00x" in measurements.sentence_on_weights_only(raced, case)
 
@@ -292,8 +291,8 @@ def test_a_step_of_the_product_is_judged_by_the_fastest_before_it():
 
     def steps(*rates):
         names = ("scalar", "vectors", "packed", "packed, vectors", "dot", "tile", "groups")
-        one = {n: measurements.Rate(spread([r]), spread([r])) for n, r in zip(names, rates, strict=True)}
-        return measurements.Steps(one, 1.0)
+        measured = [measurements.Rate(spread([rate]), spread([rate])) for rate in rates]
+        return measurements.Steps(dict(zip(names, measured, strict=True)), 1.0)
 
     largest = measurements.largest_step
     assert largest(steps(1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 100.0)) == "compiler's vectors"

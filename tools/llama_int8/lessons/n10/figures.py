@@ -312,9 +312,7 @@ def waterfall(
     places = [0, 1, 2, 3, 4.5]
     drawn, axes = figure(figsize=(9, 4.2))
     speeds = [mean_speed(seconds, case, path) for path in names]
-    tops = [
-        mean_speed(seconds, case, f"{READING}{BACKENDS[path].stored}").high for path in names
-    ]
+    tops = [mean_speed(seconds, case, f"{READING}{BACKENDS[path].stored}").high for path in names]
     for place, path, speed, top in zip(places, names, speeds, tops, strict=True):
         int8 = BACKENDS[path].in_8_bits
         ends = [[speed.mean - speed.low], [speed.high - speed.mean]]

@@ -798,9 +798,7 @@ def sentence_on_factors(found: Factors) -> str:
     )
 
 
-def sentence_on_baseline(
-    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case
-) -> str:
+def sentence_on_baseline(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> str:
     """The fastest that Hugging Face's model is without int8, and int8 in one call over that."""
     took = {path: np.array(s) for path, s in seconds[case.key].items()}
     best = min(("fp32", "fp16", BASELINE), key=_median_of(took))
@@ -814,9 +812,7 @@ def sentence_on_baseline(
     )
 
 
-def gain_of_readers(
-    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case
-) -> float:
+def gain_of_readers(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> float:
     """How much higher the measured ceiling of int8-fast is than that of bf16: the fastest rounds."""
     slow, fast = (min(seconds[case.key][f"{READING}{kind}"]) for kind in ("bf16", "int8-fast"))
     return slow / fast
@@ -972,7 +968,8 @@ def by_context(
     for case in cases:
         ratios = [f"{race.over_bf16[case][path].median:.2f}x" for path in shown]
         read = [
-            forward_bytes(config, kind, 1, case.tokens, case.batch) for kind in ("bf16", "int8-fast")
+            forward_bytes(config, kind, 1, case.tokens, case.batch)
+            for kind in ("bf16", "int8-fast")
         ]
         speed = f"{race.speeds[case][BASELINE].median:.1f}"
         own = ratio_of(factors(seconds, case).int8)
