@@ -235,39 +235,69 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
     assert "ratio.decode.1x32.all.int8-fast: one call" in text and "decode.1x32.one.bf16" in text
 
 
-def test_the_factors_between_the_paths_are_paired_and_multiply_where_every_round_agrees():
-    """Each round twice as slow as the one before: medians of one path alone would say nothing."""
+def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
+    """Each round another speed: medians of one path alone would say nothing."""
     case, rounds = Case("decode", 1, 32, 2), np.array([1.0, 2.0, 4.0])
     seconds = {BASELINE: 12.0, backends.BF16_SWAPPED: 6.0, FAST[0]: 5.0}
-    seconds |= {backends.BF16_CALL: 2.0, ONE_CALL: 1.0}
+    seconds |= {backends.BF16_CALL: 2.0, ONE_CALL: 1.0, "fp32": 10.0, "fp16": 11.0}
+    seconds |= {"weights only": 5.0, "reading as bf16": 0.8, "reading as int8-fast": 0.2}
     raced = {case.key: {path: (one * rounds).tolist() for path, one in seconds.items()}}
     found = measurements.factors(raced, case)
-    medians = [one.median for one in (found.product, found.calls, found.int8, found.whole)]
-    assert medians == [2, 3, 2, 12] and found.one_call.median == 6
+    means = [one.mean for one in (found.product, found.calls, found.int8, found.whole)]
+    assert means == pytest.approx([2, 3, 2, 12]) and found.one_call.mean == pytest.approx(6)
     assert found.int8_swapped.low == found.int8_swapped.high == pytest.approx(1.2)
-    assert measurements.larger_factor(found) == "one call"
-    assert measurements.gains_by_batch(raced, [case])[1].median == 2
-    speeds = {path: spread(1 / np.array(one)) for path, one in raced[case.key].items()}
-    rows = measurements.two_by_two(backends.Race({case: speeds}, {}, {}), case, found)
+    assert measurements.largest_factor(raced, case) == "one call"
+    assert measurements.gains_by_batch(raced, [case])[1].mean == pytest.approx(2)
+    rows = measurements.two_by_two(raced, case, found)
     assert rows[1][3] == "1.20x [1.20, 1.20]" and rows[2][3] == "2.00x [2.00, 2.00]"
     assert rows[3][1:3] == ["3.00x [3.00, 3.00]", "5.00x [5.00, 5.00]"] and len(rows) == 4
+    said = measurements.sentence_on_baseline(raced, case)
+    assert "fp32 in Hugging Face's model runs at 1.20x" in said
+    assert measurements.gain_of_readers(raced, case) == pytest.approx(4)
+    assert "at 1.00x" in measurements.sentence_on_weights_only(raced, case)
+
+    raced[case.key][ONE_CALL] = [0.5, 2.5, 3.0]  # in one round int8 is the larger factor
+    found = measurements.factors(raced, case)
+    chain = found.product.mean * found.calls.mean * found.int8.mean
+    assert chain == pytest.approx(found.whole.mean)
+    assert found.int8.low < found.int8.mean < found.int8.high
+    speeds = [measurements.mean_speed(raced, case, p).mean for p in (backends.BF16_CALL, ONE_CALL)]
+    assert speeds[1] / speeds[0] == pytest.approx(found.int8.mean)  # bars agree with the factor
+    assert measurements.largest_factor(raced, case) == measurements.TOO_CLOSE
+
+
+def test_what_bytes_do_not_explain_is_laid_to_a_cache_only_where_the_ceilings_say_so():
+    stored = measurements.bytes_of_formats(models.config_of("smollm2-135m"))
+    assert "allow int8 1.88 times" in measurements.sentence_on_ceilings(1.9, stored)
+    assert "cache" not in measurements.sentence_on_ceilings(1.9, stored)
+    assert "a cache holds" in measurements.sentence_on_ceilings(2.8, stored)
+
+
+def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(monkeypatch):
+    case = Case("decode", 4, 32, 2)
+    took = {BASELINE: [4.0, 4.0], backends.BF16_CALL: [2.0, 2.0], "LLM.int8()": [8.0, 8.0]}
+    monkeypatch.setattr(kernels, "cpu_features", lambda: {"amx_bf16"})
+    (clear,) = measurements.rule({case.key: took | {ONE_CALL: [1.0, 1.2]}}, [case])
+    assert clear.word == "holds" and clear.usual.mean == pytest.approx(0.5)
+    assert "(an upper bound)" in str(clear) and "[1.67, 2.00]" in str(clear)
+    (mixed,) = measurements.rule({case.key: took | {ONE_CALL: [1.0, 1.6]}}, [case])
+    assert mixed.word == "undecided"
+    monkeypatch.setattr(kernels, "cpu_features", lambda: {"avx2"})
+    assert not clear.upper_bound  # no 16-bit instruction that the control leaves unused
 
 
 def test_a_step_of_the_product_is_judged_by_the_fastest_before_it():
-    """Packing that only undoes what it has lost is no gain."""
-    rates = dict(
-        zip(
-            ("scalar", "vectors", "packed", "packed, vectors", "dot", "tile", "groups"),
-            (1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 100.0),
-            strict=True,
-        )
-    )
-    steps = {
-        name: measurements.Rate(spread([rate]), spread([rate])) for name, rate in rates.items()
-    }
-    assert measurements.largest_step(measurements.Steps(steps, 1.0)) == "compiler's vectors"
-    steps["vectors"] = measurements.Rate(spread([2.0]), spread([2.0]))
-    assert measurements.largest_step(measurements.Steps(steps, 1.0)) == "packed order"
+    """Packing that only undoes what it has lost is no gain, and a tie has no winner."""
+
+    def steps(*rates):
+        names = ("scalar", "vectors", "packed", "packed, vectors", "dot", "tile", "groups")
+        measured = [measurements.Rate(spread([rate]), spread([rate])) for rate in rates]
+        return measurements.Steps(dict(zip(names, measured, strict=True)), 1.0)
+
+    largest = measurements.largest_step
+    assert largest(steps(1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 100.0)) == "compiler's vectors"
+    assert largest(steps(1.0, 2.0, 1.0, 9.0, 30.0, 120.0, 100.0)) == "packed order"
+    assert largest(steps(6.7, 29.7, 5.2, 13.9, 130.8, 227.1, 281.1)) == measurements.TOO_CLOSE
 
 
 def test_peers_stand_beside_our_paths_from_the_same_race(tmp_path, folder):

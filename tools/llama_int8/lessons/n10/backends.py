@@ -688,16 +688,20 @@ def record_race(
 
 
 def measured_roof(results: Results) -> dict[int, tuple[float, dict[str, float]]]:
-    """{threads: (bytes/s read, {precision that a backend multiplies in: operations/s})}, recorded."""
-    precisions = dict.fromkeys(backend.arithmetic for backend in BACKENDS.values())
+    """{threads: (bytes/s read, {precision that a backend multiplies in: operations/s})}, recorded.
+
+    The best of two bouts, between which the threads take turns.
+    """
+    precisions = list(dict.fromkeys(backend.arithmetic for backend in BACKENDS.values()))
+    meters = {count: latency.Roofs("cpu", precisions, size=1024) for count in thread_counts()}
+    for _ in range(2):
+        for count, meter in meters.items():
+            with threads(count):
+                meter.measure(5)
     roof = {}
-    for count in thread_counts():
-        with threads(count):
-            bandwidth = latency.read_bandwidth("cpu")
-            rates = {}
-            for precision in precisions:
-                rates[precision] = latency.matrix_throughput("cpu", precision, 1024, 5)
-        word = thread_word(count)
+    for count, meter in meters.items():
+        rates = dict(meter.best)
+        bandwidth, word = rates.pop("read"), thread_word(count)
         results.record(f"bandwidth.{word}", bandwidth / 1e9, "GB/s")
         for precision, rate in rates.items():
             results.record(f"throughput.{precision}.{word}", rate / 1e9, "GOP/s")

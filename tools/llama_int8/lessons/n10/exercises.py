@@ -65,16 +65,16 @@ explained_by_bytes.mistake(
         (5 * _values(1, 16), _codes(4, 16), _scales(1, 4)[0]),
     ],
     hints=[
-        "A scale per row of x: `x.abs().amax(1, keepdim=True) / 127`; then codes, as int8.",
+        "A scale per row of x: `x.abs().amax(1, keepdim=True) / 127`; then `x_codes`, as int8.",
         "Keep the scale above zero, as in `.clamp(min=1e-30)`: a row of zeros would give 0 / 0.",
-        "`int8_matmul(quantized, codes)` has the integer sums, (N, M); multiply by both scales.",
+        "`int8_matmul(x_codes, w_codes)` has the integer sums, (T, M); multiply by both scales.",
     ],
 )
-def w8a8(x, codes, scale):
-    """Rows x (N, K) times weights in int8, codes (M, K) with a scale per row (M,): (N, M)."""
-    step = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127  # (N, 1)
-    quantized = (x / step).round().to(torch.int8)  # (N, K)
-    return int8_matmul(quantized, codes) * (step * scale)
+def w8a8(x, w_codes, scale):
+    """Rows x (T, K) times weights in int8, w_codes (M, K) with a scale per row (M,): (T, M)."""
+    step = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127  # (T, 1)
+    x_codes = (x / step).round().to(torch.int8)  # (T, K)
+    return int8_matmul(x_codes, w_codes) * (step * scale)
 
 
 @w8a8.mistake("the weights' scales are missing")
@@ -105,22 +105,22 @@ def _not_quantized(x, codes, scale):
     cases=[(_codes(1, 8), _codes(4, 8)), (_codes(3, 32), _codes(5, 32))],
     hints=[
         "A loop over k from 0 to K adds one product at a time to `sum`.",
-        "Row t of the codes begins at t * K, row m of the weights at m * K.",
+        "Row t of x_codes begins at t * K, row m of w_codes at m * K.",
     ],
 )
-def scalar_product(codes, weights):
+def scalar_product(x_codes, w_codes):
     """Integer products, one number after another: (T, K) and (M, K) -> (T, M)."""
     return workshop.loop(
         """
         for (int t = 0; t < T; t++)
             for (int m = 0; m < M; m++) {
                 int sum = 0;
-                for (int k = 0; k < K; k++) sum += codes[t * K + k] * weights[m * K + k];
+                for (int k = 0; k < K; k++) sum += x_codes[t * K + k] * w_codes[m * K + k];
                 y[t * M + m] = sum;
             }
         """,
-        codes,
-        weights,
+        x_codes,
+        w_codes,
     )
 
 
@@ -201,11 +201,11 @@ def _in_rows(weights):
     ],
     hints=[
         "`dot4(sum, weights, codes)` adds to each lane of `sum` the products of 4 inputs.",
-        "The weights of vector v: `load_ints(weights + k * 32 + v * 4 * LANES)`.",
-        "Token t's four codes, in every lane: `four_codes(codes + t * K + k)`.",
+        "The weights of vector v: `load_ints(w_codes + k * 32 + v * 4 * LANES)`.",
+        "Token t's four codes, in every lane: `four_codes(x_codes + t * K + k)`.",
     ],
 )
-def tile_product(codes, packed, tokens=1):
+def tile_product(x_codes, packed, tokens=1):
     """Integer products by the processor's own instruction, a tile of 32 outputs at a time."""
     return workshop.tile(
         """
@@ -215,23 +215,23 @@ def tile_product(codes, packed, tokens=1):
         for (int k = 0; k < K; k += 4)
             for (int t = 0; t < TOKENS; t++)
                 for (int v = 0; v < VECTORS; v++)
-                    dot4(sum[t][v], load_ints(weights + k * 32 + v * 4 * LANES),
-                         four_codes(codes + t * K + k));
+                    dot4(sum[t][v], load_ints(w_codes + k * 32 + v * 4 * LANES),
+                         four_codes(x_codes + t * K + k));
         for (int t = 0; t < TOKENS; t++)
             for (int v = 0; v < VECTORS; v++) store(y + t * M + v * LANES, sum[t][v]);
         """,
-        codes,
+        x_codes,
         packed,
         tokens=tokens,
     )
 
 
-@tile_product.mistake("every token gets the codes of the first one: they begin at codes + t * K")
+@tile_product.mistake("every token gets the codes of the first one: they begin at x_codes + t * K")
 def _first_token(codes, packed, tokens=1):
     return tile_product(codes[:1].expand_as(codes).contiguous(), packed, tokens)
 
 
-@tile_product.mistake("every four inputs meet the first four weights: they lie at weights + k * 32")
+@tile_product.mistake("every four inputs meet the first four weights: they lie at w_codes + k * 32")
 def _first_weights(codes, packed, tokens=1):
     return tile_product(codes, packed[:, :1].expand_as(packed).contiguous(), tokens)
 
@@ -246,14 +246,14 @@ def _first_weights(codes, packed, tokens=1):
         (_values(2, 48), 48),
     ],
     hints=[
-        "`x.unflatten(1, (-1, size))` has the shape (N, groups, size).",
+        "`x.unflatten(1, (-1, size))` has the shape (T, groups, size).",
         "A scale per group: the largest magnitude of the last dimension, over 127, above zero.",
         "Codes are `(groups / scale).round()`; times the scale, and `.flatten(1)`.",
     ],
 )
 def round_in_groups(x, size):
-    """x (N, K), each `size` neighbours rounded to int8 with a scale of their own, and restored."""
-    groups = x.unflatten(1, (-1, size))  # (N, K / size, size)
+    """x (T, K), each `size` neighbours rounded to int8 with a scale of their own, and restored."""
+    groups = x.unflatten(1, (-1, size))  # (T, K / size, size)
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
     return ((groups / scale).round() * scale).flatten(1)
 
@@ -306,7 +306,7 @@ def _only_codes(x, size):
     ],
     rtol=1e-3,
 )
-def grouped_product(codes, a, packed, s, tokens=1):
+def grouped_product(x_codes, a, packed, s, tokens=1):
     """Products whose sums get their scales after every 32 inputs, in FP32."""
     return workshop.tile(
         """
@@ -318,8 +318,8 @@ def grouped_product(codes, a, packed, s, tokens=1):
             for (int k = 32 * g; k < 32 * (g + 1); k += 4)
                 for (int t = 0; t < TOKENS; t++)
                     for (int v = 0; v < VECTORS; v++)
-                        dot4(sum[t][v], load_ints(weights + k * 32 + v * 4 * LANES),
-                             four_codes(codes + t * K + k));
+                        dot4(sum[t][v], load_ints(w_codes + k * 32 + v * 4 * LANES),
+                             four_codes(x_codes + t * K + k));
             for (int t = 0; t < TOKENS; t++)
                 for (int v = 0; v < VECTORS; v++) {
                     Floats scale = mul(floats(a[t * G + g]), load_bf16(s + g * 32 + v * LANES));
@@ -329,7 +329,7 @@ def grouped_product(codes, a, packed, s, tokens=1):
         for (int t = 0; t < TOKENS; t++)
             for (int v = 0; v < VECTORS; v++) store(y + t * M + v * LANES, total[t][v]);
         """,
-        codes,
+        x_codes,
         packed,
         (a, s),
         tokens,
@@ -360,7 +360,7 @@ class Multiplier:
         self.weights, self.left = weights, times
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """int8 (N, K) -> FP32 (N, M). Raises TypeError for other types, RuntimeError if used up."""
+        """int8 (T, K) -> FP32 (T, M). Raises TypeError for other types, RuntimeError if used up."""
         if codes.dtype != torch.int8:
             raise TypeError(f"multiply takes int8, this is {codes.dtype}; quantize first")
         if not self.left:
@@ -386,7 +386,7 @@ class Multiplier:
     rtol=3e-4,
 )
 def two_products(x, multiply):
-    """x (N, K) times weights that take only int8, nearly as exact as 15 bits, in two products."""
+    """x (T, K) times weights that take only int8, nearly as exact as 15 bits, in two products."""
     step = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
     first = (x / step).round()
     rest = x - first * step

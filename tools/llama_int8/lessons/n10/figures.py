@@ -1,6 +1,6 @@
 """The figures of lesson 10, and the pieces of the kernel that it shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -23,7 +23,7 @@ from llama_int8.lessons.n10.backends import (
     Race,
     look,
 )
-from llama_int8.lessons.n10.measurements import APART, Cost, Factors, Steps
+from llama_int8.lessons.n10.measurements import APART, Cost, Factors, Mean, Steps, mean_speed
 from llama_int8.lessons.n10.on_gpus import Predicted
 from llama_int8.measure.statistics import Spread
 from llama_int8.models.cost import roofline
@@ -34,8 +34,8 @@ WAYS_ALT = (
     "widened to 16 bit, multiplied in 16 bit. W8A8: 1 byte, tokens rounded to int8, int8 multiplied."
 )
 DOT_ALT = (
-    "Three of sixteen lanes. In each, four unsigned bytes of weights times four signed codes of the "
-    "token are added to the sum of one output, in 32 bits."
+    "Three of sixteen lanes. In each, four unsigned bytes of one output's weights times the same four "
+    "signed codes of the token are added to the sum of this output, in 32 bits."
 )
 PACKED_ALT = (
     "Left: a matrix of 32 outputs and inputs k0 to k7. Right: the same in two blocks, k0 to k3 of all "
@@ -162,19 +162,17 @@ def drawing_ways() -> Figure:
 def drawing_dot() -> Figure:
     """One instruction: four products of bytes, added to one sum; and all lanes at once."""
     drawn, axes = canvas(WIDTH, 2.6)
-    for lane, (outputs, x) in enumerate(
-        (("output 0", 1.55), ("output 1", 3.55), ("output 15", 5.75))
-    ):
+    for lane, (output, x) in enumerate(((0, 1.55), (1, 3.55), (15, 5.75))):
         weights = matrix(axes, (x, 2.3), (1, 4), role="int8", size=(0.36, 0.3))
         codes = matrix(axes, (x, 1.75), (1, 4), role="activations", size=(0.36, 0.3))
         for k in range(4):
-            write(axes, (x + 0.36 * (k + 0.5), 2.15), f"w{k}", SMALL)
+            write(axes, (x + 0.36 * (k + 0.5), 2.15), f"{output},{k}", SMALL)
             write(axes, (x + 0.36 * (k + 0.5), 1.6), f"c{k}", SMALL)
         middle = (weights.x0 + weights.x1) / 2
         write(axes, (middle, 1.87), "times", SMALL)
-        total = box(axes, f"sum of {outputs}", (middle, 0.75), (1.4, 0.34), "neutral", SMALL)
+        total = box(axes, f"sum of output {output}", (middle, 0.75), (1.4, 0.34), "neutral", SMALL)
         arrow(axes, (middle, codes.y0), total, "+ 4 products" if lane == 0 else "")
-    write(axes, (0.7, 2.15), "unsigned\nweights", SMALL)
+    write(axes, (0.7, 2.15), "unsigned weights\n(output, input)", SMALL)
     write(axes, (0.7, 1.6), "signed codes\nof the token", SMALL)
     write(axes, (0.7, 0.75), "32 bits", SMALL)
     write(axes, (5.32, 2.15), "...")
@@ -223,8 +221,8 @@ def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | Non
     drawn, axes = figure(2, figsize=(9.5, 3.7), sharey=True)
     names = list(rates)
     panels = (
-        ([r.read for r in rates.values()], measured.reading, "weights read, GB/s: 1 token"),
-        ([r.operations for r in rates.values()], rate / 1e9, "GOP/s: 64 tokens"),
+        ([r.read for r in rates.values()], measured.reading, "1 token: GB/s of weights"),
+        ([r.operations for r in rates.values()], rate / 1e9, "64 tokens: GOP/s"),
     )
     for panel, (values, ceiling, label) in zip(axes, panels, strict=True):
         middle = np.array([v.median for v in values])
@@ -232,17 +230,22 @@ def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | Non
         panel.barh(names, middle, xerr=ends, color=COLOURS["int8"], edgecolor="white",
                    error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
         for row, value in enumerate(values):
-            panel.annotate(f"{value.median:.1f}", (value.high, row), (4, 0), va="center",
-                           textcoords="offset points", fontsize=8)  # fmt: skip
-        panel.axvline(ceiling, color="black", linestyle="--")
+            panel.annotate(f"{value.median:.1f}", (value.high, row), (4, 0), va="center", zorder=4,
+                           textcoords="offset points", fontsize=8,
+                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        panel.axvline(ceiling, color="black", linestyle="--",
+                      label="only reading (left), PyTorch's int8 product (right)")  # fmt: skip
         panel.set_xlim(0, 1.18 * max(ceiling, max(v.high for v in values)))
-        panel.set_xlabel(f"{label} (dashed: measured ceiling)")
+        panel.set_xlabel(label)
         panel.grid(axis="y", visible=False)
-        gain = middle[-1] / middle[0]
-        panel.set_title(f"First step to last: {gain:,.0f} times")
+        gain = middle[-1] / max(middle[: names.index("3 dot instruction")])
+        panel.set_title(f"Last step: {gain:.1f} times the fastest loop")
     if without_tiles is not None:
-        axes[1].axvline(without_tiles[1] / 1e9, color="black", linestyle=":")
+        axes[1].axvline(without_tiles[1] / 1e9, color="black", linestyle=":",
+                        label="PyTorch's int8 product without AMX")  # fmt: skip
     axes[0].invert_yaxis()
+    handles, labels = axes[1].get_legend_handles_labels()
+    drawn.legend(handles, labels, fontsize=8, ncols=2, loc="outside lower center")
     return drawn
 
 
@@ -277,48 +280,58 @@ def sharing(costs: Mapping[str, Cost]) -> Figure:
     for name, across, high in zip(both, x, y, strict=True):
         short = name.removeprefix("groups of ") if "groups" in name else "whole row"
         axes[1].annotate(short, (across, high), (5, 6), textcoords="offset points", fontsize=8)
+    only = costs[APART[1]]
+    axes[1].plot(only.bytes_per_weight, 1e3 * only.kl.mean, "o", color="white",
+                 markeredgecolor=COLOURS["int8"])  # fmt: skip
+    axes[1].annotate("32, only\nactivations", (only.bytes_per_weight, 1e3 * only.kl.mean), (0, -6),
+                     textcoords="offset points", fontsize=8, ha="center", va="top")  # fmt: skip
     axes[1].set_ylim(0)
     axes[1].margins(x=0.12)
-    axes[1].set_xlabel("bytes per weight, its share of a scale in 16 bit included")
+    axes[1].set_xlabel("bytes per weight, its share of a 16-bit scale included")
     axes[1].set_ylabel("KL from FP32, thousandths of a nat")
     kept = costs["groups of 32"].kl.mean / max(costs[both[0]].kl.mean, 1e-9)
-    axes[1].set_title(f"Groups of 32 leave {kept:.0%} of the whole row's cost")
+    axes[1].set_title(f"Groups of 32 for both leave {kept:.0%} of the KL")
     return drawn
 
 
-def waterfall(race: Race, case: Case, yours: str, factors: Factors) -> Figure:
-    """From Hugging Face's bf16 to int8 in one call, each path beside its ceiling."""
+def waterfall(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, yours: str, factors: Factors
+) -> Figure:
+    """From Hugging Face's bf16 to int8 in one call, each path beside its ceiling.
+
+    Bars are geometric means over rounds, as the factors are, so that their quotients are the factors.
+    The learner's layers stand apart: they are no step of this chain.
+    """
     names = {
         BASELINE: "bf16\nHugging Face",
-        yours: "your W8A8 layers\nHugging Face",
         BF16_SWAPPED: "bf16, our product\nHugging Face",
         BF16_CALL: "bf16\none call",
         ONE_CALL: "int8\none call",
+        yours: "beside it: your\nW8A8, Hugging Face",
     }
-    in_8_bits = [BACKENDS[path].in_8_bits for path in names]
-    colours = [COLOURS["int8" if int8 else "bf16"] for int8 in in_8_bits]
+    places = [0, 1, 2, 3, 4.5]
     drawn, axes = figure(figsize=(9, 4.2))
-    speeds = [race.speeds[case][path] for path in names]
-    middle = np.array([s.median for s in speeds])
-    ends = np.array([[s.median - s.low, s.high - s.median] for s in speeds]).T
-    bars = axes.bar(list(names.values()), middle, yerr=ends, color=colours, edgecolor="white",
-                    capsize=3)  # fmt: skip
-    for bar, int8 in zip(bars, in_8_bits, strict=True):
-        bar.set_hatch("//" if int8 else "")
-    tops = [race.speeds[case][f"{READING}{BACKENDS[path].stored}"].median for path in names]
-    for number, (path, top) in enumerate(zip(names, tops, strict=True)):
-        label = "ceiling: only reading the bytes" if number == 0 else None
-        axes.hlines(top, number - 0.42, number + 0.42, color="black", linestyle="--", label=label)
-        text = f"{middle[number]:.0f}: {race.shares[case][path]:.0%} of it"
-        axes.annotate(text, (number, speeds[number].high), (0, 5), ha="center", va="bottom",
+    speeds = [mean_speed(seconds, case, path) for path in names]
+    tops = [mean_speed(seconds, case, f"{READING}{BACKENDS[path].stored}").high for path in names]
+    for place, path, speed, top in zip(places, names, speeds, tops, strict=True):
+        int8 = BACKENDS[path].in_8_bits
+        ends = [[speed.mean - speed.low], [speed.high - speed.mean]]
+        axes.bar(place, speed.mean, yerr=ends, color=COLOURS["int8" if int8 else "bf16"],
+                 hatch="//" if int8 else "", edgecolor="white", capsize=3)  # fmt: skip
+        label = "ceiling: only reading the bytes" if place == 0 else None
+        axes.hlines(top, place - 0.42, place + 0.42, color="black", linestyle="--", label=label)
+        text = f"{speed.mean:.0f}: {speed.mean / top:.0%} of it"
+        axes.annotate(text, (place, speed.high), (0, 5), ha="center", va="bottom",
                       textcoords="offset points", fontsize=9,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    axes.set_ylim(0, 1.15 * max(*tops, *middle))
+    axes.axvline(3.75, color="#949494", linewidth=1)
+    axes.set_xticks(places, list(names.values()))
+    axes.set_ylim(0, 1.15 * max(*tops, *(speed.high for speed in speeds)))
     axes.set_ylabel("decode, tokens/s")
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, loc="upper left")
     steps = (("Our product", "product"), ("one call", "calls"), ("int8", "int8"))
-    parts = [f"{word}: {getattr(factors, name).median:.1f} times" for word, name in steps]
+    parts = [f"{word}: {getattr(factors, name).mean:.2f} times" for word, name in steps]
     axes.set_title("; then ".join(parts))
     return drawn
 
@@ -345,7 +358,7 @@ def paths(race: Race, case: Case) -> Figure:
     return drawn
 
 
-def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Spread]) -> Figure:
+def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Mean]) -> Figure:
     """Decode tokens/s of the whole batch by path, over the batch.
 
     `gains`: {batch: int8 over bf16, both in one call}.
@@ -369,7 +382,7 @@ def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Spre
     axes.set_xlabel("sequences in the batch")
     axes.set_ylabel("decode, tokens/s of the whole batch (log)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    first, last = (gains[k].median for k in (x[0], x[-1]))
+    first, last = (gains[k].mean for k in (x[0], x[-1]))
     axes.set_title(
         f"Both in one call, int8 is {first:.1f}x bf16 at batch {x[0]}, {last:.1f}x at batch {x[-1]}"
     )

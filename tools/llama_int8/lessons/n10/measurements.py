@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from llama_int8.lessons.n10.backends import (
     BF16_SWAPPED,
     ONE_CALL,
     OWN,
+    READING,
     SWAPPED,
     Case,
     Race,
@@ -36,7 +38,7 @@ from llama_int8.measure import latency, memory
 from llama_int8.measure.memory import weight_memory
 from llama_int8.measure.results import Results
 from llama_int8.measure.statistics import PairedDifference, Spread, paired_bootstrap, spread
-from llama_int8.models.cost import weight_bytes
+from llama_int8.models.cost import forward_bytes, weight_bytes
 from llama_int8.processor import processor
 from llama_int8.profiles import Settings
 from llama_int8.quantization.cpu import kernels
@@ -57,6 +59,8 @@ STEPS = [
     "tile of tokens",
     "scale per group",
 ]
+TOO_CLOSE = "too close to call"
+FACTORS = ("our product", "one call", "int8")  # the chain from Hugging Face's bf16 on
 SIZES = (None, 128, 64, 32, 16)  # inputs that share a scale; None: all of the row
 IN_FLOATS = 0  # inputs that share a scale, where an operand is not rounded
 APART = ("weights in groups of 32", "activations in groups of 32")  # the other with one scale
@@ -67,7 +71,7 @@ PREDICTS = {
     "avx512_bf16": "32 bf16 products per instruction: bf16 is a strong baseline",
     "amx_bf16": "whole tiles of bf16, in PyTorch's own products: bf16 may win every prefill",
     "amx_int8": "whole tiles of int8, used only by PyTorch's own product",
-    "avx512_fp16": "arithmetic in FP16; without it FP16 is converted to FP32 all the time",
+    "avx512_fp16": "arithmetic in FP16, for products that use it; others convert to FP32",
     "asimddp": "ARM: 16 products and their sums in one instruction, `sdot`; both operands signed",
 }
 Product = Callable[..., Tensor]
@@ -119,11 +123,14 @@ def kernel_rates(results: Results) -> dict[int, float]:
     return rates
 
 
-def without_tiles(results: Results) -> tuple[float, float] | None:
+def without_tiles(
+    results: Results, roof: Mapping[int, tuple[float, dict[str, float]]]
+) -> tuple[float, float] | None:
     """Operations/s of PyTorch's int8 product on one thread: as it is, and held to AVX-512 VNNI.
 
-    None where the processor has no tiles (AMX), so that there is nothing to hold back. oneDNN, which
-    multiplies for PyTorch, asks once what it may use: hence processes of their own.
+    A roof is the best run: one that is faster here than in `roof` replaces it there. None where the
+    processor has no tiles (AMX), so that there is nothing to hold back. oneDNN, which multiplies for
+    PyTorch, asks once what it may use: hence processes of their own.
     """
     if "amx_int8" not in kernels.cpu_features():
         return None
@@ -139,8 +146,11 @@ def without_tiles(results: Results) -> tuple[float, float] | None:
         if done.returncode:
             return None
         rates.append(float(done.stdout.split()[-1]))
+    best = roof[1][1]
+    best["int8"] = max(best["int8"], rates[0])
+    results.record("throughput.int8.one", best["int8"] / 1e9, "GOP/s")
     results.record("throughput.int8 without AMX.one", rates[1] / 1e9, "GOP/s", kind="timing")
-    return rates[0], rates[1]
+    return best["int8"], rates[1]
 
 
 def sentence_on_instruction(rates: tuple[float, float] | None) -> str:
@@ -437,21 +447,45 @@ def name_of(case: Case) -> str:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Geometric mean over rounds, with the least and the largest of them.
+
+    Such means of ratios multiply up, as the ratios of one round do. Medians need not.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_rounds(values: np.ndarray) -> Mean:
+    """Geometric mean, least and largest of values above zero, one a round."""
+    values = np.asarray(values, np.float64)
+    mean = float(np.exp(np.log(values).mean()))
+    return Mean(mean, float(values.min()), float(values.max()), values.size)
+
+
+@dataclass(frozen=True)
 class Ruling:
     """One case: the best int8 against the best of FP32, FP16 and bf16."""
 
     case: Case
     int8: str
     full: str
-    ratio: Spread  # seconds of the best full precision over those of the best int8
-    usual: Spread  # the same for LLM.int8()
+    ratio: Mean  # seconds of the best full precision over those of the best int8
+    usual: Mean  # Hugging Face's bf16 over LLM.int8(), both in its calls
 
     @property
     def word(self) -> str:
-        """Whether int8 is much faster, by the middle half of the rounds."""
-        if self.ratio.low > MUCH:
-            return "holds"
-        return "undecided" if self.ratio.high > MUCH else "fails"
+        """Whether int8 is much faster, by all rounds."""
+        return _much(self.ratio.low, self.ratio.high)
+
+    @property
+    def upper_bound(self) -> bool:
+        """In a batch, where arithmetic counts, against a control without this processor's bf16."""
+        there = {"avx512_bf16", "amx_bf16"} & set(kernels.cpu_features())
+        return self.case.batch > 1 and self.full == BF16_CALL and bool(there)
 
     def __str__(self) -> str:
         words = {
@@ -461,9 +495,17 @@ class Ruling:
         }
         return (
             f"{name_of(self.case).capitalize()}: int8 {words[self.word]}. {self.int8} runs at "
-            f"{self.ratio.median:.2f} times the speed of {self.full}, the best of 16 bit and FP32; "
-            f"LLM.int8() at {self.usual.median:.2f} times."
+            f"{ratio_of(self.ratio)} the speed of {self.full}, the best of 16 bit and FP32"
+            f"{' (an upper bound)' if self.upper_bound else ''}. LLM.int8() runs at "
+            f"{ratio_of(self.usual)} that of {BASELINE}, both in Hugging Face's calls."
         )
+
+
+def _much(low: float, high: float) -> str:
+    """Whether a speed-up is `MUCH`, by its ends."""
+    if low > MUCH:
+        return "holds"
+    return "undecided" if high > MUCH else "fails"
 
 
 def rule(
@@ -479,7 +521,8 @@ def rule(
             min((p for p in took if backends.BACKENDS[p].in_8_bits is group), key=_median_of(took))
             for group in (True, False)
         )
-        ratio, usual = (spread(took[full] / took[path]) for path in (int8, LLM_INT8))
+        ratio = mean_over_rounds(took[full] / took[int8])
+        usual = mean_over_rounds(took[BASELINE] / took[LLM_INT8])
         rulings.append(Ruling(case, int8, full, ratio, usual))
     return rulings
 
@@ -488,10 +531,10 @@ def _median_of(took: Mapping[str, np.ndarray]) -> Callable[[str], float]:
     return lambda path: float(np.median(took[path]))
 
 
-def on_trial(results: Results, rulings: Sequence[Ruling]) -> None:
-    """The hypothesis, its measurement and its verdict."""
-    best = [ruling.ratio.median for ruling in rulings]
-    usual = [ruling.usual.median for ruling in rulings]
+def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -> None:
+    """The hypothesis, its measurement and its verdict, which is about this model."""
+    best = [ruling.ratio.mean for ruling in rulings]
+    usual = [ruling.usual.mean for ruling in rulings]
     by_word = {
         word: [name_of(r.case) for r in rulings if r.word == word]
         for word in ("holds", "undecided", "fails")
@@ -501,45 +544,54 @@ def on_trial(results: Results, rulings: Sequence[Ruling]) -> None:
         verdict = "holds" if len(by_word["holds"]) == len(rulings) else "holds only if"
     elif by_word["undecided"]:
         verdict = "undecided here"
+    millions = weight_bytes(config, "bf16").total / 2e6  # two bytes per parameter
+    size = f"this model of {millions:,.1f} million parameters"
+    because = f"'Much faster' is taken as {MUCH} times, for {size}. True for"
+    if verdict == "holds only if":  # the sentence goes on
+        because = f"it is {size} in one of these cases, with {MUCH} times as 'much faster'"
     parts = [
         f"{said}: {'; '.join(by_word[word])}."
         for word, said in (
-            ("holds", "True for"),
+            ("holds", because),
             ("fails", "Not for"),
             ("undecided", "Undecided for"),
         )
         if by_word[word]
     ]
+    if not by_word["holds"]:
+        parts.insert(0, because.removesuffix(" True for"))
+    if any(ruling.upper_bound and ruling.word == "holds" for ruling in rulings):
+        parts.append("In batches the factors are upper bounds.")
     put_on_trial(
         results,
         "int8-faster-on-cpu",
         f"{results.model}, all threads, against the best of FP32, FP16 and bf16 in each case: the best "
-        f"int8 {min(best):.2f} to {max(best):.2f} times as fast, LLM.int8() {min(usual):.2f} to "
-        f"{max(usual):.2f} times.",
+        f"int8 {min(best):.2f} to {max(best):.2f} times as fast. LLM.int8() against bf16, both in "
+        f"Hugging Face's calls: {min(usual):.2f} to {max(usual):.2f} times.",
         verdict,
-        f"'Much faster' is taken as {MUCH} times. {' '.join(parts)}",
+        " ".join(parts),
     )
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Speed-ups of one decode case, each of them the spread of ratios within a round."""
+    """Speed-ups of one decode case, each of them the mean of ratios within a round."""
 
-    product: Spread  # our bf16 product over PyTorch's, both in Hugging Face's model
-    calls: Spread  # one call over Hugging Face's calls, both with our bf16 product
-    int8: Spread  # int8 over bf16, both in one call
-    one_call: Spread  # bf16 in one call over Hugging Face's bf16: `product` and `calls`
-    whole: Spread  # int8 in one call over Hugging Face's bf16: all of them
-    int8_swapped: Spread  # int8 over bf16, both our products in Hugging Face's model
-    calls_int8: Spread  # one call over Hugging Face's calls, both with our int8 product
+    product: Mean  # our bf16 product over PyTorch's, both in Hugging Face's model
+    calls: Mean  # one call over Hugging Face's calls, both with our bf16 product
+    int8: Mean  # int8 over bf16, both in one call
+    one_call: Mean  # bf16 in one call over Hugging Face's bf16: `product` and `calls`
+    whole: Mean  # int8 in one call over Hugging Face's bf16: all of them
+    int8_swapped: Mean  # int8 over bf16, both our products in Hugging Face's model
+    calls_int8: Mean  # one call over Hugging Face's calls, both with our int8 product
 
 
 def factors(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> Factors:
     """The steps from Hugging Face's bf16 to int8 in one call, apart."""
     took = {path: np.array(s) for path, s in seconds[case.key].items()}
 
-    def times(slow: str, fast: str) -> Spread:
-        return spread(took[slow] / took[fast])
+    def times(slow: str, fast: str) -> Mean:
+        return mean_over_rounds(took[slow] / took[fast])
 
     return Factors(
         product=times(BASELINE, BF16_SWAPPED),
@@ -557,14 +609,21 @@ def record_factors(results: Results, found: Factors) -> None:
     for field in fields(found):
         one = getattr(found, field.name)
         ends = {"low": one.low, "high": one.high, "n": one.n}
-        results.record(f"factor.{field.name}", one.median, "x", kind="timing", **ends)
+        results.record(f"factor.{field.name}", one.mean, "x", kind="timing", **ends)
 
 
-def two_by_two(race: Race, case: Case, found: Factors) -> list[list[str]]:
+def mean_speed(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, path: str) -> Mean:
+    """Tokens/s; ratios of such means are the means of the ratios within rounds."""
+    return mean_over_rounds(backends.tokens_per_second(case, seconds[case.key][path]))
+
+
+def two_by_two(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, found: Factors
+) -> list[list[str]]:
     """Rows: calls and product, tokens/s of bf16 and int8, and int8 over bf16; then the calls' factor."""
 
     def speed(path: str) -> str:
-        return f"{race.speeds[case][path].median:.1f}"
+        return f"{mean_speed(seconds, case, path).mean:.1f}"
 
     return [
         ["Hugging Face's calls, PyTorch's product", speed(BASELINE), "-", "-"],
@@ -576,9 +635,9 @@ def two_by_two(race: Race, case: Case, found: Factors) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def ratio_of(one: Spread) -> str:
-    """A ratio's median and middle half."""
-    return f"{one.median:.2f}x [{one.low:.2f}, {one.high:.2f}]"
+def ratio_of(one: Mean) -> str:
+    """A ratio's mean, with its least and its largest round."""
+    return f"{one.mean:.2f}x [{one.low:.2f}, {one.high:.2f}]"
 
 
 # ---- peers
@@ -685,39 +744,116 @@ def costlier(costs: Mapping[str, Cost]) -> str:
 
 
 def sentence_on_sharing(costs: Mapping[str, Cost]) -> str:
-    """What the usual size keeps, and what half of it would buy for its bytes."""
+    """What groups buy for one operand, for both, and at half the size, and their bytes."""
     whole = costs["one scale per row and token"]
     at = {size: costs[f"groups of {size}"] for size in SIZES if size}
+    weights, activations = (costs[name] for name in APART)
     return (
         f"One scale per row and token: KL {whole.kl.mean:.4f}, the same likeliest token in "
-        f"{whole.same:.1%}. Groups of 32: {at[32].kl.mean:.4f} and {at[32].same:.1%}, for "
-        f"{at[32].bytes_per_weight - 1:.1%} more bytes. Groups of 16: {at[16].kl.mean:.4f}, for "
-        f"{at[16].bytes_per_weight - 1:.1%}. With groups of 32 for one operand and one scale for the "
-        f"other: {costs[APART[0]].kl.mean:.4f} for the weights, {costs[APART[1]].kl.mean:.4f} for the "
-        "activations."
+        f"{whole.same:.1%}. Groups of 32 only for activations: {activations.kl.mean:.4f}, for no more "
+        f"bytes of weights; only for weights: {weights.kl.mean:.4f}, for "
+        f"{weights.bytes_per_weight - 1:.1%} more; for both: {at[32].kl.mean:.4f} and "
+        f"{at[32].same:.1%}. Groups of 16 for both: {at[16].kl.mean:.4f}, for "
+        f"{at[16].bytes_per_weight - 1:.1%} more."
     )
 
 
 def largest_step(steps: Steps) -> str:
-    """The step with the largest factor over the fastest before it, for many tokens."""
-    speed = [rate.operations.median for rate in steps.rates.values()]
-    scalar, vectors, packed, packed_vectors, dot, tiled, grouped = speed
-    by_step = (vectors, max(packed, packed_vectors), dot, tiled, grouped)
-    before = np.maximum.accumulate([scalar, *by_step])
-    return STEPS[int(np.argmax(by_step / before[:-1]))]
+    """The step with the largest factor over the fastest before it, for many tokens.
+
+    Too close to call where the next one comes within 10 % of it, or their middle halves overlap.
+    """
+    speeds = [rate.operations for rate in steps.rates.values()]
+    fastest, vectors, packed, packed_vectors, *others = speeds
+    by_step = (vectors, max(packed, packed_vectors, key=_median), *others)
+    factors = []  # (median, low, high, name)
+    for name, one in zip(STEPS, by_step, strict=True):
+        ends = one.low / fastest.high, one.high / fastest.low
+        factors.append((one.median / fastest.median, *ends, name))
+        fastest = max(fastest, one, key=_median)
+    second, first = sorted(factors)[-2:]
+    clear = first[0] > 1.1 * second[0] and first[1] > second[2]
+    return first[3] if clear else TOO_CLOSE
 
 
-def larger_factor(found: Factors) -> str:
-    """Which of the two jumps is the larger one."""
-    return "one call" if found.one_call.median > found.int8.median else "int8"
+def _median(one: Spread) -> float:
+    return one.median
+
+
+def largest_factor(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> str:
+    """Which of `FACTORS` is the largest in every round; where none is, it is too close to call."""
+    took = seconds[case.key]
+    chain = (BASELINE, BF16_SWAPPED, BF16_CALL, ONE_CALL)
+    rounds = np.array([np.array(took[a]) / np.array(took[b]) for a, b in pairwise(chain)])
+    largest = set(rounds.argmax(0))  # one for each round
+    return FACTORS[int(largest.pop())] if len(largest) == 1 else TOO_CLOSE
 
 
 def sentence_on_factors(found: Factors) -> str:
     """The factors of which the whole speed-up is made."""
     return (
-        f"Int8 in one call over Hugging Face's bf16: {ratio_of(found.whole)}. Taken apart: our bf16 "
-        f"product {ratio_of(found.product)}, one call {ratio_of(found.calls)}, int8 "
+        f"Int8 in one call over Hugging Face's bf16: {ratio_of(found.whole)}. It is the product of "
+        f"three: our product {ratio_of(found.product)}, one call {ratio_of(found.calls)}, int8 "
         f"{ratio_of(found.int8)}."
+    )
+
+
+def sentence_on_baseline(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> str:
+    """The fastest that Hugging Face's model is without int8, and int8 in one call over that."""
+    took = {path: np.array(s) for path, s in seconds[case.key].items()}
+    best = min(("fp32", "fp16", BASELINE), key=_median_of(took))
+    over = ratio_of(mean_over_rounds(took[best] / took[ONE_CALL]))
+    if best == BASELINE:
+        return f"{BASELINE} is Hugging Face's fastest format here: the baseline is its best."
+    slower = ratio_of(mean_over_rounds(took[BASELINE] / took[best]))
+    return (
+        f"{BASELINE} is a weak baseline here: {best} in Hugging Face's model runs at {slower} its "
+        f"speed. Over {best}, int8 in one call runs at {over}."
+    )
+
+
+def gain_of_readers(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> float:
+    """How much higher the measured ceiling of int8-fast is than that of bf16: the fastest rounds."""
+    slow, fast = (min(seconds[case.key][f"{READING}{kind}"]) for kind in ("bf16", "int8-fast"))
+    return slow / fast
+
+
+def sentence_on_ceilings(gain: float, stored: Mapping[str, Any]) -> str:
+    """What bytes allow from memory, beside the ceilings' own ratio, see `gain_of_readers`."""
+    allowed = stored["bf16"].read_per_token / stored["int8-fast"].read_per_token
+    why = "."
+    if gain > 1.1 * allowed:
+        why = ", more than bytes give: a cache holds a larger part of the smaller model."
+    return (
+        f"From memory, bytes allow int8 {allowed:.2f} times. Here the program that only reads was "
+        f"{gain:.2f} times as fast with int8's bytes as with bf16's{why}"
+    )
+
+
+def sentence_on_weights_only(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case
+) -> str:
+    """What the integer product adds to int8 weights, both in Hugging Face's calls."""
+    took = {path: np.array(seconds[case.key][path]) for path in ("weights only", SWAPPED)}
+    over = mean_over_rounds(took["weights only"] / took[SWAPPED])
+    return (
+        f"In Hugging Face's calls, {SWAPPED} runs at {ratio_of(over)} the speed of weights only, which "
+        "multiplies in 16 bit."
+    )
+
+
+def sentence_on_profile(
+    profiled: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    case: Case,
+) -> str:
+    """Milliseconds of a bf16 step in the profile beside those in the race."""
+    bar = 1e3 * sum(value for part, value in profiled[BASELINE].items() if part != "count")
+    raced = 1e3 * float(np.median(seconds[case.key][BASELINE]))
+    return (
+        f"A step of {BASELINE}: {bar:.0f} ms in the profile, {raced:.0f} ms in the race. The bar is the "
+        "fastest of a few calls at one moment (or the profiled call, if its parts add up to more); "
+        "the race has the median of its rounds."
     )
 
 
@@ -725,13 +861,15 @@ def sentence_on_bytes(
     found: Factors,
     stored: Mapping[str, Any],
     explained: Callable[[float, float, float], tuple[float, float]],
+    gain: float,
 ) -> str:
-    """Int8's factor beside what the bytes allow, by the learner's function."""
+    """Int8's factor beside what the bytes allow, by the learner's function, and the ceilings'."""
     read = [stored[name].read_per_token for name in ("bf16", "int8-fast")]
-    allowed, left = explained(found.int8.median, *read)
+    allowed, left = explained(found.int8.mean, *read)
     return (
-        f"Int8 gives {ratio_of(found.int8)}, both in one call. Bytes allow {allowed:.2f}; the factor "
-        f"that is left is {left:.2f}."
+        f"Int8 gives {ratio_of(found.int8)}, both in one call. From memory, bytes allow "
+        f"{allowed:.2f}, which leaves {left:.2f} for everything else. The measured ceilings differ "
+        f"by {gain:.2f}."
     )
 
 
@@ -740,11 +878,13 @@ def sentence_on_quality(quality: Mapping[str, Quality]) -> str:
     int8 = [path for path in quality if backends.BACKENDS[path].in_8_bits]
     near, far = (end(int8, key=lambda path: quality[path].kl.mean) for end in (min, max))
     least = 1e-9  # a model that rounding does not change
-    ratio = quality[near].kl.mean / max(quality[BASELINE].kl.mean, least)
+    over = {path: quality[near].kl.mean / max(quality[path].kl.mean, least)
+            for path in (BASELINE, BF16_CALL)}  # fmt: skip
     further = quality[far].kl.mean / max(quality[near].kl.mean, least)
     return (
-        f"Nearest to FP32 of the int8 paths is {near}, with {ratio:.1f} times the KL of bf16 itself; "
-        f"furthest is {far}, with {further:.0f} times as much as that."
+        f"Nearest to FP32 of the int8 paths is {near}, with {over[BASELINE]:.1f} times the KL of bf16 "
+        f"in Hugging Face's model and {over[BF16_CALL]:.0f} times that of {BF16_CALL}; furthest is "
+        f"{far}, with {further:.0f} times as much as that."
     )
 
 
@@ -801,21 +941,59 @@ def record_layers(
     return ratios, reading
 
 
-def by_batch(race: Race, cases: Sequence[Case]) -> dict[str, dict[int, Spread]]:
+def sentence_on_layers(ratios: Mapping[int, Mapping[str, Mapping[str, Spread]]]) -> str:
+    """Single layers of int8-fast over bf16: ruled as paths are for one token, and their range for 64."""
+    said = {"holds": "is much faster", "undecided": "is undecided", "fails": "is not much faster"}
+    parts = []
+    for layer, kinds in ratios[1].items():
+        one = kinds["int8-fast"]
+        word = said[_much(one.low, one.high)]
+        parts.append(f"{layer} {word}, {one.median:.2f}x [{one.low:.2f}, {one.high:.2f}]")
+    many = [kinds["int8-fast"].median for kinds in ratios[64].values()]
+    return (
+        f"One token, int8-fast over bf16, by middle halves: {'; '.join(parts)}. 64 tokens: "
+        f"{min(many):.2f}x to {max(many):.2f}x."
+    )
+
+
+def by_context(
+    config: LlamaConfig,
+    race: Race,
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    shown: Sequence[str],
+) -> list[list[str]]:
+    """Rows: context, bf16's tokens/s, paths over bf16, int8's own factor, and what bytes allow."""
+    rows = []
+    for case in cases:
+        ratios = [f"{race.over_bf16[case][path].median:.2f}x" for path in shown]
+        read = [
+            forward_bytes(config, kind, 1, case.tokens, case.batch)
+            for kind in ("bf16", "int8-fast")
+        ]
+        speed = f"{race.speeds[case][BASELINE].median:.1f}"
+        own = ratio_of(factors(seconds, case).int8)
+        rows.append([case.tokens, speed, *ratios, own, f"{read[0] / read[1]:.2f}x"])
+    return rows
+
+
+def by_batch(
+    race: Race, cases: Sequence[Case], paths: Sequence[str] = backends.PATHS
+) -> dict[str, dict[int, Spread]]:
     """{path: {batch: tokens/s}} of decoding after the shortest context."""
     decode = [case for case in cases if case.phase == "decode"]
     short = decode[0].tokens
     lines: dict[str, dict[int, Spread]] = {}
     for case in decode:
         for path, speed in race.speeds[case].items():
-            if case.tokens == short and path in backends.PATHS:
+            if case.tokens == short and path in paths:
                 lines.setdefault(path, {})[case.batch] = speed
     return lines
 
 
 def gains_by_batch(
     seconds: Mapping[str, Mapping[str, Sequence[float]]], cases: Sequence[Case]
-) -> dict[int, Spread]:
+) -> dict[int, Mean]:
     """{batch: int8 over bf16, both in one call} after the shortest context, within a round."""
     decode = [case for case in cases if case.phase == "decode"]
     short = decode[0].tokens

@@ -27,7 +27,7 @@ SCALAR = "-fno-tree-vectorize -fno-tree-slp-vectorize"  # one number after anoth
 WRITTEN_OUT = "--param max-completely-peeled-insns=2000 --param max-completely-peel-times=16"
 LOOP = r"""
 #include <cstdint>
-extern "C" void product(const int8_t* codes, const WEIGHT* weights, int32_t* y, int T, int M, int K) {
+extern "C" void product(const int8_t* x_codes, const WEIGHT* w_codes, int32_t* y, int T, int M, int K) {
 #line 1 "your lines"
 %s
 }
@@ -42,7 +42,7 @@ static inline void store(int32_t* p, Ints v) { std::memcpy(p, &v, sizeof v); }
 static inline void store(float* p, Floats v) { store_floats(p, v); }
 
 template <int TOKENS>
-static void tile(const int8_t* codes, const int32_t* start, const float* a, const uint8_t* weights,
+static void tile(const int8_t* x_codes, const int32_t* start, const float* a, const uint8_t* w_codes,
                  const uint16_t* s, RESULT* y, int M, int K) {
     constexpr int VECTORS = 32 / LANES;
     const int G = K / 32;
@@ -51,20 +51,20 @@ static void tile(const int8_t* codes, const int32_t* start, const float* a, cons
 %s
 }
 
-extern "C" void product(const int8_t* codes, const float* a, const uint8_t* weights,
+extern "C" void product(const int8_t* x_codes, const float* a, const uint8_t* w_codes,
                         const uint16_t* s, RESULT* y, int T, int M, int K, int tokens) {
     const int G = K / 32, starts = s ? G : 1, each = K / starts;
     std::vector<int32_t> start(T * starts);
     for (int i = 0; i < T * starts; i++) {
         int sum = 0;
-        for (int k = 0; k < each; k++) sum += codes[i * each + k];
+        for (int k = 0; k < each; k++) sum += x_codes[i * each + k];
         start[i] = -OFFSET * sum;
     }
     for (int b = 0; b < M / 32; b++)
         for (int t = 0; t < T;) {
             const bool whole = tokens > 1 && T - t >= MOST;
             (whole ? tile<MOST> : tile<1>)(
-                codes + t * K, start.data() + t * starts, a + t * G, weights + int64_t(b) * 32 * K,
+                x_codes + t * K, start.data() + t * starts, a + t * G, w_codes + int64_t(b) * 32 * K,
                 s + int64_t(b) * 32 * G, y + int64_t(t) * M + b * 32, M, K);
             t += whole ? MOST : 1;
         }
@@ -77,8 +77,9 @@ TYPES = {torch.int8: "int8_t", torch.uint8: "uint8_t"}
 def loop(body: str, codes: Tensor, weights: Tensor) -> Tensor:
     """Integer products by the learner's loops, (T, K) and (M, K) -> int32 (T, M).
 
-    `weights`: int8 (M, K), or packed, uint8 (M / 32, K / 4, 32, 4). One number after another, but
-    within `compilers_vectors`. Gives `...` for a body that still has a line of three dots.
+    In C++ they are `x_codes` and `w_codes`, and the sums are `y`. `weights`: int8 (M, K), or packed,
+    uint8 (M / 32, K / 4, 32, 4). One number after another, but within `compilers_vectors`.
+    Gives `...` for a body that still has a line of three dots.
     """
     if _is_blank(body):
         return ...
@@ -101,10 +102,10 @@ def tile(
 ) -> Tensor:
     """Products tile by tile: the learner's lines compute one tile, the frame goes through all.
 
-    codes int8 (T, K); packed uint8 (M / 32, K / 4, 32, 4). `scales`: of codes FP32 (T, K / 32) and of
-    weights bf16 (M / 32, K / 32, 32); without them the result is int32 (T, M). `tokens`: in a tile,
-    1, or more: then as many as the processor's
-    registers hold, where there are so many.
+    codes int8 (T, K), packed uint8 (M / 32, K / 4, 32, 4); in C++ `x_codes` and `w_codes`. `scales`:
+    of codes FP32 (T, K / 32) and of weights bf16 (M / 32, K / 32, 32); without them the result is
+    int32 (T, M). `tokens`: in a tile, 1, or more: then as many as the processor's registers hold,
+    where there are so many.
     """
     if _is_blank(body):
         return ...
