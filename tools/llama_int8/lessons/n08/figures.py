@@ -286,13 +286,13 @@ WORDS, CELLS = ("Question", "Answer:", "use", "a", "spoon"), 8
 
 def _added_up(cells: Sequence[tuple[int, int]], name: str, note: str) -> tuple[Figure, Axes]:
     """The logits of one question and answer, with the cells marked that a rule adds up."""
-    drawn, axes = canvas(WIDTH, 2.85, "Which numbers make the score of an answer?")
+    drawn, axes = canvas(WIDTH, 3.05, "Which numbers make the score of an answer?")
     grid = matrix(
-        axes, (2.4, 2.1), (len(WORDS), CELLS), "logits (T, V)", "16 bit",
+        axes, (2.4, 2.3), (len(WORDS), CELLS), "logits (T, V)", "16 bit",
         {"highlight": cells}, rows=WORDS, size=0.3,
     )  # fmt: skip
-    write(axes, (grid.centre[0], 2.28), name)
-    write(axes, (WIDTH / 2, 0.15), note, SMALL)
+    write(axes, (grid.centre[0], 2.48), name)
+    write(axes, (WIDTH / 2, 0.25), note, SMALL)
     return drawn, axes
 
 
@@ -302,7 +302,7 @@ def drawing_scoring() -> Figure:
     cells = [(1, 4), (2, 1), (3, 6)]
     drawn, axes = _added_up(cells, "log-likelihood of the answer", note)
     for row, word in ((1, "use"), (2, "a"), (3, "spoon")):
-        place = (2.4 + CELLS * 0.3 + 0.08, 2.1 - (row + 0.5) * 0.3)
+        place = (2.4 + CELLS * 0.3 + 0.08, 2.3 - (row + 0.5) * 0.3)
         write(axes, place, f"of {word}", SMALL, ha="left")
     return drawn
 
