@@ -740,7 +740,7 @@ def verdict_on_latency(
         f"{slower} slower in all rounds, {len(cases) - len(faster) - slower} undecided; medians from "
         f"{min(medians):.2f} to {max(medians):.2f}."
     )
-    where = f"{where}. The sentence speaks of any 8-bit quantization; tested is this one"
+    where = f"{where}. The sentence speaks of any 8-bit quantization; tested is LLM.int8()"
     if len(faster) == len(cases):
         return measured, "holds", f"bitsandbytes on {where}."
     if faster:
