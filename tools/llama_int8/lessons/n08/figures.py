@@ -134,7 +134,10 @@ def window_differences(
         label=f"mean and {summary.confidence:.0%} interval",
     )
     axes.axhline(
-        margin, color=COLOURS["highlight"], linestyle="--", label=f"our margin, {np.expm1(margin):.0%}"
+        margin,
+        color=COLOURS["highlight"],
+        linestyle="--",
+        label=f"our margin, {np.expm1(margin):.0%}",
     )
     axes.plot(
         ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"

@@ -99,7 +99,7 @@ Peaks = Mapping[str, Sequence[tuple[Point, int, int]]]  # point, predicted, meas
 def peaks_off(beyond: Peaks) -> str:
     """How well shapes predict what prompts need beside the weights, in one sentence."""
     off = [abs(m / predicted - 1) for rows in beyond.values() for _, predicted, m in rows]
-    return f"Beside the weights, the {len(off)} peaks are within {max(off):.0%} of what shapes predict."
+    return f"Beside the weights, {len(off)} peaks are within {max(off):.0%} of what shapes predict."
 
 
 def _beside_weights_and_cache(beyond: Peaks, config: LlamaConfig) -> dict[str, int]:
@@ -334,9 +334,7 @@ def beside_known_score(model: str, right: np.ndarray) -> str:
     return f"acc {ours:.2f} [{low:.2f}, {high:.2f}], elsewhere {theirs} ({source}){warning}"
 
 
-def _block_interval(
-    differences: np.ndarray, size: int
-) -> tuple[float, float, float, int] | None:
+def _block_interval(differences: np.ndarray, size: int) -> tuple[float, float, float, int] | None:
     """Mean over blocks, its interval by Student's t, and how many blocks; None for three or fewer."""
     blocks = compare.in_blocks(differences, size)
     return (*mean_interval(blocks), blocks.size) if blocks.size > 3 else None
@@ -411,7 +409,7 @@ def alone_rows(
         rows.append([p, f"{len(alone)}", f"{moved:.3f}", f"{share:.1%}", change])
         moves[p], changed[p] = moved, flips.lost + flips.won
     times = f"{moves['int8'] / moves[half]:.1f} times as far as" if moves[half] else "and not"
-    depends = "depends on the batches, too" if changed["int8"] else "is the same with and without them"
+    depends = "depends on the batches, too" if changed["int8"] else "is the same without batches"
     said = (
         f"Batches move a score in int8 {times} in {half}; of the answers {changed['int8']} change in "
         f"int8, {changed[half]} in {half}. So what int8 answers here {depends}."
@@ -420,7 +418,7 @@ def alone_rows(
 
 
 def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item]) -> list[list[str]]:
-    """Accuracy of each wrong rule, how often it takes each answer, ties, and right ones without ties."""
+    """Accuracy of each wrong rule, how often it takes each answer, ties, and hits without ties."""
     rows = []
     for rule, scores in slips.items():
         right = loglikelihood.correct(scores, items, normalized=False)
@@ -619,7 +617,9 @@ def _undecided_part(part: Part) -> str:
 
 def _part_of_decomposition(phase: str, part: Part | None, slower: bool) -> str:
     """What threshold 0 says of restored weights in one phase, in one sentence."""
-    head = "restoring weights is not the whole reason" if slower else "int8 is then not clearly slower"
+    head = "int8 is then not clearly slower"
+    if slower:
+        head = "restoring weights is not the whole reason"
     if part is None:
         return f"In {phase}, {head}."
     open_because = _undecided_part(part)
@@ -882,9 +882,7 @@ class Audit:
 
     def flips(self, before: str, after: str) -> tuple[int, int]:
         """How many items only the one rule answers right, and how many only the other: lost, won."""
-        right = [
-            np.array(self.taken[rule]) == np.array(self.right) for rule in (before, after)
-        ]
+        right = [np.array(self.taken[rule]) == np.array(self.right) for rule in (before, after)]
         return int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
 
     def share(self, rule: str) -> tuple[float, float, float]:
@@ -1163,8 +1161,8 @@ def verdict_on_cost(second: int, items: int) -> Verdict:
     ]
     exact = sum(share == second / items for share in files)
     measured = (
-        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page contain 50 %. In its files "
-        f"{guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
+        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page contain 50 %. In its "
+        f"files {guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
         "answers."
     )
     if guesses != [len(page), len(files)]:
@@ -1202,8 +1200,8 @@ def verdict_on_size() -> Verdict:
     equal = "equal to the last digit" if in_files[0][1] == in_files[-1][1] else "not equal"
     guesses = sum(low < 0.5 < high for low, high in ends)
     because = (
-        f"On the page, the intervals of {guesses} of {len(ends)} contain the 50 % of guessing, and those "
-        f"of the smallest and the largest overlap. In the files these two are {equal}. (LLaMA's own "
+        f"On the page, the intervals of {guesses} of {len(ends)} contain the 50 % of guessing, and "
+        f"those of the smallest and the largest overlap. In the files these two are {equal}. (LLaMA's own "
         "table has larger models ahead.)"
     )
     return measured, "not testable here", because
