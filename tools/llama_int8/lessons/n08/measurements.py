@@ -246,7 +246,7 @@ def _close_call(per_window: np.ndarray) -> str:
     ]
     if across:
         return (
-            f" But it is a close call: if neighbouring windows are not independent, blocks "
+            " But it is a close call: if neighbouring windows are not independent, blocks "
             f"{' and '.join(across)} contain the margin, so that it would be undecided."
         )
     return " Blocks of windows as units lie on the same side." if ends else ""
@@ -1162,8 +1162,8 @@ def verdict_on_cost(second: int, items: int) -> Verdict:
     exact = sum(share == second / items for share in files)
     measured = (
         f"The intervals of {guesses[0]} of {len(page)} accuracies on the page contain 50 %. In its "
-        f"files {guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
-        "answers."
+        f"files {guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of "
+        "second answers."
     )
     if guesses != [len(page), len(files)]:
         because = (
@@ -1201,8 +1201,8 @@ def verdict_on_size() -> Verdict:
     guesses = sum(low < 0.5 < high for low, high in ends)
     because = (
         f"On the page, the intervals of {guesses} of {len(ends)} contain the 50 % of guessing, and "
-        f"those of the smallest and the largest overlap. In the files these two are {equal}. (LLaMA's own "
-        "table has larger models ahead.)"
+        f"those of the smallest and the largest overlap. In the files these two are {equal}. "
+        "(LLaMA's own table has larger models ahead.)"
     )
     return measured, "not testable here", because
 
