@@ -51,6 +51,7 @@ DRAWINGS = {
     "07_drawing_kept": lesson_07.drawing_kept,
     "08_drawing_paired": lesson_08.drawing_paired,
     "08_drawing_scoring": lesson_08.drawing_scoring,
+    "08_drawing_published": lesson_08.drawing_published,
     "09_drawing_memory": lesson_09.drawing_memory,
     "09_drawing_tiles": lesson_09.drawing_tiles,
     "09_drawing_split": lesson_09.drawing_split,

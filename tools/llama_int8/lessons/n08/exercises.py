@@ -298,8 +298,8 @@ def mean_difference_interval(differences: list[float]) -> tuple[float, float]:
     n = len(differences)
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    half = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
-    return mean - half, mean + half
+    reach = t.ppf(0.975, n - 1) * (variance / n) ** 0.5
+    return mean - reach, mean + reach
 
 
 def _deviation(values: list[float], ddof: int) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -103,58 +104,25 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left")
-    needed = [
-        sum(peak_bytes(c, "fp16", min(contexts[0], c.max_position_embeddings)).values())
-        for c in configs.values()
-    ]
-    fitting = sum(bytes_ < T4_GIB * GIB for bytes_ in needed)
+    fitting = {
+        precision: sum(
+            sum(peak_bytes(c, precision, min(contexts[0], c.max_position_embeddings)).values())
+            < T4_GIB * GIB
+            for c in configs.values()
+        )
+        for precision in ("fp16", "int8")
+    }
     axes.set_title(
-        f"A T4 (16 GB) has room for {fitting} of {len(configs)} in 16 bit at {contexts[0]:,} tokens "
-        "or their own limit"
+        f"Of {len(configs)} models a T4 has room for {fitting['fp16']} in 16 bit and "
+        f"{fitting['int8']} in int8, at {contexts[0]:,} tokens or their own limit"
     )
     return drawn
 
 
-def peaks(points: Mapping[str, Sequence[tuple[Point, int, int]]]) -> Figure:
-    """Bytes beyond the weights, measured over predicted; `points`: (point, predicted, measured)."""
-    drawn, axes = figure(figsize=(7.5, 3.8))
-    every = [value / 1e6 for rows in points.values() for row in rows for value in row[1:]]
-    ends = np.array([min(every) / 1.5, max(every) * 1.6])
-    axes.plot(ends, ends, color="#777777", linewidth=1, label="prediction met")
-    for precision, rows in points.items():
-        look = _look(precision)
-        x, y = (np.array([row[i] for row in rows]) / 1e6 for i in (1, 2))
-        axes.plot(x, y, look["marker"], color=look["color"], label=precision, fillstyle="none")
-        same: dict[int, list[Point]] = {}  # points of as many tokens lie on each other
-        for point, _, _ in rows:
-            same.setdefault(point.batch * point.tokens, []).append(point)
-        for equal in same.values():
-            at = [row[0] for row in rows].index(equal[0])
-            below = precision != "int8"
-            axes.annotate(
-                ", ".join(point.name for point in equal),
-                (x[at], y[at]),
-                (6, -9) if below else (-6, 6),
-                fontsize=7,
-                ha="left" if below else "right",
-                textcoords="offset points",
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        _plain_ticks(axis)
-    axes.set_xlabel("predicted: KV cache, activations and logits, MB (log)")
-    axes.set_ylabel("measured peak, MB (log)")
-    axes.legend(loc="upper left")
-    worst = max(abs(m / p - 1) for rows in points.values() for _, p, m in rows)
-    axes.set_title(f"What a prompt needs beside the weights: off by {worst:.0%} at most")
-    return drawn
-
-
 def window_differences(
-    differences: np.ndarray, summary: PairedDifference, first: str, second: str
+    differences: np.ndarray, summary: PairedDifference, first: str, second: str, margin: float
 ) -> Figure:
-    """Each window's mean NLL difference, sorted, with the mean and its interval."""
+    """Each window's mean NLL difference, sorted, with the mean, its interval and the margin, in nats."""
     drawn, axes = figure(figsize=(7.5, 3.4))
     ordered = np.sort(differences)
     axes.axhline(0, color="black", linewidth=1)
@@ -164,6 +132,12 @@ def window_differences(
         color=COLOURS["int8"],
         linewidth=1.5,
         label=f"mean and {summary.confidence:.0%} interval",
+    )
+    axes.axhline(
+        margin,
+        color=COLOURS["highlight"],
+        linestyle="--",
+        label=f"our margin, {np.expm1(margin):.0%}",
     )
     axes.plot(
         ordered, MARKERS["int8"], color=COLOURS["bf16"], markersize=4, label="one window of text"
@@ -210,34 +184,39 @@ def _near_zero(first: np.ndarray, second: np.ndarray) -> bool:
 
 def scoring_rules(shares: Mapping[str, tuple[float, float, float]], n: int) -> Figure:
     """Accuracy in percent with its interval, (value, low, high), by rule of scoring of two answers."""
-    drawn, axes = figure(figsize=(8, 2.9))
+    drawn, axes = figure(figsize=(8, 3.2))
     values, low, high = np.array(list(shares.values())).T
     rows = range(len(shares))
-    sees = low > 50  # more than guessing
+    better, worse = low > 50, high < 50  # than guessing
+    looks = [
+        ("good", "") if good else ("highlight", "xx") if bad else ("predicted", "...")
+        for good, bad in zip(better, worse, strict=True)
+    ]
     axes.barh(
         rows,
         values,
         0.6,
         xerr=np.stack([values - low, high - values]),
-        color=[COLOURS["good"] if good else COLOURS["predicted"] for good in sees],
-        hatch=["" if good else "..." for good in sees],
+        color=[COLOURS[colour] for colour, _ in looks],
+        hatch=[hatch for _, hatch in looks],
         edgecolor="white",
         error_kw={"capsize": 3, "ecolor": "#333333"},
     )
-    for row, (value, end) in enumerate(zip(values, high, strict=True)):
-        axes.annotate(f" {value:.1f}", (end + 1, row), va="center", fontsize=9)
+    for row, value in enumerate(values):
+        axes.annotate(f"{value:.1f}", (103, row), va="center", fontsize=9)
     axes.axvline(50, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(rows, list(shares))
     axes.invert_yaxis()
     axes.set_xlim(0, 112)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"accuracy over {n} items, %; dashed: guessing")
-    axes.set_title(f"{int(sees.sum())} of {len(shares)} rules do better than guessing")
+    less = f", {int(worse.sum())} worse" if worse.any() else ""
+    axes.set_title(f"{int(better.sum())} of {len(shares)} rules do better than guessing{less}")
     return drawn
 
 
 def both_models(entries: Sequence[BothModels]) -> Figure:
-    """Weights of the FP16 and the int8 model on each other, beside two published memory figures."""
+    """Weights of the FP16 and the int8 model on each other, beside the memory in the CSV files."""
     drawn, axes = figure(figsize=(8, 1.2 + 0.75 * len(entries)))
     for row, entry in enumerate(entries):
         looks = (
@@ -254,9 +233,9 @@ def both_models(entries: Sequence[BothModels]) -> Figure:
         for value, run, marker in zip(entry.measured, ("full", "int8"), ("|", "x"), strict=True):
             axes.plot(
                 value / 1000, row, marker, color="black", markersize=20 if marker == "|" else 7,
-                label=f"published, run \"{run}\"" if row == 0 else None,
+                label=f"in the file, run \"{run}\"" if row == 0 else None,
             )  # fmt: skip
-        note = f"  {entry.unexplained:.1%} left for all else"
+        note = f"  {entry.unexplained:.1%} not counted"
         axes.annotate(note, (max(entry.measured) / 1000 + 0.3, row), va="center", fontsize=9)
     axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
     axes.invert_yaxis()
@@ -265,7 +244,7 @@ def both_models(entries: Sequence[BothModels]) -> Figure:
     axes.set_xlabel("GB (10⁹ bytes)")
     drawn.legend(fontsize=8, ncols=4, loc="outside lower center")
     worst = max(entry.unexplained for entry in entries)
-    axes.set_title(f"Each published figure is both models together, to {worst:.1%} or better")
+    axes.set_title(f"The files' memory is the weights of both models, to {worst:.1%} or better")
     return drawn
 
 
@@ -274,8 +253,11 @@ PAIRED_ALT = (
     "third with the four differences, all right of zero."
 )
 SCORING_ALT = (
-    "Two grids of logits, tokens of a question and its answer by vocabulary: on the left every cell is "
-    "marked, on the right one cell in each of three rows."
+    "A grid of logits, tokens of a question and its answer by vocabulary: one cell is marked in each of "
+    "the three rows that predict a token of the answer."
+)
+PUBLISHED_ALT = (
+    "The same grid of logits, tokens of a question and its answer by vocabulary: every cell is marked."
 )
 
 
@@ -283,10 +265,10 @@ def drawing_paired() -> Figure:
     """Four windows scored by two models: apart they overlap, as pairs they do not."""
     drawn, axes = canvas(WIDTH, 3.1, "The same windows, seen apart and seen as pairs")
     half = [2.6, 3.1, 3.7, 4.4]
-    int8 = [loss + change for loss, change in zip(half, (0.10, 0.16, 0.12, 0.14), strict=True)]
+    int8 = [loss + change for loss, change in zip(half, (0.1, 0.3, 0.2, 0.4), strict=True)]
     changes = [b - a for a, b in zip(half, int8, strict=True)]
     for y, name, values, role in ((2.35, "16 bit", half, "16 bit"), (1.6, "int8", int8, "int8")):
-        line = number_line(axes, y, (1.0, 5.2), (2.3, 4.8), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
+        line = number_line(axes, y, (1.0, 5.2), (2.3, 5.0), {2.5: "2.5", 3.5: "3.5", 4.5: "4.5"})
         write(axes, (0.5, y), name)
         points(axes, line, values, [role] * 4, name)
         mean = sum(values) / 4
@@ -294,7 +276,7 @@ def drawing_paired() -> Figure:
     write(
         axes, (3.1, 1.08), "loss of four windows: how hard a passage is hides the difference", SMALL
     )
-    line = number_line(axes, 0.65, (1.0, 5.2), (-0.3, 0.3), {-0.2: "−0.2", 0: "0", 0.2: "0.2"})
+    line = number_line(axes, 0.65, (1.0, 5.2), (-0.5, 0.5), {-0.4: "−0.4", 0: "0", 0.4: "0.4"})
     write(axes, (0.5, 0.65), "int8 −\n16 bit")
     points(axes, line, changes, ["highlight"] * 4, "differences")
     write(axes, (5.6, 0.65), f"mean {sum(changes) / 4:+.2f}", ha="left")
@@ -302,26 +284,37 @@ def drawing_paired() -> Figure:
     return drawn
 
 
-def drawing_scoring() -> Figure:
-    """The logits of one question and answer: which numbers the two rules add up."""
+WORDS, CELLS = ("Question", "Answer:", "use", "a", "spoon"), 8
+
+
+def _added_up(cells: Sequence[tuple[int, int]], name: str, note: str) -> tuple[Figure, Axes]:
+    """The logits of one question and answer, with the cells marked that a rule adds up."""
     drawn, axes = canvas(WIDTH, 3.05, "Which numbers make the score of an answer?")
-    words, width, size, top = ("Question", "Answer:", "use", "a", "spoon"), 8, 0.3, 2.3
-    everything = [(row, column) for row in range(len(words)) for column in range(width)]
-    for left, name, cells in (
-        (0.85, "published rule: all logits", everything),
-        (4.15, "log-likelihood of the answer", [(1, 4), (2, 1), (3, 6)]),
-    ):
-        grid = matrix(
-            axes, (left, top), (len(words), width), "logits (T, V)", "16 bit",
-            {"highlight": cells}, rows=words, size=size,
-        )  # fmt: skip
-        write(axes, (grid.centre[0], top + 0.18), name)
-    for row, word in ((1, "use"), (2, "a"), (3, "spoon")):
-        place = (4.15 + width * size + 0.08, top - (row + 0.5) * size)
-        write(axes, place, f"of {word}", SMALL, ha="left")
-    note = "Right: each row predicts the next token. After log-softmax, one number of a row counts."
+    grid = matrix(
+        axes, (2.4, 2.3), (len(WORDS), CELLS), "logits (T, V)", "16 bit",
+        {"highlight": cells}, rows=WORDS, size=0.3,
+    )  # fmt: skip
+    write(axes, (grid.centre[0], 2.48), name)
     write(axes, (WIDTH / 2, 0.25), note, SMALL)
+    return drawn, axes
+
+
+def drawing_scoring() -> Figure:
+    """The logits of one question and answer: which numbers the log-likelihood adds up."""
+    note = "Each row predicts the next token. After log-softmax, one number of a row counts."
+    cells = [(1, 4), (2, 1), (3, 6)]
+    drawn, axes = _added_up(cells, "log-likelihood of the answer", note)
+    for row, word in ((1, "use"), (2, "a"), (3, "spoon")):
+        place = (2.4 + CELLS * 0.3 + 0.08, 2.3 - (row + 0.5) * 0.3)
+        write(axes, place, f"of {word}", SMALL, ha="left")
     return drawn
+
+
+def drawing_published() -> Figure:
+    """The same logits: the published rule adds up all of them."""
+    everything = [(row, column) for row in range(len(WORDS)) for column in range(CELLS)]
+    note = "All positions, all words of the vocabulary: nothing points at the answer's tokens."
+    return _added_up(everything, "published rule: all logits", note)[0]
 
 
 def parting(texts: Mapping[str, Mapping[str, Any]], step: int | None, words: str) -> Figure:
@@ -362,7 +355,7 @@ def speed_of_both_phases(
 ) -> Figure:
     """Prefill over prompt length at the smallest batch; decode over batch at one prompt length.
 
-    The titles give `ratios`, taken within rounds, of all points; the panels show a part of these.
+    The titles give `ratios`, taken within rounds, of the points that their panels show.
     """
     points = [point for by_point in speeds["prefill"].values() for point in by_point]
     context, smallest = most_batches(sorted(set(points))), min(b for b, _ in points)
@@ -378,10 +371,15 @@ def speed_of_both_phases(
         p: decode_bounds(config, p, list(by_batch[p]), context, bandwidth) for p in (half, "int8")
     }
     drawn = _speeds(by_length, by_batch, bounds)
-    for panel, phase in zip(drawn.axes, ("prefill", "decode"), strict=True):
-        medians = [ratio.median for ratio in ratios[phase].get("int8", {}).values()]
-        said = f": int8 at {_range(medians)} of {half}'s speed" if medians else ""
-        panel.set_title(f"{phase.capitalize()}{said}", fontsize=10)
+    shown = {
+        "Prefill": [r for (b, _), r in ratios["prefill"].get("int8", {}).items() if b == smallest],
+        f"Decode after {context:,}": [
+            r for (_, t), r in ratios["decode"].get("int8", {}).items() if t == context
+        ],
+    }
+    for panel, (name, found) in zip(drawn.axes, shown.items(), strict=True):
+        said = f": int8 at {_range([r.median for r in found])} of {half}'s speed" if found else ""
+        panel.set_title(f"{name}{said}", fontsize=10)
     return drawn
 
 
@@ -493,12 +491,15 @@ def roofline_figure(
     """Every run as (label, precision, operations per byte, operations/s) under the machine's roof."""
     drawn, axes = figure(figsize=(8.5, 4.4))
     x = np.geomspace(min(p[2] for p in points) / 2, max(p[2] for p in points) * 2, 200)
+    highest = max(throughputs.values())
     for precision, throughput in throughputs.items():
+        above = throughput == highest  # the lower roof has its label below, so that none overprints
         roof = [roofline(i, bandwidth, throughput) / 1e9 for i in x]
         axes.plot(x, roof, color=_look(precision)["color"], linewidth=1.5)
         axes.annotate(
             f"matrix product in {precision}: {throughput / 1e9:,.0f} GOP/s", (x[-1], roof[-1]),
-            (0, 4), textcoords="offset points", ha="right", fontsize=8,
+            (0, 4 if above else -4), textcoords="offset points", ha="right",
+            va="bottom" if above else "top", fontsize=8,
         )  # fmt: skip
     axes.annotate(
         f"reading {bandwidth / 1e9:.0f} GB/s", (x[20], x[20] * bandwidth / 1e9), (0, 10),
@@ -537,10 +538,15 @@ def share_of(profile: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> 
     return spread(np.sum([profile[kind]["each"] for kind in kinds], axis=0) / total)
 
 
+_SHOWN_KINDS = {  # threshold 0 looks for no outliers
+    "finding outliers, quantizing": "quantizing (and finding outliers, not at threshold 0)"
+}
+
+
 def profile_rows(profiles: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
     """Milliseconds by kind and precision: median, and least to largest of the profiled rounds."""
     return [
-        [kind]
+        [_SHOWN_KINDS.get(kind, kind)]
         + [
             f"{1e3 * p[kind]['seconds']:.0f} ({1e3 * min(p[kind]['each']):.0f} to "
             f"{1e3 * max(p[kind]['each']):.0f})"
@@ -551,9 +557,12 @@ def profile_rows(profiles: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
 
 
 def where_time_goes(
-    profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str
+    profiles: Mapping[str, Mapping[str, Mapping[str, float]]], phase: str, point: Point
 ) -> Figure:
-    """Milliseconds by kind of operation, medians stacked; `profiles`: {precision: {kind: entry}}."""
+    """Milliseconds by kind of operation, medians stacked; `profiles`: {precision: {kind: entry}}.
+
+    `point`: what was profiled.
+    """
     drawn, axes = figure(figsize=(8.5, 1.5 + 0.5 * len(profiles)))
     hatches = ("", "///", "xx", "||", "\\\\\\", "..", "", "--")
     colours = (
@@ -571,7 +580,14 @@ def where_time_goes(
     for kind, colour, hatch in zip(KINDS, colours, hatches, strict=True):
         values = np.array([1e3 * profiles[p][kind]["seconds"] for p in rows])
         axes.barh(
-            rows, values, 0.6, left=left, color=colour, hatch=hatch, edgecolor="white", label=kind
+            rows,
+            values,
+            0.6,
+            left=left,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=_SHOWN_KINDS.get(kind, kind),
         )
         left += values
     for row, (p, total) in enumerate(zip(rows, left, strict=True)):
@@ -584,12 +600,14 @@ def where_time_goes(
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     rounds = len(profiles["int8"][KINDS[0]]["each"])
-    axes.set_xlabel(f"ms of one {phase} under the profiler, median of {rounds} by kind")
+    axes.set_xlabel(
+        f"ms of one {phase} under the profiler ({point.name} tokens), median of {rounds} by kind"
+    )
     drawn.legend(fontsize=8, ncols=3, loc="outside lower center")
     share = share_of(profiles["int8"], AROUND_PRODUCTS)
     axes.set_title(
-        f"{phase.capitalize()}: {_range([share.least, share.largest])} of int8's profiled time is "
-        "around its products"
+        f"{phase.capitalize()}: by the round, {_range([share.least, share.largest])} of int8's "
+        "profiled time is around its products"
     )
     return drawn
 

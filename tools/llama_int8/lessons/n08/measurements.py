@@ -24,12 +24,19 @@ from llama_int8.measure.statistics import (
     mean_interval,
     proportion_interval,
 )
-from llama_int8.models.cost import GIB, count_parameters, forward_bytes, weight_bytes
+from llama_int8.models.cost import (
+    GIB,
+    count_parameters,
+    forward_bytes,
+    kv_cache_bytes,
+    weight_bytes,
+)
 from llama_int8.quantization.quantize import absmax_quantize, dequantize
 from llama_int8.transformer.config import LlamaConfig
 
 Verdict = tuple[str, str, str]  # measured, verdict, because: what put_on_trial takes
-QUALITY_MARGIN = 0.01  # of perplexity, set before the measurement
+QUALITY_MARGIN = 0.01  # of perplexity, a convention of the course, set before the measurement
+BLOCKS = (4, 8)  # windows in a row that count as one value, where neighbours may not be independent
 WIDEST_SHARE = 0.3  # between the rounds, of a share of time that is a result
 CLAIMED_SAVING = 31  # percent, in the claim "int8-saves-31"
 PIQA_ITEMS = 1838
@@ -49,14 +56,18 @@ def verdict_on_shapes(counted: Mapping[str, int], theirs: Mapping[str, float]) -
     return f"From shapes: {measured}.", "holds" if exact else "fails here", because
 
 
-def verdict_on_small_card(longest: int, card: float) -> Verdict:
-    """Whether LLaMA-2-7B in int8 fits a card that shows `card` GiB: what prompt it leaves room for."""
+def verdict_on_small_card(longest: int, card: float, per_token: int) -> Verdict:
+    """Whether LLaMA-2-7B in int8 fits a card of `card` GiB: what prompt it leaves room for.
+
+    `per_token`: bytes of cache and activations that each token of the prompt takes.
+    """
     measured = f"Of {card:g} GiB the weights leave room for a prompt of {longest:,} tokens."
     if not longest:
         return measured, "fails here", "Not one token fits beside the weights."
     because = (
         f"the prompt and its answer stay below {longest:,} tokens, less what CUDA takes for itself "
-        "(some hundred MB; a token takes two thirds of one). The model can read 4,096."
+        f"(some hundred MB; each token takes {per_token / 1e6:.2f} MB) and what the card lacks of the "
+        "size in its name. The model can read 4,096."
     )
     return measured, "holds only if", because
 
@@ -78,37 +89,55 @@ def weights_table(runs: Mapping[str, Any], config: LlamaConfig) -> list[list[str
     for p, run in runs.items():
         predicted, measured = weight_bytes(config, p).total, run["weight bytes"]
         assert abs(measured / predicted - 1) < 0.01, f"weights in {p}: not what config.json says"
-        rows.append([p, f"{predicted:,}", f"{measured:,}", f"{measured / predicted - 1:+.3%}"])
+        rows.append([p, f"{predicted:,}", f"{measured:,}"])
     return rows
 
 
 Peaks = Mapping[str, Sequence[tuple[Point, int, int]]]  # point, predicted, measured, by precision
 
 
-def needed_beside_weights(beyond: Peaks, half: str) -> float:
-    """What int8 needs for the first point, over what 16 bit needs."""
-    return beyond["int8"][0][2] / beyond[half][0][2]
+def peaks_off(beyond: Peaks) -> str:
+    """How well shapes predict what prompts need beside the weights, in one sentence."""
+    off = [abs(m / predicted - 1) for rows in beyond.values() for _, predicted, m in rows]
+    return f"Beside the weights, {len(off)} peaks are within {max(off):.0%} of what shapes predict."
 
 
-def verdict_on_activations(beyond: Peaks, half: str) -> Verdict:
-    """Whether LLM.int8() needs less memory than 16 bit beside the weights."""
+def _beside_weights_and_cache(beyond: Peaks, config: LlamaConfig) -> dict[str, int]:
+    """Bytes of activations and temporaries at the first point: the peak less weights and KV cache."""
+    return {
+        p: rows[0][2] - kv_cache_bytes(config, rows[0][0].tokens, rows[0][0].batch)
+        for p, rows in beyond.items()
+    }
+
+
+def activations_of_int8(beyond: Peaks, half: str, config: LlamaConfig) -> float:
+    """What int8 needs beside weights and KV cache for the first point, over what 16 bit needs."""
+    needed = _beside_weights_and_cache(beyond, config)
+    return needed["int8"] / needed[half]
+
+
+def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Verdict:
+    """Whether LLM.int8() needs less memory than 16 bit beside weights and KV cache."""
     point = beyond["int8"][0][0]
-    megabytes = {p: beyond[p][0][2] / 1e6 for p in (half, "int8")}
+    cache = kv_cache_bytes(config, point.tokens, point.batch) / 1e6
+    needed = {p: size / 1e6 for p, size in _beside_weights_and_cache(beyond, config).items()}
     of_half = {point: measured for point, _, measured in beyond[half]}
     pairs = [(m, of_half[point]) for point, _, m in beyond["int8"] if point in of_half]
     less = sum(int8 < half_bytes for int8, half_bytes in pairs)
     measured = (
-        f"Beside the weights, a prompt of {point.name} tokens needs {megabytes[half]:.1f} MB in {half} "
-        f"and {megabytes['int8']:.1f} MB in LLM.int8(), at its peak. LLM.int8() needs less at {less} of "
-        f"{len(pairs)} points."
+        f"A prompt of {point.name} tokens has {cache:.1f} MB of KV cache in both. Beside that and the "
+        f"weights, its peak needs {needed[half]:.1f} MB in {half} and {needed['int8']:.1f} MB in "
+        f"LLM.int8(). LLM.int8() needs less at {less} of {len(pairs)} points."
     )
+    product = 4 * point.batch * point.tokens * config.intermediate_size / 1e6
     because = (
-        "The cache is in both, and the same. In LLM.int8() the int32 product and its scaling come on "
-        "top of the 16-bit rows."
+        f"LLM.int8() holds the int32 product of its widest layer, {product:.1f} MB by its shape, beside "
+        "16-bit rows."
     )
     if half == "bf16":
         because += (
-            " On a CPU it also holds FP32 copies that a GPU does without: this is no GPU's ratio."
+            f" On a CPU three FP32 copies of it follow, {3 * product:.1f} MB, that a GPU does without: "
+            "this is no GPU's ratio."
         )
     verdict = "holds" if less == len(pairs) else "undecided here" if less else "fails here"
     return measured, verdict, because
@@ -142,6 +171,16 @@ def what_it_costs(difference: PairedDifference) -> str:
     )
 
 
+def without_pairs(first: np.ndarray, second: np.ndarray) -> str:
+    """The interval of the same difference if the windows were not paired, in one sentence."""
+    low, high = mean_interval(second - first)[1:]
+    error = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / first.size)
+    mean = float((second - first).mean())
+    ends = f"[{mean - 1.96 * error:+.4f}, {mean + 1.96 * error:+.4f}]"
+    times = 2 * 1.96 * error / (high - low)
+    return f"Without pairs, the same windows would give {ends}: {times:.0f} times as wide."
+
+
 def against_margin(difference: PairedDifference) -> tuple[float, float]:
     """The largest true cost that such a sample shows to be within the margin, the least beyond it.
 
@@ -167,31 +206,50 @@ def record_against_margin(results: Results, difference: PairedDifference) -> str
     )
 
 
-def verdict_on_quality(model: str, difference: PairedDifference, half: str) -> Verdict:
-    """Whether int8 keeps 16 bit's perplexity to within the margin."""
+def verdict_on_quality(
+    model: str, difference: PairedDifference, per_window: np.ndarray, half: str
+) -> Verdict:
+    """Whether int8 keeps 16 bit's perplexity to within the margin; `per_window`: differences, (N,)."""
     margin = np.log1p(QUALITY_MARGIN)  # nats per token
     d = difference
     measured = (
         f"{model}: perplexity {np.exp(d.mean) - 1:+.2%} against {half}, {d.mean:+.4f} nats per token "
         f"[{d.low:+.4f}, {d.high:+.4f}] over {d.n} windows."
     )
-    if d.high < margin:
-        because = "The whole interval is below our margin of 1 %, for this model on this text."
-        return measured, "holds", because
-    if d.low > margin:
+    if d.low <= margin <= d.high:
+        within, beyond = against_margin(d)
         because = (
-            "The whole interval is above our margin of 1 %, if windows are independent (*Going deeper* "
-            "tries that). It is one model on one text; where its weights come from a 4-bit file, the "
-            "verdict is about those. (The paper's own table has +0.7 % at 125M parameters on another "
-            "text, none at 13B.)"
+            f"The interval contains our margin of 1 %. True costs between {within:.4f} and "
+            f"{beyond:.4f} nats are often left open by so many windows."
         )
-        return measured, "fails here", because
-    within, beyond = against_margin(d)
+        return measured, "undecided here", because
+    side, verdict = ("below", "holds") if d.high < margin else ("above", "fails here")
     because = (
-        f"The interval holds our margin of 1 %. True costs between {within:.4f} and {beyond:.4f} nats "
-        "are often left open by so many windows."
+        f"The whole interval is {side} our margin of 1 %.{_close_call(per_window)} It is one model, "
+        "with the weights that were loaded here, on one text."
     )
-    return measured, "undecided here", because
+    if verdict == "fails here":
+        because += (
+            " (The paper's own table has +0.7 % at 125M parameters on another text, none at 13B.)"
+        )
+    return measured, verdict, because
+
+
+def _close_call(per_window: np.ndarray) -> str:
+    """Which intervals over blocks of windows contain the margin; "" where there are no blocks."""
+    margin = float(np.log1p(QUALITY_MARGIN))
+    ends = {size: found for size in BLOCKS if (found := _block_interval(per_window, size))}
+    across = [
+        f"of {size} windows [{low:+.4f}, {high:+.4f}]"
+        for size, (_, low, high, _) in ends.items()
+        if low <= margin <= high
+    ]
+    if across:
+        return (
+            " But it is a close call: if neighbouring windows are not independent, blocks "
+            f"{' and '.join(across)} contain the margin, so that it would be undecided."
+        )
+    return " Blocks of windows as units lie on the same side." if ends else ""
 
 
 def choices_table(
@@ -225,14 +283,28 @@ def item_rows(
     return rows, f"By the sum, {said}."
 
 
+def bound_without_flips(n: int) -> float:
+    """The share of lost items beyond which no flip in `n` would be seen in fewer than 1 of 20 samples.
+
+    One-sided, 95 %: (1 - share)**n is the chance to see none.
+    """
+    return 1 - 0.05 ** (1 / n)
+
+
 def what_flips_say(name: str, found: Flips) -> str:
-    """What the flips of one precision say, and what they could have shown, in one sentence."""
+    """What the flips of one precision say, and what they could have shown."""
+    n, changed = found.difference.n, found.lost + found.won
     noticed = (
         "a difference" if found.p_value < 0.05 else "no difference that can be told from chance"
     )
+    said = f"{name}: {changed} of {n} answers change, so {noticed}."
+    points = f"{100 * found.smallest_detectable:.1f} points"
+    if changed:
+        return f"{said} A loss of fewer than {points} would often go unnoticed."
     return (
-        f"{name}: {found.lost + found.won} of {found.difference.n} answers change, so {noticed}. A loss "
-        f"of fewer than {100 * found.smallest_detectable:.1f} points would often go unnoticed."
+        f"{said}\nNo flip in {n} rules out a loss beyond {100 * bound_without_flips(n):.1f} points, for "
+        "items like these (95 %, one-sided).\nThe test itself needs more: a loss of at least "
+        f"{points}, all flips to one side, to show a difference four times out of five."
     )
 
 
@@ -262,26 +334,31 @@ def beside_known_score(model: str, right: np.ndarray) -> str:
     return f"acc {ours:.2f} [{low:.2f}, {high:.2f}], elsewhere {theirs} ({source}){warning}"
 
 
+def _block_interval(differences: np.ndarray, size: int) -> tuple[float, float, float, int] | None:
+    """Mean over blocks, its interval by Student's t, and how many blocks; None for three or fewer."""
+    blocks = compare.in_blocks(differences, size)
+    return (*mean_interval(blocks), blocks.size) if blocks.size > 3 else None
+
+
 def block_rows(results: Results, differences: np.ndarray) -> tuple[list[list[Any]], str]:
     """Intervals of the mean over blocks of windows in a row, by size, and what they say of the margin.
 
     All intervals are Student's, so that their widths can be compared.
     """
-    rows, lows, highs = [], [], []
-    for size in (1, 4, 8):
-        blocks = compare.in_blocks(differences, size)
-        if blocks.size > 3:
-            mean, low, high = mean_interval(blocks)
-            results.record(f"blocks.{size}", mean, "nats", low=low, high=high, n=blocks.size)
-            rows.append([size, blocks.size, f"[{low:+.4f}, {high:+.4f}]"])
-            lows.append(low)
-            highs.append(high)
     margin = float(np.log1p(QUALITY_MARGIN))
-    if not lows:
+    rows, across = [], []
+    for size in (1, *BLOCKS):
+        found = _block_interval(differences, size)
+        if found:
+            mean, low, high, count = found
+            results.record(f"blocks.{size}", mean, "nats", low=low, high=high, n=count)
+            rows.append([size, count, f"[{low:+.4f}, {high:+.4f}]"])
+            if low <= margin <= high:
+                across.append(str(size))
+    if not rows:
         return rows, "too few windows for blocks"
-    inside = min(lows) <= margin <= max(highs)
-    where = "lies in one of them" if inside else "lies in none of them"
-    return rows, f"Our margin of 1 % is {margin:.4f} nats per token; it {where}."
+    where = f"with units of {', '.join(across)}" if across else "with no unit"
+    return rows, f"The interval contains our margin, {margin:.4f} nats per token, {where}."
 
 
 def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
@@ -295,6 +372,23 @@ def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
             ends = f"{kl.min():.4f} to {kl.max():.4f}"
             rows.append([p, len(kl), f"{kl.mean():.4f}", ends, f"{same:.1%}"])
     return rows
+
+
+def what_divergence_says(scored: Mapping[str, Any]) -> str:
+    """How far int8 moves the predictions, beside what FP32 instead of 16 bit moves; "" without both."""
+    kl = {
+        p: float(np.mean([w["kl"] for w in windows if "kl" in w]))
+        for p, windows in scored.items()
+        if p in ("fp32", "int8") and any("kl" in w for w in windows)
+    }
+    if len(kl) < 2 or not kl["fp32"]:
+        return ""
+    return (
+        f"int8 moves the predictions {kl['int8'] / kl['fp32']:.0f} times as far as fp32 does, which "
+        "only rounds more finely: so int8 is more than another rounding."
+        if kl["int8"] > 2 * kl["fp32"]
+        else "int8 moves the predictions about as far as fp32 does, which only rounds more finely."
+    )
 
 
 def alone_rows(
@@ -315,15 +409,16 @@ def alone_rows(
         rows.append([p, f"{len(alone)}", f"{moved:.3f}", f"{share:.1%}", change])
         moves[p], changed[p] = moved, flips.lost + flips.won
     times = f"{moves['int8'] / moves[half]:.1f} times as far as" if moves[half] else "and not"
+    depends = "depends on the batches, too" if changed["int8"] else "is the same without batches"
     said = (
         f"Batches move a score in int8 {times} in {half}; of the answers {changed['int8']} change in "
-        f"int8, {changed[half]} in {half}."
+        f"int8, {changed[half]} in {half}. So what int8 answers here {depends}."
     )
     return rows, said
 
 
 def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item]) -> list[list[str]]:
-    """Accuracy of each wrong rule, how often it takes each answer, and how many items tie."""
+    """Accuracy of each wrong rule, how often it takes each answer, ties, and hits without ties."""
     rows = []
     for rule, scores in slips.items():
         right = loglikelihood.correct(scores, items, normalized=False)
@@ -333,9 +428,10 @@ def slip_rows(results: Results, slips: Mapping[str, Any], items: Sequence[Item])
         )
         places = len(items[0].choices)
         taken = np.bincount(loglikelihood.picks(scores), minlength=places)
-        ties = sum(len(set(row)) == 1 for row in scores)
+        untied = np.array([len(set(row)) > 1 for row in scores])
         share = f"{100 * right.mean():.1f} [{low:.1f}, {high:.1f}]"
-        rows.append([rule, share, " / ".join(map(str, taken)), str(ties)])
+        told = f"{int(right[untied].sum())} of {int(untied.sum())}"
+        rows.append([rule, share, " / ".join(map(str, taken)), str(int((~untied).sum())), told])
     return rows
 
 
@@ -431,7 +527,8 @@ def equal_token_rows(results: Results, runs: Mapping[str, Any], half: str) -> li
             first = answers.first_difference(*pair)
             equal = len(pair[0]) if first is None else first
             results.record(f"equal_tokens.{title}.{how}", equal, "count")
-            rows.append([title, how, equal, len(pair[0])])
+            shown = equal if first is not None else f"{equal}, did not diverge"
+            rows.append([title, how, shown, len(pair[0])])
     return rows
 
 
@@ -505,23 +602,45 @@ def parts_of_decomposition(
     return parts
 
 
-def _part_of_decomposition(phase: str, part: Part) -> str:
-    said = f"Its part of {phase}'s extra time is not decided here: "
-    together = f"all {part.rounds} rounds together give {part.together:.0%}"
+def _undecided_part(part: Part) -> str:
+    """Why a part of the extra time is no result; "" where it is one."""
     if part.rounds < compare.LEAST_ROUNDS:
-        return f"{said}{part.rounds} rounds are too few ({together})."
+        return f"{part.rounds} rounds are too few"
     even = part.rounds - len(part.by_round)
     if even:
-        return f"{said}in {even} of {part.rounds} rounds int8 takes no extra time ({together})."
+        return f"in {even} of {part.rounds} rounds int8 takes no extra time"
     least, largest = min(part.by_round), max(part.by_round)
-    ends = f"from {least:.0%} to {largest:.0%}"
     if least > 0 and largest - least <= WIDEST_SHARE:
-        return f"It is {part.together:.0%} of {phase}'s extra time ({part.rounds} rounds, {ends})."
-    return f"{said}the rounds lie too far apart, {ends} ({together})."
+        return ""
+    return f"the rounds lie too far apart, from {least:.0%} to {largest:.0%}"
+
+
+def _part_of_decomposition(phase: str, part: Part | None, slower: bool) -> str:
+    """What threshold 0 says of restored weights in one phase, in one sentence."""
+    head = "int8 is then not clearly slower"
+    if slower:
+        head = "restoring weights is not the whole reason"
+    if part is None:
+        return f"In {phase}, {head}."
+    open_because = _undecided_part(part)
+    if open_because:
+        return (
+            f"In {phase}, {head}; its part is not decided here: {open_because} (all {part.rounds} "
+            f"rounds together give the decomposition {part.together:.0%} of the extra time)."
+        )
+    ends = f"from {min(part.by_round):.0%} to {max(part.by_round):.0%}"
+    return (
+        f"In {phase}, {head}; it is at most a part: the whole decomposition takes {part.together:.0%} "
+        f"of the extra time ({part.rounds} rounds, {ends})."
+    )
 
 
 def verdict_on_dequantizing(
-    parts: Mapping[str, Part], ratios: compare.Speeds, point: Point, fast_product: bool
+    parts: Mapping[str, Part],
+    ratios: compare.Speeds,
+    point: Point,
+    fast_product: bool,
+    device: str = "cpu",
 ) -> Verdict:
     """Whether restoring weights can be the reason for LLM.int8()'s extra time.
 
@@ -533,23 +652,44 @@ def verdict_on_dequantizing(
         return "This processor has no fast int8 product.", "holds", because
     bare = {phase: ratios[phase][NO_DECOMPOSITION][point] for phase in ("decode", "prefill")}
     said = {phase: compare.faster_or_slower(ratio) for phase, ratio in bare.items()}
-    measured = "Without decomposition int8 restores no weight. Its speed is then " + ", ".join(
-        f"{ratio.median:.2f} times 16 bit's in {phase} ({said[phase]})"
-        for phase, ratio in bare.items()
+    measured = (
+        "Tested is *restoring weights*: threshold 0 leaves it out, with the search for outliers and "
+        "their columns. The speed is then "
+        + ", ".join(
+            f"{ratio.median:.2f} times 16 bit's in {phase} ({said[phase]})"
+            for phase, ratio in bare.items()
+        )
     )
-    shares = [_part_of_decomposition(phase, part) for phase, part in parts.items()]
     slower = [phase for phase, word in said.items() if word == "slower"]
     faster = all(word == "faster" for word in said.values())
     verdict = "fails here" if slower else "holds only if" if faster else "undecided here"
-    still = f"Without it, int8 is still slower in {' and in '.join(slower)}. " if slower else ""
+    shares = [_part_of_decomposition(p, parts.get(p), p in slower) for p in bare]
     because = (
-        f"{still}The decomposition as a whole is the search for outliers, their columns, and restored "
-        f"weights. {' '.join(shares) or 'Int8 is not slower here.'} The scaling of the int32 product, "
-        "which profiles call dequantizing too, happens with and without it."
+        f"{' '.join(shares)} *Scaling the product* is not isolated: it remains at threshold 0. The "
+        "sentence is in our words"
     )
+    because += ", and about a GPU; this run is on a CPU." if device == "cpu" else "."
     if verdict == "holds only if":
         because = f"by dequantizing all of the decomposition is meant. {because}"
     return f"{measured}.", verdict, because
+
+
+def operation_lines(
+    operations: Mapping[str, int], speeds: compare.Speeds, point: Point, half: str, linear: int
+) -> list[str]:
+    """For each precision the operations of a decode step, and its time without the profiler.
+
+    `linear`: how many linear layers the model has.
+    """
+    lines = []
+    for p, count in operations.items():
+        seconds = point.batch / speeds["decode"][p][point].median
+        more = f" ({(count - operations[half]) / linear:.0f} more per linear layer)"
+        lines.append(
+            f"{p}: {count:,} operations per step{'' if p == half else more}; without the profiler "
+            f"{1e3 * seconds:.0f} ms"
+        )
+    return lines
 
 
 def step_rows(
@@ -600,12 +740,13 @@ def verdict_on_latency(
         f"{slower} slower in all rounds, {len(cases) - len(faster) - slower} undecided; medians from "
         f"{min(medians):.2f} to {max(medians):.2f}."
     )
+    where = f"{where}. The sentence speaks of any 8-bit quantization; tested is LLM.int8()"
     if len(faster) == len(cases):
         return measured, "holds", f"bitsandbytes on {where}."
     if faster:
         return measured, "holds only if", f"the case is one of these: {'; '.join(faster)}."
     verdict = "fails here" if slower else "undecided here"
-    return measured, verdict, f"bitsandbytes on {where}; no case is faster."
+    return measured, verdict, f"No case is faster with bitsandbytes on {where}."
 
 
 def when_it_stops(
@@ -613,7 +754,10 @@ def when_it_stops(
     widths: Mapping[str, int],
     half: str,
 ) -> str:
-    """From which width on LLM.int8() is not slow: what was measured here, and what the paper has."""
+    """From which width on LLM.int8() is not slow: what was measured here, and what the paper has.
+
+    `measured_ratios` and `widths` have the same models.
+    """
     ratios = [r for by in measured_ratios.values() for one in by.values() for r in one.values()]
     faster = sum(compare.faster_or_slower(ratio) == "faster" for ratio in ratios)
     stops = "in some cases" if faster else "not at all"
@@ -624,10 +768,31 @@ def when_it_stops(
     return (
         f"On this machine, {stops}: LLM.int8() is faster than {half} in {faster} of {len(ratios)} "
         f"cases, at widths up to {max(widths.values()):,}.\n"
+        f"{_by_width(measured_ratios, widths, half)}"
         "In the paper, products of many rows pass 16 bit between widths "
         f"{below} and {above}.\n"
         "For decoding one sequence on a GPU somebody has to measure it: decode steps at batch 1,\n"
         "at widths on both sides of these, thresholds 6 and 0, five rounds or more, in turns."
+    )
+
+
+def _by_width(
+    measured_ratios: Mapping[str, Mapping[str, Mapping[int, Spread]]],
+    widths: Mapping[str, int],
+    half: str,
+) -> str:
+    """Decode of one sequence by width, and what else differs between the models; "" for one model."""
+    one = sorted(
+        (widths[name], phases["decode"][1].median)
+        for name, phases in measured_ratios.items()
+        if 1 in phases["decode"]
+    )
+    if len(one) < 2:
+        return ""
+    by_width = ", ".join(f"{ratio:.2f} at width {width:,}" for width, ratio in one)
+    return (
+        f"Decoding one sequence, it reaches of {half}'s speed {by_width}. But these models\n"
+        "differ in depth, vocabulary, prompt length and weights (trained or random) as well.\n"
     )
 
 
@@ -715,6 +880,11 @@ class Audit:
         """How often a rule takes the text that the model finds likelier."""
         return sum(a == b for a, b in zip(self.taken[rule], self.taken[LIKELIER], strict=True))
 
+    def flips(self, before: str, after: str) -> tuple[int, int]:
+        """How many items only the one rule answers right, and how many only the other: lost, won."""
+        right = [np.array(self.taken[rule]) == np.array(self.right) for rule in (before, after)]
+        return int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+
     def share(self, rule: str) -> tuple[float, float, float]:
         """Accuracy in percent with its interval."""
         hits = sum(a == b for a, b in zip(self.taken[rule], self.right, strict=True))
@@ -722,11 +892,59 @@ class Audit:
         return 100 * hits / len(self.right), 100 * low, 100 * high
 
 
-LIKELIER = "3. only of the text's own tokens"
 PUBLISHED_RULE = "sum of logits in FP16 (published)"
-
-
+FP32_SUM = "1. the same sum in FP32"
+LOG_PROBABILITIES = "2. of log-probabilities"
 OWN_LOGITS = "3. without 2: raw logits of own tokens"
+LIKELIER = "3. only of the text's own tokens"
+ANSWER_ONLY = "4. of the answer"
+PER_CHARACTER = "4. of the answer, per character"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a rule of scoring is shown: its letter, what it adds up, and the rule it changes."""
+
+    letter: str
+    shown: str
+    fp32: bool = True
+    log_softmax: bool = False
+    own_tokens: bool = False
+    answer_only: bool = False
+    per_character: bool = False
+    before: tuple[str, ...] = ()  # each of them differs from it in one thing
+
+    @property
+    def marks(self) -> list[str]:
+        """One "yes" or "" for each thing that a rule can have."""
+        parts = (
+            self.fp32,
+            self.log_softmax,
+            self.own_tokens,
+            self.answer_only,
+            self.per_character,
+        )
+        return ["yes" if part else "" for part in parts]
+
+
+RULES = {
+    PUBLISHED_RULE: Rule("A", "all logits in FP16 (published)", fp32=False),
+    FP32_SUM: Rule("B", "the same sum in FP32", before=(PUBLISHED_RULE,)),
+    LOG_PROBABILITIES: Rule("C", "all log-probabilities", log_softmax=True, before=(FP32_SUM,)),
+    OWN_LOGITS: Rule("D", "logits of own tokens", own_tokens=True, before=(FP32_SUM,)),
+    LIKELIER: Rule(
+        "E", "log-probabilities of own tokens", log_softmax=True, own_tokens=True,
+        before=(LOG_PROBABILITIES, OWN_LOGITS),
+    ),
+    ANSWER_ONLY: Rule(
+        "F", "of the answer's tokens", log_softmax=True, own_tokens=True, answer_only=True,
+        before=(LIKELIER,),
+    ),
+    PER_CHARACTER: Rule(
+        "G", "and per character", log_softmax=True, own_tokens=True, answer_only=True,
+        per_character=True, before=(ANSWER_ONLY,),
+    ),
+}  # fmt: skip
 
 
 def _own_logits(answer: AnswerLogits) -> Tensor:
@@ -738,14 +956,17 @@ def _repairs(
     answer_log_likelihood: Callable[[Tensor, Tensor, int], Tensor],
 ) -> dict[str, Callable[[AnswerLogits], Any]]:
     """Rules that change one thing after the other; each gives an answer a score."""
+
+    def of_answer(a: AnswerLogits) -> Tensor:
+        return answer_log_likelihood(a.logits, a.input_ids, a.prompt_len)
+
     return {
-        "1. the same sum in FP32": lambda a: a.logits.float().sum(),
-        "2. of log-probabilities": lambda a: a.logits.float().log_softmax(-1).sum(),
+        FP32_SUM: lambda a: a.logits.float().sum(),
+        LOG_PROBABILITIES: lambda a: a.logits.float().log_softmax(-1).sum(),
         OWN_LOGITS: lambda a: _own_logits(a).sum(),
         LIKELIER: lambda a: answer_log_likelihood(a.logits, a.input_ids, 1),
-        "4. of the answer, per character": lambda a: (
-            answer_log_likelihood(a.logits, a.input_ids, a.prompt_len) / a.characters
-        ),
+        ANSWER_ONLY: of_answer,
+        PER_CHARACTER: lambda a: of_answer(a) / a.characters,
     }
 
 
@@ -775,7 +996,7 @@ def audit(
 
 
 def record_audit(results: Results, found: Audit) -> list[list[str]]:
-    """Keep every rule's accuracy; rows of rule, accuracy, answers taken, longer and likelier taken."""
+    """Keep every rule's accuracy; rows of letter, what it has, accuracy, and which texts it takes."""
     results.record("audit.infinite sums", found.infinite, "count", n=2 * len(found.sums))
     rows = []
     for rule, taken in found.taken.items():
@@ -787,8 +1008,44 @@ def record_audit(results: Results, found: Audit) -> list[list[str]]:
         likelier = found.likelier(rule)
         results.record(f"audit.likelier.{rule}", likelier, "count", n=len(taken))
         texts = [f"{longer} of {unequal}", f"{likelier} of {len(taken)}"]
-        rows.append([rule, f"{share:.1f} [{low:.1f}, {high:.1f}]", counts, *texts])
+        accuracy = f"{share:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([RULES[rule].letter, *RULES[rule].marks, accuracy, counts, *texts])
     return rows
+
+
+def rule_flips(
+    found: Audit, p_value: Callable[[int, int], float]
+) -> tuple[list[list[str]], list[str]]:
+    """Each rule against the published one and against those it changes in one thing; and in words.
+
+    `p_value`: of lost and won items, two-sided.
+    """
+    rows, clear, unclear = [], {"A": [], "step": []}, []
+    for rule, shown in RULES.items():
+        steps = [before for before in shown.before if before != PUBLISHED_RULE]
+        for before in [PUBLISHED_RULE, *steps] if rule != PUBLISHED_RULE else []:
+            lost, won = found.flips(before, rule)
+            p = p_value(lost, won)
+            pair = f"{RULES[before].letter} to {shown.letter}"
+            rows.append([pair, f"{lost} lost, {won} won", f"{p:.2g}"])
+            if p < 0.05:
+                clear["A" if before == PUBLISHED_RULE else "step"].append(pair)
+            elif before in shown.before:
+                unclear.append(pair)
+    sides = {side: [] for side in ("better", "worse")}
+    for rule, shown in RULES.items():
+        _, low, high = found.share(rule)
+        if low > 50 or high < 50:
+            sides["better" if low > 50 else "worse"].append(shown.letter)
+    _, unequal = found.longer(PUBLISHED_RULE)
+    said = [
+        f"Better than guessing: {', '.join(sides['better']) or 'none'}; worse than guessing: "
+        f"{', '.join(sides['worse']) or 'none'}; all others cannot be told from it.",
+        f"Pairs, p below 0.05: {', '.join(clear['A'] + clear['step']) or 'none'}. Steps that these "
+        f"items leave open: {', '.join(unclear) or 'none'}.",
+        f"In {unequal} of {len(found.right)} pairs the two texts differ in their number of tokens.",
+    ]
+    return rows, said
 
 
 def page_against_files() -> list[list[str]]:
@@ -858,11 +1115,12 @@ def verdict_on_a40_memory(both: Sequence[BothModels]) -> Verdict:
     eight = next(entry for entry in both if entry.name == "Llama-3.1-8B")
     row = published("a40-piqa")["rows"][eight.name]
     possible = eight.fp16 <= row[5] and eight.int8 <= row[4]
-    measured = f"The weights take {eight.fp16:,.0f} MB in FP16 and {eight.int8:,.0f} MB in int8."
+    sizes = round(eight.fp16), round(eight.int8)  # so that the sum is that of what is shown
+    measured = f"The weights take {sizes[0]:,} MB in FP16 and {sizes[1]:,} MB in int8."
     because = (
         "With all weights on the card, memory can be larger than the weights, never smaller. The "
         f"repository's own file says {eight.measured[1]:,.0f} MB, where the weights of both models are "
-        f"{eight.fp16 + eight.int8:,.0f} MB."
+        f"{sum(sizes):,} MB."
     )
     return measured, "holds only if" if possible else "fails here", because
 
@@ -903,9 +1161,9 @@ def verdict_on_cost(second: int, items: int) -> Verdict:
     ]
     exact = sum(share == second / items for share in files)
     measured = (
-        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page hold 50 %. In its files "
-        f"{guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of second "
-        "answers."
+        f"The intervals of {guesses[0]} of {len(page)} accuracies on the page contain 50 %. In its "
+        f"files {guesses[1]} of {len(files)} do, and {exact} are {second} / {items}, the share of "
+        "second answers."
     )
     if guesses != [len(page), len(files)]:
         because = (
@@ -942,9 +1200,9 @@ def verdict_on_size() -> Verdict:
     equal = "equal to the last digit" if in_files[0][1] == in_files[-1][1] else "not equal"
     guesses = sum(low < 0.5 < high for low, high in ends)
     because = (
-        f"On the page, the intervals of {guesses} of {len(ends)} hold the 50 % of guessing, and those "
-        f"of the smallest and the largest overlap. In the files these two are {equal}. (LLaMA's own "
-        "table has larger models ahead.)"
+        f"On the page, the intervals of {guesses} of {len(ends)} contain the 50 % of guessing, and "
+        f"those of the smallest and the largest overlap. In the files these two are {equal}. "
+        "(LLaMA's own table has larger models ahead.)"
     )
     return measured, "not testable here", because
 
