@@ -27,7 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
+from common import TOOLS, let_freed_memory_join
+
 ALIASES = {
     "7b": "synthetic:llama-2-7b-chat",
     "1b": "synthetic:llama-3.2-1b",
@@ -36,6 +37,7 @@ ALIASES = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    let_freed_memory_join()
     options = parse(argv)
     sys.path.insert(0, str(TOOLS))
     start = time.monotonic()
@@ -58,7 +60,7 @@ def race(options: argparse.Namespace, deadline: float) -> int:
     try:
         device = options.device or models.default_device()
         if not options.device and device == "cpu":
-            return _fail("PyTorch sees no GPU; --device cpu measures this machine's processor")
+            return _fail(f"{models.no_gpu()}; --device cpu measures this machine's processor")
         models.check_precision("int8", device)
         names = [ALIASES.get(name, name) for name in options.models.split(",")]
         if options.gguf:

@@ -36,3 +36,12 @@ def require_writable(*folders: Path) -> None:
             raise CourseError(
                 f"{folder} cannot be written; --out FOLDER puts the results into a folder of yours"
             )
+
+
+def let_freed_memory_join() -> None:
+    """Let PyTorch join what is freed of a GPU's memory; it looks when it is imported, so before that.
+
+    On a card that is nearly full a large tensor, such as two merged layers, else finds only pieces.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same setting
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

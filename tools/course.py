@@ -345,9 +345,11 @@ def test_gpu(more: list[str]) -> int:
     """The tests that need a GPU, in one process, since they share the card; a line for each."""
     import torch
 
+    from llama_int8.models import no_gpu
+
     if not torch.cuda.is_available():
         raise CourseError(
-            "PyTorch sees no GPU: `test --gpu` needs an NVIDIA card and a CUDA build of PyTorch; "
+            f"{no_gpu()}: `test --gpu` needs an NVIDIA card and a CUDA build of PyTorch; "
             "`test` runs the same tests with the CPU as their device"
         )
     print(f"on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
@@ -484,6 +486,8 @@ def device_of(text: str | None, one_of_many: bool) -> str | None:
     """
     import torch
 
+    from llama_int8.models import no_gpu
+
     if text is None:
         return None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -492,7 +496,7 @@ def device_of(text: str | None, one_of_many: bool) -> str | None:
         works += [*(f"cuda:{number}" for number in range(count)), "auto"]
     device = text.strip().lower()
     if device not in works:
-        why = "" if count else ": PyTorch sees no GPU"
+        why = "" if count else f": {no_gpu()}"
         raise CourseError(f"device is {text!r}; what works here is {', '.join(works)}{why}")
     return device
 

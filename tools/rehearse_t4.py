@@ -6,10 +6,11 @@
   python3 tools/rehearse_t4.py --device cpu --quick --shape smollm2-135m --ram-gb 4
 
 A checkpoint with random weights is written as sharded safetensors, then this process is held to
-14.75 GiB of the card and 12.7 GB of RAM: 12.55 GiB of FP16 weights must go to the card shard by shard,
-and be gone before int8 comes. The weights are random, so texts and scores mean nothing here; bytes,
-peaks and times do. It needs what benchmark_gpu.py needs, and stops at the first thing that would
-stop a T4.
+14.4 GiB of the card and 12.7 GB of RAM: 12.55 GiB of FP16 weights must go to the card shard by shard,
+and be gone before int8 comes. (A T4 shows 14.75 GiB; CUDA's context, its libraries and the kernels
+take some of it, which a limit on PyTorch's tensors does not count.) The weights are random, so texts
+and scores mean nothing here; bytes, peaks and times do. It needs what benchmark_gpu.py needs, and
+stops at the first thing that would stop a T4.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
+from common import TOOLS, let_freed_memory_join
+
 LESSON = "08_fp16_vs_int8"
 
 
 def main(argv: list[str] | None = None) -> int:
+    let_freed_memory_join()
     options = parse(argv)
     sys.path.insert(0, str(TOOLS))
     from llama_int8 import models
@@ -30,19 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = options.device or models.default_device()
         if not options.device and device == "cpu":
-            return _fail("PyTorch sees no GPU; --device cpu --quick tries the same on a processor")
+            return _fail(f"{models.no_gpu()}; --device cpu --quick tries the same on a processor")
         models.check_precision("int8", device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.folder or Path(scratch) / "model"
             if not (folder / "config.json").exists():
                 write(options.shape, folder, device)
-            hold(device, options.gpu_gib, options.ram_gb)
+            hold(device, options.gpu_gib, options.ram_gb, folder)
             for line in rehearse(folder, device, options.quick):
                 print(line, flush=True)
     except ImportError as error:
         return _fail(f"{error}; benchmark_gpu.py --help names the packages that this needs")
-    except (models.ModelError, ValueError, OSError, MemoryError) as error:
-        return _fail(str(error) or "out of memory")
+    # PyTorch's errors of memory, of the card and of mapped files, are RuntimeErrors.
+    except (models.ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        return _fail(str(error).partition("\n")[0] or "out of memory")
     return 0
 
 
@@ -57,7 +61,7 @@ def write(shape: str, folder: Path, device: str) -> None:
     save_synthetic(models.config_of(shape), folder, dtype, device=device)
 
 
-def hold(device: str, gpu_gib: float, ram_gb: float) -> None:
+def hold(device: str, gpu_gib: float, ram_gb: float, folder: Path) -> None:
     """Let this process have no more than a T4's memory, and Colab's, where the system can say no."""
     import torch
 
@@ -69,8 +73,9 @@ def hold(device: str, gpu_gib: float, ram_gb: float) -> None:
     except ImportError:  # Windows
         print("this system holds no process to a limit of RAM: only the card's is set")
         return
-    # Data, not addresses: CUDA reserves far more of those than it uses.
-    limit = int(ram_gb * 1e9)
+    # Data, not addresses: CUDA reserves far more of those than it uses. The checkpoint's files count
+    # as data while they are mapped, all at once, though the system can drop and read them again.
+    limit = int(ram_gb * 1e9) + sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -157,7 +162,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--shape", default="llama-2-7b-chat", metavar="NAME", help="a registered model's shapes")
     add("--folder", type=Path, help="keep the checkpoint here, or take the one that is here")
     add("--device", help="default: the GPU; cpu runs the same code without one")
-    add("--gpu-gib", type=float, default=14.75, metavar="N", help="of the card (14.75, a T4's)")
+    add("--gpu-gib", type=float, default=14.4, metavar="N", help="for tensors (14.4, a T4's)")
     add("--ram-gb", type=float, default=12.7, metavar="N", help="of RAM (12.7, Colab's)")
     add("--quick", action="store_true", help="short prompts, few windows: to try it")
     return parser.parse_args(argv)

@@ -1,12 +1,17 @@
 """The GPU benchmark with the CPU as its device: same code, another argument."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from tiny_llama import in_int8, tiny_llama
+from torch import nn
 
 import benchmark_gpu
 from llama_int8 import models
@@ -171,6 +176,98 @@ def test_where_int8_fast_cannot_run_it_is_left_out_with_the_reason(folder, tmp_p
     assert "decode.1x8.bf16, one graph" in found and f"decode.1x8.{gpu.INT8_GRAPH}" not in found
 
 
+def full_where(monkeypatch, full):
+    """On this card no layer of a model can be merged for which `full` holds."""
+
+    class Full(GraphLlama):
+        def __init__(self, model, *more):
+            if full(model):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 172 MiB\nGPU 0")
+            super().__init__(model, *more)
+
+    monkeypatch.setattr(gpu, "GraphLlama", Full)
+
+
+def test_without_room_to_merge_16_bit_layers_the_plain_path_and_int8_are_measured(
+    folder, tmp_path, monkeypatch
+):
+    full_where(monkeypatch, lambda model: isinstance(model.lm_head, nn.Linear))
+    found, said, ended, _ = run(folder, tmp_path)
+    left_out = "no room to merge its layers: CUDA out of memory. Tried to allocate 172 MiB"
+    assert ended and found[f"left out.{GRAPHS[0]}"]["value"] == left_out
+    assert any(line.endswith(f"{GRAPHS[0]}: left out, {left_out}") for line in said)
+    for path in (*PATHS, gpu.INT8_GRAPH):
+        assert f"decode.1x8.{path}" in found and f"prefill.1x16.{path}" in found
+    assert f"decode.1x8.{GRAPHS[0]}" not in found
+
+
+def test_without_room_to_merge_int8_layers_the_other_paths_are_measured(
+    folder, tmp_path, monkeypatch
+):
+    full_where(monkeypatch, lambda _: True)
+    in_turn(folder, monkeypatch)
+    found, _, ended, _ = run(folder, tmp_path)
+    assert ended and "CUDA out of memory" in found[f"left out.{gpu.INT8_GRAPH}"]["value"]
+    for path in PATHS:
+        assert f"decode.1x8.{path}" in found
+    assert not any(f"decode.1x8.{path}" in found for path in GRAPHS)
+
+
+def test_where_all_models_fit_and_their_caches_do_not_each_path_has_its_turn(
+    folder, tmp_path, monkeypatch
+):
+    """A path's cache is gone before the next one's comes."""
+    monkeypatch.setattr(models, "free_memory", lambda _: 10**9)
+    monkeypatch.setattr(experiment, "beside_weights", lambda *_: 4 * 10**8)  # each by itself fits
+    caches, graphs = [], set()
+    fill, decoder = latency.prefill, gpu.decoder
+
+    def prefill(*given):
+        cache = fill(*given)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    def decoding(model, point, steps):
+        assert not any(cache() is not None for cache in caches)
+        graphs.update([model] if isinstance(model, GraphLlama) else [])
+        assert all(graph.batch == 1 for graph in graphs)
+        return decoder(model, point, steps)
+
+    monkeypatch.setattr(latency, "prefill", prefill)
+    monkeypatch.setattr(gpu, "decoder", decoding)
+    found, _, ended, _ = run(folder, tmp_path)
+    assert ended and found["interleaved"]["value"] == "yes" and len(graphs) == 2
+    for path in (*PATHS[1:], *GRAPHS):
+        ratio = found[f"ratio.decode.2x4.{path}"]
+        assert "unpaired" in ratio["note"] and "low" not in ratio
+
+
+def test_caches_are_given_back_also_where_memory_ends(folder, tmp_path, monkeypatch):
+    interleaved, peaks, made = latency.interleaved, gpu.Race._peaks, GraphLlama.__init__
+    graphs, held = [], []
+
+    def making(self, *given):
+        made(self, *given)
+        graphs.append(self)
+
+    def ending(runs, rounds):
+        times = interleaved(runs, rounds)
+        if any(graph.batch == 2 for graph in graphs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return times
+
+    def later(self, paths):
+        held.extend((graph.batch, graph.context) for graph in graphs)
+        peaks(self, paths)
+
+    monkeypatch.setattr(GraphLlama, "__init__", making)
+    monkeypatch.setattr(latency, "interleaved", ending)
+    monkeypatch.setattr(gpu.Race, "_peaks", later)
+    _, said, ended, _ = run(folder, tmp_path)
+    assert ended and any("decode 2 x 4: left out, out of memory" in line for line in said)
+    assert held == [(1, 128)] * 2
+
+
 def test_a_second_run_keeps_everything_and_measures_nothing(measured, folder, monkeypatch):
     out, (found, *_) = measured
     monkeypatch.setattr(latency, "interleaved", lambda *_: pytest.fail("measured again"))
@@ -207,13 +304,18 @@ def test_when_the_time_is_used_up_it_says_what_is_left_and_the_next_run_goes_on(
     assert ended and found["decode.1x8.bf16"] == first and "decode.2x4.bf16" in found
 
 
-def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
-    folder, tmp_path, monkeypatch
-):
+def in_turn(folder, monkeypatch):
+    """A card that holds one precision, not three."""
     config = models.config_of(folder)
     needed = sum(weight_bytes(config, p).total for p in ("bf16", "int8", "int8-fast"))
     monkeypatch.setattr(models, "free_memory", lambda _: needed)  # not a tenth more
     monkeypatch.setattr(experiment, "fits", lambda *_: True)
+
+
+def test_what_does_not_fit_together_is_measured_in_turn_with_a_plain_quotient(
+    folder, tmp_path, monkeypatch
+):
+    in_turn(folder, monkeypatch)
     held = []
     real = gpu.Race._decode
     monkeypatch.setattr(
@@ -340,6 +442,27 @@ class TestGroupedHeads:
         assert not grouped_heads.expand_grouped_heads(device)
         self.logits()
         assert all(asked)
+
+
+@pytest.mark.parametrize("script", ["benchmark_gpu", "rehearse_t4"])
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
+def test_freed_pieces_of_the_card_join_again_as_set_before_torch_is_there(script, given):
+    code = (
+        f"import os, sys, {script}\n"
+        "def parse(_):\n"
+        "    print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'))\n"
+        "    raise SystemExit\n"
+        f"{script}.parse = parse\n"
+        f"{script}.main([])"
+    )
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    plain["PYTHONPATH"] = str(benchmark_gpu.TOOLS)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True
+    )
+    wanted = None if given else "expandable_segments:True"
+    assert done.stdout == f"False {wanted}\n"
 
 
 class TestCommand:

@@ -285,6 +285,22 @@ def test_activations_of_int8_by_hand():
         assert found == 3 * 7 * row + 7 * positions
 
 
+def test_what_int8_fast_restores_on_a_gpu_is_its_largest_layer_in_16_bit():
+    config = config_of("llama-2-7b-chat")
+    width, inner, words = config.hidden_size, config.intermediate_size, config.vocab_size
+    cases = ((1, 16, 0), (1, 17, 2 * inner), (17, 1, words), (8, 64, 2 * inner))
+    for batch, tokens, restored in cases:
+        there, here = (
+            cost.activation_bytes(config, tokens, batch, "int8-fast", device)
+            for device in ("cuda", "cpu")
+        )
+        assert there - here == 2 * restored * width
+    assert cost.restored_bytes(config, 512, 512) == 2 * words * width  # scoring: all logits
+    assert cost.activation_bytes(config, 64, 1, "fp16", "cuda") == cost.activation_bytes(
+        config, 64, 1, "fp16", "cpu"
+    )
+
+
 def test_logits_are_a_score_for_every_token_at_every_place():
     config = config_of("llama-3.2-1b")
     assert cost.logits_bytes(config, 512, 4) == 4 * 512 * 128256 * 2

@@ -104,6 +104,7 @@ def free_bytes(monkeypatch):
 def pretend_gpu(monkeypatch, name, capability):
     """A GPU without bf16 hardware, which PyTorch then emulates."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(
@@ -1007,7 +1008,15 @@ def test_free_memory_of_all_gpus_is_the_sum(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.1)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    free = {"total_size": GIB, "allocated_size": 0, "segment_pool_id": (0, 0)}
+    held = {"total_size": GIB, "allocated_size": GIB // 4, "segment_pool_id": (0, 7)}
+    segments = [free | {"device": 0}]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     assert load.free_memory("cuda") == 6 * GIB
+    # What is free in a captured graph's pool is not free for others; another card's is not ours.
+    segments += [held | {"device": 0}, held | {"device": 1}]
+    assert load.free_memory("cuda") == 6 * GIB - 3 * GIB // 4
 
 
 # The embedded model: from a wheel to a folder

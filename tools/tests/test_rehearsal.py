@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, Course
 from saved_models import TINY, save_synthetic
 
+import rehearse_t4
 from llama_int8.models import load_tokenizer
 from llama_int8.models.cost import weight_bytes
 from llama_int8.transformer.config import LlamaConfig
@@ -138,6 +139,41 @@ def test_the_script_measures_each_precision_and_checks_its_bytes(tiny_folder):
         assert f"{precision}: 0.00 GiB of weights as predicted" in done.stdout
     assert "both precisions at once: yes" in done.stdout
     assert "decode 2 x 16, tokens/s: bf16 " in done.stdout
+
+
+def test_the_limit_adds_the_files_that_are_mapped_to_the_ram(tiny_folder, monkeypatch):
+    """A mapped shard counts as data, and Colab's system could drop it."""
+    import resource
+
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *given: asked.append(given))
+    rehearse_t4.hold("cpu", 14.4, 1.5, tiny_folder)
+    limit = 1_500_000_000 + sum(file.stat().st_size for file in tiny_folder.glob("*.safetensors"))
+    assert asked == [(resource.RLIMIT_DATA, (limit, limit))] and limit > 1_500_000_000
+
+
+def test_the_card_keeps_room_for_what_is_no_tensor():
+    total = 14.75  # GiB that a T4 shows; context, cuBLAS and kernels take 0.2 to 0.4
+    assert total - 0.4 <= rehearse_t4.parse([]).gpu_gib <= total - 0.2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 172 MiB\nand more"),
+        RuntimeError("unable to mmap 2 bytes from file: Cannot allocate memory (12)"),
+    ],
+)
+def test_memory_that_ends_inside_pytorch_is_said_in_a_line(tiny_folder, monkeypatch, capsys, error):
+    def rehearse(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(rehearse_t4, "rehearse", rehearse)
+    monkeypatch.setattr(rehearse_t4, "hold", lambda *_: None)
+    assert rehearse_t4.main(["--device", "cpu", "--folder", str(tiny_folder)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: {str(error).splitlines()[0]}\n"
 
 
 def test_the_script_holds_itself_to_the_memory_that_it_was_given(tiny_folder):

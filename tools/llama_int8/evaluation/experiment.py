@@ -115,11 +115,16 @@ def _peaks(
 
 def fits(config: Any, precision: str, device: str, point: Point) -> bool:
     """Whether a loaded model's cache, activations and logits for `point` fit what is free."""
+    return beside_weights(config, precision, device, point) <= models.free_memory(device)
+
+
+def beside_weights(config: Any, precision: str, device: str, point: Point) -> int:
+    """Bytes of cache, activations and logits while a prompt of `point` is read."""
     if not isinstance(config, cost.LlamaConfig):
         config = cost.LlamaConfig.from_hugging_face(config.to_dict())
     batch, context = point
     parts = cost.peak_bytes(config, _stored(precision), context, batch, device)
-    return sum(parts.values()) - parts["weights"] <= models.free_memory(device)
+    return sum(parts.values()) - parts["weights"]
 
 
 def _stored(precision: str) -> str:

@@ -24,6 +24,7 @@ from llama_int8.models.load import (
     free_memory,
     load_model,
     model_folder,
+    no_gpu,
     placement,
 )
 from llama_int8.models.registry import (
@@ -65,6 +66,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_folder",
+    "no_gpu",
     "placement",
     "revision_of",
     "save_int8_fast",

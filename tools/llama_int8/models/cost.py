@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llama_int8.dtypes import FORMATS
 from llama_int8.quantization.cpu.layout import packed_bytes, scale_bytes
+from llama_int8.quantization.gpu import FEW
 from llama_int8.transformer.config import LlamaConfig
 
 GIB = 2**30
@@ -108,7 +109,8 @@ def activation_bytes(
     int8 codes and the int32 product of one layer beside two of these; bitsandbytes on a CPU scales
     that product through three copies in FP32, on a GPU in one kernel. Read in Hugging Face's and
     bitsandbytes' code, and checked by measuring; attention is taken to hold no T x T scores. Where
-    the inner width is less than 1.5 times the width, attention can be the wider place.
+    the inner width is less than 1.5 times the width, attention can be the wider place. int8-fast on
+    a GPU restores a layer's weights in 16 bit beside it.
     """
     width, inner = config.hidden_size, config.intermediate_size
     size = _other_size(precision)
@@ -118,7 +120,27 @@ def activation_bytes(
     else:
         row = (4 * width + 3 * inner) * size
     positions = 8 + 2 * config.head_dim * size  # indices, cosines and sines: once for the batch
-    return batch * tokens * row + tokens * positions
+    restored = 0
+    if precision == "int8-fast" and device != "cpu":
+        restored = restored_bytes(config, batch * tokens, batch)
+    return batch * tokens * row + tokens * positions + restored
+
+
+def restored_bytes(config: LlamaConfig, rows: int, scored: int) -> int:
+    """Bytes of the largest layer that int8-fast on a GPU restores in 16 bit, one after the other.
+
+    `rows`: tokens of all sequences that the blocks read; `scored`: those of them whose logits are
+    computed. Few enough go through the kernel, which restores nothing. Gate and up are one layer, and
+    so are query, key and value.
+    """
+    width, shapes = config.hidden_size, config.linear_shapes()
+    outputs = [shapes["gate_proj"][0] + shapes["up_proj"][0]]
+    outputs += [sum(shapes[name][0] for name in ("q_proj", "k_proj", "v_proj"))]
+    weights = [width * out for out in outputs]
+    weights += [out * in_ for out, in_ in (shapes["o_proj"], shapes["down_proj"])]
+    largest = max(weights) if rows > FEW else 0
+    head = config.vocab_size * width if scored > FEW else 0
+    return 2 * max(largest, head)
 
 
 def logits_bytes(

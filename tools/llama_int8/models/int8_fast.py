@@ -117,7 +117,8 @@ def on_gpu(model: "torch.nn.Module", dtype: "torch.dtype", device: str) -> "torc
     """What `load_int8_fast` read, on a GPU: the same codes and scales, in the order of its kernel."""
     from llama_int8.quantization.gpu.linear import from_cpu_layers
 
-    return from_cpu_layers(model, device).to(dtype)
+    # The rotary angles stay in FP32, as in every other precision: `.to(dtype)` would round them.
+    return restore_rotary(from_cpu_layers(model, device).to(dtype), device).eval()
 
 
 def quantize_on_gpu(

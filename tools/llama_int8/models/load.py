@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -146,6 +148,23 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def no_gpu() -> str:
+    """What is said where PyTorch sees no GPU, with the usual reason where there may be one."""
+    import torch
+
+    if shutil.which("nvidia-smi") is None:
+        return "PyTorch sees no GPU"
+    if torch.version.cuda is None:
+        return (
+            "PyTorch sees no GPU (nvidia-smi is here, so there may be one: this PyTorch is a build "
+            "without CUDA, install one with it)"
+        )
+    return (
+        "PyTorch sees no GPU (nvidia-smi is here, so there may be one whose driver is too old for "
+        f"CUDA {torch.version.cuda}: update the driver, or install a PyTorch for an older CUDA)"
+    )
+
+
 def baseline_precision(device: str | None = None) -> str:
     """The course's 16-bit format: FP16 on CUDA, bf16 on a CPU (where FP16 prefill is far slower)."""
     return "bf16" if (device or default_device()) == "cpu" else "fp16"
@@ -165,7 +184,8 @@ def check_precision(precision: str, device: str) -> None:
             "precision='int8'"
         )
     if not torch.cuda.is_available():
-        raise PrecisionError(f"device is {device!r}, but PyTorch sees no GPU; use device='cpu'")
+        raise PrecisionError(f"device is {device!r}, but {no_gpu()}; use device='cpu'")
+    _check_build()
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise PrecisionError(
             f"{torch.cuda.get_device_name()} computes bf16 only by emulation; use precision='fp16'"
@@ -178,6 +198,27 @@ def check_precision(precision: str, device: str) -> None:
             f"LLM.int8() needs compute capability 7.5; {torch.cuda.get_device_name()} has "
             f"{capability[0]}.{capability[1]}. Use precision='fp16', or device='cpu'"
         )
+
+
+def _check_build() -> None:
+    """Raise PrecisionError where this PyTorch has no kernels for the card: CUDA 13 left Volta out."""
+    import torch
+
+    names = " ".join(torch.cuda.get_arch_list())  # "sm_75 sm_80 compute_120"
+    built = re.findall(r"\b(sm|compute)_(\d+)(\d)[af]?\b", names)
+    if not built:
+        return
+    card = torch.cuda.get_device_capability()
+    for kind, major, minor in built:
+        made_for = (int(major), int(minor))
+        # PTX is compiled for any later card; machine code runs within its own major version.
+        if made_for <= card and (kind == "compute" or made_for[0] == card[0]):
+            return
+    raise PrecisionError(
+        f"{torch.cuda.get_device_name()} has compute capability {card[0]}.{card[1]}, for which this "
+        f"PyTorch (CUDA {torch.version.cuda}) was not built; install one for another CUDA, or use "
+        "device='cpu'"
+    )
 
 
 def _check_triton(capability: tuple[int, int]) -> None:
@@ -199,6 +240,32 @@ def _check_triton(capability: tuple[int, int]) -> None:
             "int8-fast on a GPU needs a C compiler, with which Triton builds its launcher, and there "
             "is neither gcc nor clang; install gcc. Or use precision='int8', or device='cpu'"
         )
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    if os.name == "posix" and not header.exists():
+        raise PrecisionError(
+            "int8-fast on a GPU needs Python's headers, with which Triton builds its launcher, and "
+            f"there is no {header}; install python3-dev (python3-devel on Fedora). Or use "
+            "precision='int8', or device='cpu'"
+        )
+    if missing := _missing_driver_library():
+        raise PrecisionError(
+            f"int8-fast on a GPU needs the driver's libcuda.so.1 where Triton looks ({missing}); run "
+            "ldconfig as root, or name its folder in TRITON_LIBCUDA_PATH. Or use precision='int8', "
+            "or device='cpu'"
+        )
+
+
+def _missing_driver_library() -> str:
+    """Why Triton does not find CUDA's driver library; empty where it does, or cannot be asked."""
+    try:
+        from triton.backends.nvidia.driver import libcuda_dirs
+
+        libcuda_dirs()
+    except ImportError:  # another Triton
+        return ""
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        return first_line(error)
+    return ""
 
 
 def check_cache(cache: str, precisions: Sequence[str], device: str = "cpu") -> None:
@@ -225,9 +292,26 @@ def free_memory(device: str) -> int:
 
     every = range(torch.cuda.device_count())
     numbers = list(every) if device == "auto" else [torch.device(device).index]
-    # What PyTorch's allocator keeps for later is free for the next tensor, too.
-    kept = [torch.cuda.memory_reserved(n) - torch.cuda.memory_allocated(n) for n in numbers]
-    return sum(_left_on_card(number) for number in numbers) + sum(kept)
+    return sum(_left_on_card(number) + _kept(number) for number in numbers)
+
+
+def _kept(number: int | None) -> int:
+    """Bytes that PyTorch's allocator keeps of a card for the next tensor.
+
+    What lies free in the pool of a captured graph is kept for that graph only.
+    """
+    import torch
+
+    kept = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+    if kept == 0:
+        return 0
+    card = torch.cuda.current_device() if number is None else number
+    for_graphs = sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == card and any(segment.get("segment_pool_id", ()))
+    )
+    return max(0, kept - for_graphs)
 
 
 def _left_on_card(number: int | None) -> int:

@@ -88,7 +88,10 @@ class Int8FastForCausalLM(LlamaForCausalLM):
         **settings: Any,
     ) -> CausalLMOutputWithPast:
         if isinstance(past_key_values, OneCallCache):
-            if attention_mask is None or attention_mask.all():
+            # To look at the mask is to wait for the card, and only a prompt can be padded: what was
+            # read here was not, and `generate` adds ones.
+            read = past_key_values.get_seq_length()
+            if read or attention_mask is None or attention_mask.all():
                 logits = past_key_values.read(input_ids, settings.get("logits_to_keep", 0))
                 return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
             past_key_values = DynamicCache()  # rows of unequal length: Hugging Face's own way

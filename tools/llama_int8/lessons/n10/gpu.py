@@ -8,6 +8,7 @@ int8-fast by such a graph; LLM.int8() with outlier threshold 6, and with thresho
 decomposition; the same model, switched over).
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ INT8_FAST = "int8-fast"
 INT8_GRAPH = "int8-fast, one graph"
 HALF_GRAPH = "fp16, one graph"  # of a GPU; `graph_of` has the name on any device
 CHECKED_ROWS = 512  # of activations whose codes are compared
+Runs = dict[str, Callable[[], dict[str, float]]]  # a timed run, by path
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,10 @@ class Race:
                         )
                         return False
                     self._measure(step, say)
-            except models.NotEnoughMemoryError as error:
-                say(f"{self.name}: {error}")
-                self.results.record(f"left out.{paths[0]}", str(error), "text")
+            # The second where something beside the weights finds no room, such as merged layers.
+            except (models.NotEnoughMemoryError, torch.OutOfMemoryError) as error:
+                say(f"{self.name}: {first_line(error)}")
+                self.results.record(f"left out.{paths[0]}", first_line(error), "text")
             finally:
                 self.held.clear()
                 memory.release()
@@ -174,27 +177,36 @@ class Race:
                 self.results.record(f"memory.{kind}.{path}", taken, "bytes", note=note)
             bound = weight_bytes(self.config, precision).read_per_token
             self.results.record(f"read per token.{path}", bound, "bytes")
-            self.held |= self._paths_of(path, model)
+            self.held |= self._paths_of(path, model, say)
 
-    def _paths_of(self, path: str, model: nn.Module) -> dict[str, nn.Module]:
+    def _paths_of(
+        self, path: str, model: nn.Module, say: Callable[[str], None]
+    ) -> dict[str, nn.Module]:
         """Everything that is measured with this model: the paths share its weights."""
-        if path == self.half:
-            return {path: model, self.half_graph: GraphLlama(model, 1)}
         if path == INT8_GRAPH:
             return {path: GraphLlama(model, 1)}
-        return {LLM_INT8: model, LLM_INT8_AT_0: model}
+        if path != self.half:
+            return {LLM_INT8: model, LLM_INT8_AT_0: model}
+        try:
+            return {path: model, self.half_graph: GraphLlama(model, 1)}
+        except torch.OutOfMemoryError as error:  # a layer is merged whole or not at all
+            reason = f"no room to merge its layers: {first_line(error)}"
+        say(f"{self.name}, {self.half_graph}: left out, {reason}")
+        self.results.record(f"left out.{self.half_graph}", reason, "text")
+        return {path: model}
 
     def _done(self, step: Step) -> bool:
         return f"done.{step.name}.{step.paths[0]}" in self.results.measurements
 
     def _measure(self, step: Step, say: Callable[[str], None]) -> None:
         """Run one step; where memory ends, say so and go on with the next."""
-        start = time.monotonic()
+        start, reason = time.monotonic(), ""
         try:
             step.measure()
         except (torch.OutOfMemoryError, MemoryError) as error:
             free = models.free_memory(self.device) / GIB
             reason = f"out of memory with {free:.1f} GiB free: {first_line(error)}"
+        if reason:  # here, where the error no longer holds what the step held
             say(f"{self.name}, {step.name}: left out, {reason}")
             self.results.record(f"left out.{step.name}.{step.paths[0]}", reason, "text")
             memory.release()
@@ -208,7 +220,8 @@ class Race:
         able = [
             path
             for path in paths
-            if experiment.fits(self.config, self._stored(path), self.device, point)
+            if path in self.held
+            and experiment.fits(self.config, self._stored(path), self.device, point)
         ]
         if not able:
             raise MemoryError(f"{point.name} tokens do not fit beside the weights")
@@ -223,25 +236,44 @@ class Race:
 
     def _decode(self, paths: Sequence[str], point: Point) -> None:
         batch, context = point
-        able = self._fitting(paths, Point(batch, context + self.sizes.steps))
-        # Where memory is short, one path's cache goes before the next one's comes.
-        for group in [able] if self.together else [[path] for path in able]:
-            runs = {
-                path: self._switched(path, decoder(self.held[path], point, self.sizes.steps))
-                for path in group
-            }
-            self._record(_case("decode", point), runs, batch * self.sizes.steps)
-            for path in group:
-                if isinstance(self.held[path], GraphLlama):
-                    self.held[path].reserve(1)
+        longest = Point(batch, context + self.sizes.steps)
+        for group in self._groups(self._fitting(paths, longest), longest):
+            with self._giving_back(group) as runs:
+                for path in group:
+                    runs[path] = self._switched(
+                        path, decoder(self.held[path], point, self.sizes.steps)
+                    )
+                self._record(_case("decode", point), runs, batch * self.sizes.steps)
 
     def _prefill(self, paths: Sequence[str]) -> None:
         point = Point(1, self.sizes.prompt)
-        runs = {
-            path: self._switched(path, prefiller(self.held[path], point))
-            for path in self._fitting(paths, point)
-        }
-        self._record(_case("prefill", point), runs, self.sizes.prompt)
+        for group in self._groups(self._fitting(paths, point), point):
+            with self._giving_back(group) as runs:
+                for path in group:
+                    runs[path] = self._switched(path, prefiller(self.held[path], point))
+                self._record(_case("prefill", point), runs, self.sizes.prompt)
+
+    def _groups(self, paths: list[str], point: Point) -> list[list[str]]:
+        """The paths that take turns: all, or one after the other where their caches do not all fit."""
+        needed = sum(
+            experiment.beside_weights(self.config, self._stored(path), self.device, point)
+            for path in paths
+        )
+        if self.together and needed * models.HEADROOM <= models.free_memory(self.device):
+            return [paths]
+        return [[path] for path in paths]
+
+    @contextlib.contextmanager
+    def _giving_back(self, paths: Sequence[str]) -> Iterator[Runs]:
+        """Runs to fill; afterwards they and their caches are gone, also where memory ended."""
+        runs: Runs = {}
+        try:
+            yield runs
+        finally:
+            runs.clear()  # Hugging Face's caches live in them
+            for path in paths:
+                if isinstance(self.held[path], GraphLlama):
+                    self.held[path].reserve(1)
 
     def _switched(self, path: str, work: Callable[[], float]) -> Callable[[], dict[str, float]]:
         """The run with this path's threshold, which is set beside the clock."""
@@ -319,8 +351,9 @@ class Race:
         point = Point(1, self.sizes.prompt)
         for path in self._fitting(paths, point):
             experiment.set_threshold(self.held[path], precision_of(path))
-            work = prefiller(self.held[path], point)
-            peak = memory.peak_bytes(work, self.device)["peak"]
+            with self._giving_back([path]):
+                work = prefiller(self.held[path], point)
+                peak = memory.peak_bytes(work, self.device)["peak"]
             self.results.record(f"peak.1x{self.sizes.prompt}.{path}", peak, "bytes")
 
     def _bandwidth(self, paths: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from llama_int8.lessons.n10 import gpu
 from llama_int8.models import config_of
 from llama_int8.models.cost import forward_bytes, weight_bytes
 from llama_int8.models.synthetic import build_synthetic
-from llama_int8.quantization.gpu.llama import GraphLlama
+from llama_int8.quantization.gpu.llama import BUCKET, GraphLlama
 from llama_int8.transformer.config import LlamaConfig
 
 MODEL = "llama-2-7b-chat"
@@ -43,16 +43,11 @@ class Assumptions:
     seconds: float  # of each operation of the graph beside reading its bytes
 
 
-def assumptions(config: LlamaConfig) -> tuple[Assumptions, Assumptions]:
-    """The worse and the better end.
+ASSUMPTIONS = (Assumptions(0.65, 5e-6), Assumptions(0.80, 2.5e-6))
+"""The worse and the better end: guesses of a usual size, for a T4 with its ECC on.
 
-    The worse share is what the published FP16 run on a T4 reached, Python and prefill in its time;
-    the better one, and the seconds of a small operation in a graph, are guesses of a usual size.
-    """
-    fp16 = weight_bytes(config, "fp16").read_per_token
-    speed = published("t4-llama-2-7b-chat")["rows"]["speed (tokens/s)"][0]
-    reached = fp16 * speed / (1e9 * published("gpu-bandwidth")["rows"]["T4"][0])
-    return Assumptions(reached, 5e-6), Assumptions(0.85, 2e-6)
+The share that the published FP16 run on a T4 reached, Python and prefill in its time, lies between.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,17 +95,23 @@ def launches(config: LlamaConfig) -> int:
     return one + (two - one) * (config.num_hidden_layers - 1)
 
 
+def step_bytes(config: LlamaConfig, precision: str, context: int) -> int:
+    """Bytes that a captured step reads: all weights, and the cache to the end of its bucket."""
+    seen = (context // BUCKET + 1) * BUCKET
+    return forward_bytes(config, precision, 1, seen - 1)
+
+
 def predictions(name: str = MODEL, context: int = CONTEXT) -> dict[str, dict[str, Predicted]]:
     """Tokens/s for one sequence after `context` tokens: {card: {precision: ..}}."""
     config = config_of(name)
-    count, ends = launches(config), assumptions(config)
+    count = launches(config)
     cards = {card: 1e9 * row[0] for card, row in published("gpu-bandwidth")["rows"].items()}
     return {
         card: {
             precision: Predicted(
                 *(
-                    speed(forward_bytes(config, precision, 1, context), bandwidth, count, end)
-                    for end in ends
+                    speed(step_bytes(config, precision, context), bandwidth, count, end)
+                    for end in ASSUMPTIONS
                 )
             )
             for precision in PRECISIONS

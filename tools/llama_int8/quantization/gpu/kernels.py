@@ -57,11 +57,13 @@ def launch_sizes(inputs: int, tokens: int) -> dict[str, int]:
     """Rows of weights and warps of one program: so few codes for a thread that none spills.
 
     Two rows share what is read of the activations. One token: two chunks of each row for a thread;
-    several: one, because their codes are kept in FP32 from token to token.
+    several: one, because their codes are kept in FP32 from token to token. Where even 16 warps are too
+    few for that, a program takes one row.
     """
     chunks = triton.next_power_of_2(triton.cdiv(inputs, CHUNK))
     warps = min(max(chunks // (64 if tokens == 1 else 32), 1), 16)
-    return {"ROWS": 2, "CHUNKS": chunks, "num_warps": warps}
+    rows = 1 if tokens > 1 and chunks > 1024 else 2
+    return {"ROWS": rows, "CHUNKS": chunks, "num_warps": warps}
 
 
 def int8_product(
@@ -182,6 +184,8 @@ def compile_for(capabilities=(75, 80, 90)):
         for capability in capabilities:
             made = compiled(capability, inputs, tokens, group)
             print(description(made, capability, inputs, tokens, group))
+    made = compiled(75, 4096, 1, 32, "bf16")  # a T4 has no bf16 units, and converts
+    print(description(made, 75, 4096, 1, 32))
 
 
 def compiled(capability, inputs, tokens, group, dtype="fp16"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llama_int8.quantization.cpu import linear as cpu_linear
 from llama_int8.quantization.cpu import packing
 from llama_int8.quantization.cpu.layout import GROUP
+from llama_int8.quantization.gpu import FEW
 from llama_int8.quantization.gpu.products import (
     PREFILLS,
     dequantize,
@@ -17,7 +18,6 @@ from llama_int8.quantization.gpu.products import (
 )
 
 AT_ONCE = 8  # tokens of one launch of the kernel
-FEW = 16  # tokens that the kernel takes, in two launches: it reads one byte where cuBLAS needs five
 
 
 class GpuInt8Linear(nn.Module):

@@ -7,7 +7,7 @@ heads, D head dimension, C width, F inner width, V vocabulary, L layers.
 import copy
 import weakref
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
@@ -23,6 +23,12 @@ from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
 BUCKET = 128  # tokens: a step reads the cache up to the next multiple, and has a graph for each
 
 
+@cache
+def side_stream(device: torch.device) -> Any:
+    """One for all captures: cuBLAS keeps a workspace for each stream that it has met."""
+    return torch.cuda.Stream(device)
+
+
 # --- the graph: lesson 10 shows it ---
 def captured(run: Callable[[], Tensor], device: torch.device, pool: Any = None) -> Callable:
     """`run` as one CUDA graph: recorded once, then started by a single call. Elsewhere `run` itself.
@@ -33,13 +39,13 @@ def captured(run: Callable[[], Tensor], device: torch.device, pool: Any = None) 
         return run
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()
+        side = side_stream(device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles kernels, and lets the libraries take memory
             for _ in range(3):
                 run()
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             out = run()
 
     def replay() -> Tensor:
@@ -112,7 +118,9 @@ class GraphLlama(nn.Module):
                 "one sequence"
             )
         room = -(-context // BUCKET) * BUCKET
-        self.context, self.batch, self.position = min(room, most), batch, 0
+        # The old cache goes before the new one comes; where that finds no room, none is left.
+        self.keys = self.values = None
+        self.batch, self.context, self.position = batch, 0, 0
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by how much of the cache they read
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads)
@@ -126,6 +134,7 @@ class GraphLlama(nn.Module):
             self.positions, self.cos, self.sin = positions, cos.to(dtype), sin.to(dtype)
             self.tokens = torch.zeros(batch, dtype=torch.long, device=device)
             self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.context = min(room, most)
         return self
 
     @property
@@ -149,9 +158,10 @@ class GraphLlama(nn.Module):
             q, k, v = self._heads(block.qkv_proj(self._normed(x, block.input_norm)), rotation)
             self.keys[layer, :, :, start:end] = k
             self.values[layer, :, :, start:end] = v
+            k, v = (kept[layer, :, :, :end] for kept in (self.keys, self.values))
             # Every query head gets keys of its own: a T4's fast attention takes no grouped heads.
-            seen = (kept[layer, :, :, :end] for kept in (self.keys, self.values))
-            k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in seen)
+            if (shared := q.shape[1] // k.shape[1]) > 1:
+                k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
             mixed = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
             x = x + block.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, H D)
             x = self._feed_forward(x, block)
