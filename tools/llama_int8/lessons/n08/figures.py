@@ -256,7 +256,10 @@ SCORING_ALT = (
     "A grid of logits, tokens of a question and its answer by vocabulary: one cell is marked in each of "
     "the three rows that predict a token of the answer."
 )
-PUBLISHED_ALT = "The same grid of logits, tokens of a question and its answer by vocabulary: every cell is marked."
+PUBLISHED_ALT = (
+    "The same grid of logits, tokens of a question and its answer by vocabulary: "
+    "every cell is marked."
+)
 
 
 def drawing_paired() -> Figure:
