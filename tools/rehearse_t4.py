@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = options.device or models.default_device()
         if not options.device and device == "cpu":
-            return _fail(
-                f"{models.no_gpu()}; --device cpu --quick tries the same on a processor"
-            )
+            return _fail(f"{models.no_gpu()}; --device cpu --quick tries the same on a processor")
         models.check_precision("int8", device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.folder or Path(scratch) / "model"
