@@ -79,9 +79,9 @@ def test_the_kernel_interpreted_is_the_float64_product_up_to_rounding(tmp_path):
 @needs_triton
 @pytest.mark.slow
 def test_the_kernel_compiles_for_three_generations_with_wide_loads_and_without_a_spill(tmp_path):
-    """At LLaMA-2-7B's widths, for a T4, an A100 and an H100; read in PTX and cubin."""
+    """At LLaMA-2's widths, 7B's and 70B's, for a T4, an A100 and an H100; read in PTX and cubin."""
     lines = kernel_process("compile", tmp_path).splitlines()
-    assert len(lines) == 4 * 3 + 1  # and bf16 on a T4
+    assert len(lines) == 6 * 3 + 1  # and bf16 on a T4
     for line in lines:
         warps, registers = (int(re.search(rf"(\d+) {n}", line)[1]) for n in ("warps", "registers"))
         spilled, shared = (int(re.search(rf"(\d+) bytes {n}", line)[1]) for n in ("sp", "of sh"))
@@ -89,7 +89,8 @@ def test_the_kernel_compiles_for_three_generations_with_wide_loads_and_without_a
             int, re.search(r"in (\d+) load\(s\) of (\d+) bits where (\d+) would do", line).groups()
         )
         assert spilled == 0 and bits == 128 and loads == enough, line
-        assert warps * 32 * registers <= 65536 and shared <= 1024, line  # a block fits
+        assert warps * 32 * registers <= 65536, line  # a block fits
+        assert shared <= (16384 if "28672 inputs, 8 " in line else 1024), line
 
 
 # --- the products and the layer ----------------------------------------------------------------

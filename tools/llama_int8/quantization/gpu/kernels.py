@@ -115,6 +115,7 @@ def cases():
         for group in (32, 64, None):
             for shape in ((1, 5, 576), (8, 3, 100), (3, 7, 31), (1, 1, 16), (2, 4, 2048)):
                 yield shape, group, dtype
+    yield (2, 3, 16400), 32, torch.float16  # so long that a program takes one row
 
 
 def operands(shape, group, dtype, device, seed=0):
@@ -180,6 +181,8 @@ def compile_for(capabilities=(75, 80, 90)):
         (4096, 1, None),
         (11008, 1, 32),
         (11008, MOST, 32),
+        (28672, 1, 32),
+        (28672, MOST, 32),
     ):
         for capability in capabilities:
             made = compiled(capability, inputs, tokens, group)
