@@ -385,8 +385,9 @@ def test_findings_come_first_and_each_leads_to_its_section_and_lesson():
     findings = [line for line in findings.splitlines() if re.match(r"\d+\. ", line)]
     assert len(findings) == 6
     for finding in findings:
-        assert re.search(r"\(\[[^]]+\]\(#[\w-]+\); \[lesson \d\d\]\(notebooks/", finding), finding
-        assert re.search(r"\d", finding.split("([")[0])
+        leads = r"\((Figure \d; )?\[[^]]+\]\(#[\w-]+\); \[lesson \d\d\]\(notebooks/"
+        assert re.search(leads, finding), finding
+        assert re.search(r"\d", re.split(leads, finding)[0])
 
 
 def test_every_claim_has_a_verdict_once_its_notebook_has_run():
