@@ -67,7 +67,7 @@ def solved_course(tmp_path_factory):
 def run(course: Course, path: Path, out: Path, *options: str, **environment: str) -> None:
     """Run one notebook; a failure shows what the command says: notebook, cell and reason."""
     command = ("run", "--profile", "smoke", "--only", path.stem, "--out", str(out), *options)
-    done = course(*command, timeout=1200, **environment)
+    done = course(*command, timeout=1800, **environment)
     assert done.returncode == 0, done.stderr or done.stdout
 
 

@@ -82,7 +82,7 @@ def test_the_notebook_runs_where_one_precision_fits_and_two_do_not(folder, tmp_p
         preexec_fn=limited,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
