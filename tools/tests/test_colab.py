@@ -135,8 +135,8 @@ def test_runs_to_its_end_in_colab_and_leaves_its_versions_alone(
         kernel_name="colab",
         cwd=str(empty),
         progress_bar=False,
-        execution_timeout=600,
-        iopub_timeout=600,
+        execution_timeout=1200,
+        iopub_timeout=1200,
     )
     if moves.has_controls(path):  # every one was moved, under ipywidgets 7
         executed = nbformat.read(empty / "executed.ipynb", as_version=4)
