@@ -63,6 +63,7 @@ import isolation
 import sandbox
 import sync_notebooks
 from common import CourseError
+from gradebooks import Row
 from hand_ins import CHECKED, HandedIn, Other, courses_notebooks, source
 from hand_ins import learner_of as learner_of  # known under this module's name, too
 from hand_ins import which_notebook as which_notebook
@@ -95,19 +96,6 @@ class Limits:
 
     seconds: int  # for a cell
     gib: float  # resident memory of the kernel and what it starts
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the CSV file."""
-
-    learner: str
-    notebook: str
-    exercise: str
-    status: str
-    points: int
-    of: int
-    message: str
 
 
 @dataclass(frozen=True)

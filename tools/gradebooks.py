@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from common import CourseError
 from llama_int8.files import write_atomic
@@ -27,20 +26,9 @@ NOT_JUDGED = ("not graded", "unreadable")
 NAMED = 5  # so many learners are named in a line
 
 
-class Row(Protocol):
-    """A line of points.csv."""
-
-    learner: str
-    notebook: str
-    exercise: str
-    status: str
-    points: int
-    of: int
-
-
 @dataclass(frozen=True)
-class Line:
-    """A line that was read back from points.csv."""
+class Row:
+    """A line of points.csv; what is read back from there has no message."""
 
     learner: str
     notebook: str
@@ -48,6 +36,7 @@ class Line:
     status: str
     points: int
     of: int
+    message: str = ""
 
 
 @dataclass
@@ -71,17 +60,17 @@ def main(points: Path, learners: Path | None) -> int:
     return 0
 
 
-def read_points(file: Path) -> list[Line]:
+def read_points(file: Path) -> list[Row]:
     """The lines of a points.csv. Raises CourseError for another file."""
     table = _table(file)
-    names = list(Line.__annotations__)
+    names = list(Row.__annotations__)[:-1]
     if not set(names) <= set(table.fieldnames or ()):
         raise CourseError(f"{file} is no file of points; `grade FOLDER` writes points.csv")
     lines = []
     for row in table:
         *texts, points, of = (row[name] for name in names)
         try:
-            lines.append(Line(*texts, int(points), int(of)))
+            lines.append(Row(*texts, int(points), int(of)))
         except (TypeError, ValueError):
             raise CourseError(
                 f"{file} has points {points!r} of {of!r}, which are no whole numbers; put them right"

@@ -11,19 +11,19 @@ import grade_notebooks
 import gradebooks
 import isolation
 from common import CourseError
-from gradebooks import Line
+from gradebooks import Row
 
 FLASH, LLAMA = "09_flash_attention", "04_llama_from_scratch"
 GUESSED = "09.scores_share"
 ROWS = [
-    Line("anna", FLASH, "09.merge", "correct", 2, 2),
-    Line("anna", FLASH, "09.sees", "wrong", 0, 1),
-    Line("anna", LLAMA, "04.rotate", "correct", 1, 1),
-    Line("ben", FLASH, "09.merge", "blank", 0, 2),
-    Line("ben", FLASH, "09.sees", "correct", 1, 1),
-    Line("ben", LLAMA, "04.rotate", "unreadable", 0, 1),
-    Line("ben", "notes.pdf", "", "not graded", 0, 0),
-    Line("carla", "-", "", "missing", 0, 0),
+    Row("anna", FLASH, "09.merge", "correct", 2, 2),
+    Row("anna", FLASH, "09.sees", "wrong", 0, 1),
+    Row("anna", LLAMA, "04.rotate", "correct", 1, 1),
+    Row("ben", FLASH, "09.merge", "blank", 0, 2),
+    Row("ben", FLASH, "09.sees", "correct", 1, 1),
+    Row("ben", LLAMA, "04.rotate", "unreadable", 0, 1),
+    Row("ben", "notes.pdf", "", "not graded", 0, 0),
+    Row("carla", "-", "", "missing", 0, 0),
 ]
 ACCOUNTS = (
     "learner,email,id,username,name,section\nanna,a@x.org,17,anna1,Anna Ay,B\ndora,d@x.org,,,,\n"
