@@ -379,7 +379,7 @@ def speed_of_both_phases(
         ],
     }
     for panel, (name, found) in zip(drawn.axes, shown.items(), strict=True):
-        said = f": int8 at {_range([r.median for r in found])} of {half}'s speed" if found else ""
+        said = f":\nint8 at {_range([r.median for r in found])} of {half}'s speed" if found else ""
         panel.set_title(f"{name}{said}", fontsize=10)
     return drawn
 
