@@ -6,6 +6,17 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 
+class ScaledCodes(nn.Module):
+    """A layer with buffers `weight` (codes), `scale` and `bias` that `.to(dtype)` must not round."""
+
+    def _apply(self, fn, recurse: bool = True):
+        scale, bias = self.scale, self.bias
+        super()._apply(fn, recurse)
+        device = self.weight.device
+        self.scale, self.bias = scale.to(device), None if bias is None else bias.to(device)
+        return self
+
+
 def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[str, nn.Linear]:
     """The linear layers by name, without those whose path, or a part of it, is in `skip`."""
     skip = (skip,) if isinstance(skip, str) else tuple(skip)

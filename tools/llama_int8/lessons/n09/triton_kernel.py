@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from llama_int8.quantization.gpu.interpreter import let_numpy_arrays_count
+
 
 # --- the kernel: lesson 09 shows it ---
 @triton.jit
@@ -64,22 +66,9 @@ def attention(q, k, v, causal=False, block_q=64, block_k=64):
     return out
 
 
-def _let_numpy_arrays_count():
-    """Triton 3.6's interpreter calls int() on an array of one element; NumPy 2.4 refuses that."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-
 def check():
     """Print the largest difference from PyTorch, over grouped heads, ragged blocks and a cache."""
-    _let_numpy_arrays_count()
+    let_numpy_arrays_count()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     generator, worst = torch.Generator().manual_seed(0), 0.0

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from llama_int8.quantization.cpu import kernels, packing
 from llama_int8.quantization.cpu.layout import GROUP, ROWS, packed_shape, scale_shape
-from llama_int8.quantization.linear_layers import linear_layers
+from llama_int8.quantization.linear_layers import ScaledCodes, linear_layers
 
 
-class Int8FastLinear(nn.Module):
+class Int8FastLinear(ScaledCodes):
     """A linear layer with int8 weights and activations, a scale for every 32 inputs, on a CPU.
 
     `weight`: packed codes, uint8 (M / 32, K / 4, 32, 4), see `packing.pack`. `scale`: bf16
@@ -149,13 +149,6 @@ class Int8FastLinear(nn.Module):
     def extra_repr(self) -> str:
         bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, bias={bias}, planes={self.planes}"
-
-    def _apply(self, fn, recurse: bool = True):
-        scale, bias = self.scale, self.bias  # `.to(dtype)` would round them
-        super()._apply(fn, recurse)
-        device = self.weight.device
-        self.scale, self.bias = scale.to(device), None if bias is None else bias.to(device)
-        return self
 
 
 def fast_linear(name: str, linear: nn.Linear) -> Int8FastLinear:

@@ -25,6 +25,7 @@ from llama_int8.transformer.llama import (
     rotate,
     single_query_attention,
 )
+from llama_int8.transformer.prompt import check_tokens
 
 QUERIES = 64  # that attend together
 
@@ -103,7 +104,7 @@ class FastLlama(nn.Module):
 
         `logits_to_keep`: how many of them, 0 for all. In PyTorch's operations, but the products.
         """
-        self._check(tokens, 2)
+        check_tokens(self, tokens, dimensions=2)
         length, start = tokens.shape[1], self.position
         end = start + length
         x = self.embedding[tokens]  # (B, T) -> (B, T, C)
@@ -127,7 +128,7 @@ class FastLlama(nn.Module):
         library = kernels.chosen().library
         if library is None or self.cache.block != library.keys_in_a_block():
             return self.forward(tokens[:, None])[:, -1].float()
-        self._check(tokens, 1)
+        check_tokens(self, tokens, dimensions=1)
         tokens = tokens.long().contiguous()
         logits = torch.empty(self.batch, self.config.vocab_size)
         if self._described is None:
@@ -198,25 +199,6 @@ class FastLlama(nn.Module):
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, x.shape[-1:], weight.to(x.dtype), self.config.rms_norm_eps)
-
-    def _check(self, tokens: Tensor, dimensions: int) -> None:
-        if tokens.dim() != dimensions or len(tokens) != self.batch or tokens.numel() == 0:
-            shape = "(B, T)" if dimensions == 2 else "(B,)"
-            raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; expected {shape} with B = {self.batch}"
-            )
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")
-        new = tokens.shape[1] if dimensions == 2 else 1
-        if self.position + new > self.context:
-            raise ValueError(
-                f"{self.position + new} tokens exceed the cache of {self.context}; call reserve"
-            )
-        wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
-        if wrong.numel():
-            raise ValueError(
-                f"token {wrong[0].item()} is not in the vocabulary of {self.config.vocab_size}"
-            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._described = None  # tensors may move

@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from llama_int8.quantization.gpu.interpreter import let_numpy_arrays_count
+
 MOST = 8  # tokens of one launch
 CHUNK = 16  # codes that a thread loads at once: 128 bits
 
@@ -96,19 +98,6 @@ def int8_product(
     return out
 
 
-def _let_numpy_arrays_count():
-    """Triton 3.6's interpreter calls int() on an array of one element; NumPy 2.4 refuses that."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patched
-
-
 def cases():
     """Shapes (N, M, K), groups and dtypes: odd ones, one token and eight, small layers and large."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -147,7 +136,7 @@ def check(device=None):
     """Print how far the kernel is from float64, over odd shapes, zeros, huge values and NaN."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        _let_numpy_arrays_count()
+        let_numpy_arrays_count()
         np.seterr(all="ignore")  # the interpreter computes in NumPy, which warns where FP16 ends
     compared, worst = 0, 0.0
     for number, (shape, group, dtype) in enumerate(cases()):

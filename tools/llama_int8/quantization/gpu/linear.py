@@ -16,11 +16,12 @@ from llama_int8.quantization.gpu.products import (
     plain_product,
     prefills,
 )
+from llama_int8.quantization.linear_layers import ScaledCodes
 
 AT_ONCE = 8  # tokens of one launch of the kernel
 
 
-class GpuInt8Linear(nn.Module):
+class GpuInt8Linear(ScaledCodes):
     """int8 weights with a scale for every 32 inputs (or for each row), activations in 16 bit.
 
     `weight`: codes, int8 (M, K). `scale`: bf16 (M, G); codes and scales are those of `int8-fast` on
@@ -130,13 +131,6 @@ class GpuInt8Linear(nn.Module):
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, a scale for "
             f"each {groups}, prefill={self.prefill}"
         )
-
-    def _apply(self, fn, recurse: bool = True):
-        scale, bias = self.scale, self.bias  # `.to(dtype)` would round them
-        super()._apply(fn, recurse)
-        device = self.weight.device
-        self.scale, self.bias = scale.to(device), None if bias is None else bias.to(device)
-        return self
 
 
 def gpu_linear(_: str, linear: nn.Linear) -> GpuInt8Linear:

@@ -19,6 +19,7 @@ from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import Choice, extend, greedy
 from llama_int8.transformer.llama import rope_frequencies, rope_rotation, rotate
+from llama_int8.transformer.prompt import check_tokens
 
 BUCKET = 128  # tokens: a step reads the cache up to the next multiple, and has a graph for each
 
@@ -148,7 +149,7 @@ class GraphLlama(nn.Module):
 
         `logits_to_keep`: how many of them, 0 for all. The way for prompts, without a graph.
         """
-        self._check(tokens, 2)
+        check_tokens(self, tokens, dimensions=2)
         length, start = tokens.shape[1], self.position
         end = start + length
         rotation = (self.cos[start:end], self.sin[start:end])
@@ -175,7 +176,7 @@ class GraphLlama(nn.Module):
         On a GPU one captured graph, on a CPU the same operations one by one. Nothing here waits for
         the card, so a loop that chooses tokens on the card runs ahead of it.
         """
-        self._check(tokens, 1)
+        check_tokens(self, tokens, dimensions=1)
         self.tokens.copy_(tokens)
         self.place.fill_(self.position)
         seen = (self.position // BUCKET + 1) * BUCKET
@@ -274,26 +275,6 @@ class GraphLlama(nn.Module):
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, x.shape[-1:], weight, self.config.rms_norm_eps)
-
-    def _check(self, tokens: Tensor, dimensions: int) -> None:
-        if tokens.dim() != dimensions or len(tokens) != self.batch or tokens.numel() == 0:
-            shape = "(B, T)" if dimensions == 2 else "(B,)"
-            raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; expected {shape} with B = {self.batch}"
-            )
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise TypeError(f"tokens have dtype {tokens.dtype}; token ids are integers")
-        new = tokens.shape[1] if dimensions == 2 else 1
-        if self.position + new > self.context:
-            raise ValueError(
-                f"{self.position + new} tokens exceed the cache of {self.context}; call reserve"
-            )
-        if tokens.device.type == "cpu":  # on a GPU to look would be to wait
-            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
-            if wrong.numel():
-                raise ValueError(
-                    f"token {wrong[0].item()} is not in the vocabulary of {self.config.vocab_size}"
-                )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         raise TypeError("a captured step knows its tensors' places; move the model, then make this")
