@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_llama import in_int8, tiny_llama
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 import benchmark_gpu
 from llama_int8 import models
@@ -27,6 +28,7 @@ from llama_int8.profiles import Settings
 from llama_int8.quantization.gpu.llama import GraphLlama
 
 PATHS = ("bf16", "LLM.int8()", "LLM.int8(), threshold 0")
+NO_COMPILER = "no compiler is here"
 GRAPHS = ("bf16, one graph", "int8-fast, one graph")
 SIZES = gpu.Sizes(prompt=16, points=(Point(1, 8), Point(2, 4)), steps=2, rounds=3, megabytes=1)
 
@@ -57,6 +59,10 @@ def run(folder, out, seconds=600.0, sizes=SIZES):
     return results.measurements, said, ended, kept
 
 
+def cannot_compile(_):
+    raise BackendCompilerFailed(lambda: None, RuntimeError(NO_COMPILER), None)
+
+
 @pytest.fixture(scope="module")
 def measured(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
@@ -75,6 +81,20 @@ def test_every_case_has_a_speed_of_each_path_and_a_ratio_within_its_rounds(measu
             assert found[f"ratio.{case}.{path}"]["n"] == SIZES.rounds
         assert found[f"over the control.{case}"]["n"] == SIZES.rounds
         assert f"ratio.{case}.bf16" not in found
+
+
+def test_the_compilers_fused_kernels_are_compared_or_the_reason_is_kept(
+    measured, folder, tmp_path, monkeypatch
+):
+    found = measured[1][0]
+    for path in GRAPHS:
+        assert found[f"fused.decode.1x8.{path}"]["n"] == SIZES.rounds
+    monkeypatch.setattr(GraphLlama, "compiled", cannot_compile)
+    found, said, ended, _ = run(folder, tmp_path)
+    assert ended and f"left out, torch.compile: {NO_COMPILER}" in "\n".join(said)
+    left = found["left out.torch.compile, decode 1 x 8.bf16, one graph"]["value"]
+    assert left == f"torch.compile: {NO_COMPILER}"
+    assert not any(name.startswith("fused.") for name in found)
 
 
 def test_weights_are_the_bytes_that_the_shapes_predict(measured, folder):

@@ -276,6 +276,18 @@ def test_generation_equals_step_by_step_and_hugging_faces(int8, ids):
     assert (ended[0] == generated[0, 0]).all()
 
 
+@pytest.mark.slow
+def test_a_fused_step_is_the_plain_one_and_shares_its_weights(int8, ids):
+    for model in (int8, tiny_llama(**SHAPES)):
+        plain = GraphLlama(model, 40, batch=2)
+        fused = plain.compiled()
+        fused.make_room(40, 2)
+        torch.testing.assert_close(steps(fused, ids), steps(plain, ids), rtol=1e-5, atol=1e-6)
+        assert fused.layers[0].qkv_proj is plain.layers[0].qkv_proj
+        assert fused.keys.data_ptr() != plain.keys.data_ptr()
+        assert not plain.reader_for(plain)._fused  # the copy alone is fused
+
+
 def test_what_a_step_returned_is_not_overwritten_by_the_next(int8):
     fast = GraphLlama(int8, 40)
     first = fast.step(torch.tensor([3]))

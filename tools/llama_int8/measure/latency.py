@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from llama_int8.dtypes import torch_dtype
 from llama_int8.processor import processor
 from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu.pages import LargePages
 from llama_int8.quantization.matmul import int8_matmul
 
 Run = Callable[[], dict[str, float]]  # seconds by phase
@@ -90,7 +91,8 @@ class MemoryReader:
 
     def __init__(self, nbytes: int) -> None:
         whole_lines = -(-nbytes // kernels.LINE) * kernels.LINE
-        self.data = torch.ones(whole_lines // 8, dtype=torch.int64)
+        # As a step's weights lie: in pages of another size the ceiling could be exceeded.
+        self.data = LargePages([whole_lines]).zeros([whole_lines // 8], torch.int64).fill_(1)
         self._streams: dict[int, int] = {}  # the fastest, by number of threads
 
     def read(self) -> None:

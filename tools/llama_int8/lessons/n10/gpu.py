@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 import llama_int8.models as models
 from llama_int8.dtypes import torch_dtype
@@ -151,6 +152,9 @@ class Race:
             yield decode(point)
         yield Step("peak of the prefill", paths, partial(self._peaks, paths))
         yield Step("bandwidth", paths, partial(self._bandwidth, paths))
+        if graphs := tuple(path for path in paths if path in (self.half_graph, INT8_GRAPH)):
+            # Last: it says what the compiler adds to the graph, and compiles for minutes.
+            yield Step(f"torch.compile, decode {first.name}", graphs, partial(self._fused, graphs))
 
     # --- loading and bookkeeping
 
@@ -206,6 +210,9 @@ class Race:
         except (torch.OutOfMemoryError, MemoryError) as error:
             free = models.free_memory(self.device) / GIB
             reason = f"out of memory with {free:.1f} GiB free: {first_line(error)}"
+        except TorchDynamoException as error:  # no compiler here, or none for this card
+            inner = getattr(error, "inner_exception", error)
+            reason = f"torch.compile: {first_line(inner)}"
         if reason:  # here, where the error no longer holds what the step held
             say(f"{self.name}, {step.name}: left out, {reason}")
             self.results.record(f"left out.{step.name}.{step.paths[0]}", reason, "text")
@@ -244,6 +251,22 @@ class Race:
                         path, decoder(self.held[path], point, self.sizes.steps)
                     )
                 self._record(_case("decode", point), runs, batch * self.sizes.steps)
+
+    def _fused(self, paths: Sequence[str]) -> None:
+        """How much faster a graph is whose kernels `torch.compile` has fused, in the same rounds."""
+        point = self.sizes.points[0]
+        longest = Point(point.batch, point.tokens + self.sizes.steps)
+        for path in self._fitting(paths, longest):
+            pair = {"plain": self.held[path], "fused": self.held[path].compiled()}
+            with self._giving_back([path]) as runs:
+                for name, model in pair.items():
+                    work = decoder(model, point, self.sizes.steps)
+                    runs[name] = partial(lambda work: {"call": work()}, work)
+                with torch.inference_mode():
+                    times = latency.interleaved(runs, self.sizes.rounds)
+            ratio = spread(times["plain"]["call"] / times["fused"]["call"])
+            ends = {"low": ratio.low, "high": ratio.high, "n": ratio.n}
+            self.results.record(f"fused.{_case('decode', point)}.{path}", ratio.median, "x", **ends)
 
     def _prefill(self, paths: Sequence[str]) -> None:
         point = Point(1, self.sizes.prompt)

@@ -3,12 +3,14 @@
 Shapes: L layers, B sequences, H_kv key-value heads, S tokens, D head dimension.
 """
 
+import math
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from llama_int8.quantization.cpu.packing import quantize_groups
+from llama_int8.quantization.cpu.pages import LargePages
 from llama_int8.transformer.config import LlamaConfig
 
 FORMATS = ("bf16", "int8")
@@ -32,10 +34,12 @@ class KeyValueCache:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads)
         dim, blocks = config.head_dim, -(-context // block)
         dtype = torch.int8 if format_ == "int8" else torch.bfloat16
-        self.keys = torch.zeros(*shape, blocks, dim // 2, block, 2, dtype=dtype)
+        of_keys = (*shape, blocks, dim // 2, block, 2)
+        of_values = (*shape, context, dim)
+        pages = LargePages([math.prod(one) * dtype.itemsize for one in (of_keys, of_values)])
+        self.keys, self.values = pages.zeros(of_keys, dtype), pages.zeros(of_values, dtype)
         if block == 1:
             self._by_token = self.keys.view(*shape, context, dim)
-        self.values = torch.zeros(*shape, context, dim, dtype=dtype)
         scaled = (*shape, blocks * block if format_ == "int8" else 0)
         self.key_scale, self.value_scale = torch.zeros(scaled), torch.zeros(scaled)
 

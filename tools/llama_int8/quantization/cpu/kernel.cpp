@@ -306,8 +306,8 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
         for (int t = 0; t < TOKENS; t++)
 #pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) sum[t][v] = ints(x.start[(token + t) * x.groups + g]);
-#pragma GCC unroll 1
-        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
+        // The next 4 inputs, from the k-th on. Inlined, so that the sums stay in registers.
+        const auto add_inputs = [&](int64_t k) __attribute__((always_inline)) {
             const uint8_t* w = weights + k * ROWS;
             Ints block[VECTORS];
 #pragma GCC unroll 8
@@ -319,6 +319,13 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
 #pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) dot4(sum[t][v], block[v], ints(four));
             }
+        };
+        if (TOKENS == 1) {  // written out: with one token, loads are all that matters
+#pragma GCC unroll 8
+            for (int64_t k = 0; k < GROUP; k += 4) add_inputs(g * GROUP + k);
+        } else {
+#pragma GCC unroll 1
+            for (int64_t k = 0; k < GROUP; k += 4) add_inputs(g * GROUP + k);
         }
         Floats of_weights[VECTORS];
 #pragma GCC unroll 8

@@ -86,13 +86,17 @@ class Int8FastLinear(ScaledCodes):
         codes = torch.cat([layer.codes() for layer in layers])
         scales = torch.cat([packing.unpack_rows(x.scale, x.out_features) for x in layers])
         whole = cls._from_codes(codes, scales, bias, layers[0].planes)
-        if all(layer.out_features % ROWS == 0 for layer in layers):
-            blocks = [layer.out_features // ROWS for layer in layers]
-            for layer, weight, scale in zip(
-                layers, whole.weight.split(blocks), whole.scale.split(blocks), strict=True
-            ):
-                layer.weight, layer.scale = weight, scale
+        whole.lend_to(layers)
         return whole
+
+    def lend_to(self, layers: Sequence["Int8FastLinear"]) -> None:
+        """Let the layers that this one was merged from read its memory, if they are whole blocks."""
+        if any(layer.out_features % ROWS for layer in layers):
+            return
+        blocks = [layer.out_features // ROWS for layer in layers]
+        parts = zip(layers, self.weight.split(blocks), self.scale.split(blocks), strict=True)
+        for layer, weight, scale in parts:
+            layer.weight, layer.scale = weight, scale
 
     @classmethod
     def _from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None, planes: int) -> Self:

@@ -16,6 +16,7 @@ from llama_int8.quantization.cpu import kernels
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
 from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear
+from llama_int8.quantization.cpu.pages import LargePages
 from llama_int8.transformer.attention import causal_mask
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.generation import Choice, extend, greedy
@@ -44,6 +45,13 @@ class FastBlock(nn.Module):
         self.gate_up_proj = merged([mlp.gate_proj, mlp.up_proj])
         self.down_proj = mlp.down_proj
 
+    def lend_to(self, block: nn.Module) -> None:
+        """Let the layers that were merged read the memory of the merged ones, where they can."""
+        attention, mlp = block.self_attn, block.mlp
+        if isinstance(self.qkv_proj, Int8FastLinear):
+            self.qkv_proj.lend_to([attention.q_proj, attention.k_proj, attention.v_proj])
+            self.gate_up_proj.lend_to([mlp.gate_proj, mlp.up_proj])
+
 
 class FastLlama(nn.Module):
     """A LLaMA that has read `position` tokens of each of `batch` sequences into its cache."""
@@ -71,10 +79,27 @@ class FastLlama(nn.Module):
         self.layers = nn.ModuleList([FastBlock(block) for block in model.model.layers])
         self.norm = model.model.norm.weight.detach().float()
         self.lm_head = model.lm_head
+        self._move_to_large_pages()
+        for fast, block in zip(self.layers, model.model.layers, strict=True):
+            fast.lend_to(block)
         if context is None:
             context = min(1024, self.config.max_position_embeddings)
         self.cache_format = cache
         self.reserve(context, batch)
+
+    def _move_to_large_pages(self) -> None:
+        """Weights and scales, in the order in which a step reads them; one tensor is held twice."""
+        layers = [layer for block in self.layers for layer in block.children()]
+        layers.append(self.lm_head)
+        names = [
+            (layer, name)
+            for layer in layers
+            for name in ("weight", "scale")
+            if getattr(layer, name, None) is not None
+        ]
+        pages = LargePages([getattr(*one).nbytes for one in names])
+        for layer, name in names:
+            setattr(layer, name, pages.copy(getattr(layer, name)))
 
     def reserve(self, context: int, batch: int = 1, compiled: bool = True) -> Self:
         """Make room for `batch` sequences of `context` tokens, and forget what was read.

@@ -102,6 +102,7 @@ class GraphLlama(nn.Module):
         self.norm = model.model.norm.weight.detach()
         self.lm_head = model.lm_head
         self._owner: Callable[[], Any] = _nobody
+        self._fused = False
         if context is None:
             context = min(1024, self.config.max_position_embeddings)
         self.reserve(context, batch)
@@ -181,7 +182,8 @@ class GraphLlama(nn.Module):
         self.place.fill_(self.position)
         seen = (self.position // BUCKET + 1) * BUCKET
         if seen not in self._steps:
-            run = partial(self._step, seen)
+            step = torch.compile(self._step, dynamic=False) if self._fused else self._step
+            run = partial(step, seen)
             self._steps[seen] = captured(run, self.device, self._pool)
         logits = self._steps[seen]()
         self.position += 1
@@ -260,6 +262,15 @@ class GraphLlama(nn.Module):
         reader._owner = weakref.ref(owner)
         reader.position = 0
         return reader
+
+    def compiled(self) -> Self:
+        """The same model with a cache of its own, whose step `torch.compile` fuses before the graph.
+
+        The weights are shared. The compiler works at the first step, for a minute in a large model.
+        """
+        reader = copy.copy(self)
+        reader._fused, reader._owner = True, _nobody
+        return reader.reserve(1)
 
     def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """(B, T, (H + 2 H_kv) D) -> queries (B, H, T, D), keys and values (B, H_kv, T, D), turned."""
