@@ -1135,7 +1135,8 @@ def rule_flips(
         "others cannot be told from it.",
         f"Steps that count after the correction: {', '.join(clear) or 'none'}. Steps that these items "
         f"leave open: {', '.join(unclear) or 'none'}.",
-        "E to F changes nothing by construction: the question's tokens score the same in both texts.",
+        "E and F decide alike by construction: the question's tokens score the same in both texts, and "
+        "cancel.",
         f"In {unequal} of {len(found.right)} pairs the two texts differ in their number of tokens.",
     ]
     return rows, said
