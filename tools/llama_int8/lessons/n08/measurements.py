@@ -126,7 +126,8 @@ def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Ver
     point = beyond["int8"][0][0]
     needed = {p: size / 1e6 for p, size in _beside_weights_and_cache(beyond, config).items()}
     of_half = {point: measured for point, _, measured in beyond[half]}
-    product = {at: 4 * at.batch * at.tokens * config.intermediate_size for at in of_half}
+    inner = config.intermediate_size
+    product = {at: 4 * at.batch * at.tokens * inner for at, _, _ in beyond["int8"]}
     copies = {at: 3 * size if half == "bf16" else 0 for at, size in product.items()}
     pairs = [(m, copies[at], of_half[at]) for at, _, m in beyond["int8"] if at in of_half]
     less = sum(int8 < other for int8, _, other in pairs)
