@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llama_int8.measure.statistics import (
+    holm,
     mcnemar_exact,
     mean_interval,
     paired_bootstrap,
@@ -27,6 +28,13 @@ SAMPLES = st.integers(2, 12).flatmap(
     )
 )
 quick = settings(max_examples=40, deadline=None)
+
+
+def test_holms_correction_by_hand_and_in_any_order():
+    given, expected = [0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]
+    for order in itertools.permutations(range(4)):
+        assert holm([given[n] for n in order]) == pytest.approx([expected[n] for n in order])
+    assert holm([0.4]) == [0.4] and holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 def normal(n, mean=0.0, seed=0):

@@ -1,5 +1,6 @@
 """Paired statistics: what a difference between two precisions can and cannot show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -72,6 +73,20 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         raise ValueError(f"counts are {only_first} and {only_second}; they cannot be negative")
     n = only_first + only_second
     return float(stats.binomtest(min(only_first, only_second), n).pvalue) if n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being several: the smallest times their number, the next times one less.
+
+    No corrected value is below one of a smaller p-value, none is above 1 (Holm, 1979, Scand. J.
+    Statist. 6:65).
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for place, n in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[n]))
+        corrected[n] = largest
+    return corrected
 
 
 def smallest_detectable_change(n: int, changed: int, confidence: float = 0.95) -> float:

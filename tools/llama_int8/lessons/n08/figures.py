@@ -20,7 +20,7 @@ from llama_int8.course.drawings import (
 )
 from llama_int8.course.plots import COLOURS, CURVES, HATCHES, INKS, MARKERS, figure
 from llama_int8.evaluation.compare import Flips, Point, Speeds, faster_or_slower
-from llama_int8.lessons.n08.measurements import BothModels
+from llama_int8.lessons.n08.measurements import BothModels, against_guessing
 from llama_int8.measure.profiler import KINDS
 from llama_int8.measure.statistics import PairedDifference, Spread, spread
 from llama_int8.models.cost import (
@@ -75,7 +75,7 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
             look = _look(precision)
             axes.plot(ends, [row + offset] * 2, color=look["color"], linewidth=3, alpha=0.5)
             name = "16 bit" if precision == "fp16" else precisions.label(precision)
-            shown = f"{name}, {contexts[0]:,} tokens of context" if row == 0 else None
+            shown = f"{name}, {contexts[0]:,} tokens or the model's limit" if row == 0 else None
             axes.plot(ends[0], row + offset, look["marker"], color=look["color"], label=shown)
             axes.annotate(
                 f"{ends[0]:.1f}",
@@ -113,8 +113,7 @@ def cards(configs: Mapping[str, LlamaConfig], contexts: tuple[int, int]) -> Figu
         for precision in ("fp16", "int8")
     }
     axes.set_title(
-        f"Of {len(configs)} models a T4 has room for {fitting['fp16']} in 16 bit and "
-        f"{fitting['int8']} in int8, at {contexts[0]:,} tokens or their own limit"
+        f"Of {len(configs)} models a T4 holds {fitting['fp16']} in 16 bit and {fitting['int8']} in int8"
     )
     return drawn
 
@@ -154,7 +153,7 @@ def window_differences(
 
 
 def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[str, str]) -> Figure:
-    """By how much each item's right choice leads in two precisions, nats per character, (N,) each."""
+    """Margin of each item's right choice in two precisions, nats per character, (N,) each."""
     drawn, axes = figure(figsize=(6.2, 4.4))
     top = 1.08 * max(np.abs(first).max(), np.abs(second).max())
     axes.fill_between([-top, 0], 0, top, color=COLOURS["good"], alpha=0.15, linewidth=0)
@@ -167,10 +166,10 @@ def margins(first: np.ndarray, second: np.ndarray, change: Flips, names: tuple[s
     axes.annotate(f"lost: {change.lost}", (0.55 * top, -0.9 * top), color=INKS["int8"])
     axes.set_xlim(-top, top)
     axes.set_ylim(-top, top)
-    axes.set_xlabel(f"lead of the right choice in {names[0]}, nats per character")
+    axes.set_xlabel(f"score margin of the right choice in {names[0]}, nats per character")
     axes.set_ylabel(f"the same in {names[1]}")
     flipped = change.lost + change.won
-    near = ", with leads near zero" if _near_zero(first, second) else ""
+    near = ", with margins near zero" if _near_zero(first, second) else ""
     verb = "flips" if flipped == 1 else "flip"
     axes.set_title(f"{flipped} of {len(first)} answers {verb} by acc_norm{near}")
     return drawn
@@ -187,7 +186,8 @@ def scoring_rules(shares: Mapping[str, tuple[float, float, float]], n: int) -> F
     drawn, axes = figure(figsize=(8, 3.2))
     values, low, high = np.array(list(shares.values())).T
     rows = range(len(shares))
-    better, worse = low > 50, high < 50  # than guessing
+    sides = list(against_guessing(shares, n).values())
+    better, worse = (np.array([side == name for side in sides]) for name in ("better", "worse"))
     looks = [
         ("good", "") if good else ("highlight", "xx") if bad else ("predicted", "...")
         for good, bad in zip(better, worse, strict=True)
@@ -230,9 +230,10 @@ def both_models(entries: Sequence[BothModels]) -> Figure:
                 edgecolor="white", label=label if row == 0 else None,
             )  # fmt: skip
             left += size / 1000
-        for value, run, marker in zip(entry.measured, ("full", "int8"), ("|", "x"), strict=True):
+        looks_of_runs = (("full", "v", -0.34), ("int8", "^", 0.34))  # above and below the bar
+        for value, (run, marker, offset) in zip(entry.measured, looks_of_runs, strict=True):
             axes.plot(
-                value / 1000, row, marker, color="black", markersize=20 if marker == "|" else 7,
+                value / 1000, row + offset, marker, color="black", markersize=7,
                 label=f"in the file, run \"{run}\"" if row == 0 else None,
             )  # fmt: skip
         note = f"  {entry.unexplained:.1%} not counted"
@@ -356,7 +357,8 @@ def speed_of_both_phases(
 ) -> Figure:
     """Prefill over prompt length at the smallest batch; decode over batch at one prompt length.
 
-    The titles give `ratios`, taken within rounds, of the points that their panels show.
+    The titles give `ratios`, taken within rounds, of the points that their lines show. The headline,
+    which is the first point, has open marks beside the line where its prompt is of another length.
     """
     points = [point for by_point in speeds["prefill"].values() for point in by_point]
     context, smallest = most_batches(sorted(set(points))), min(b for b, _ in points)
@@ -372,6 +374,19 @@ def speed_of_both_phases(
         p: decode_bounds(config, p, list(by_batch[p]), context, bandwidth) for p in (half, "int8")
     }
     drawn = _speeds(by_length, by_batch, bounds)
+    headline = next(iter(speeds["decode"]["int8"]))
+    if headline.tokens != context:
+        for p, found in speeds["decode"].items():
+            if headline not in found:
+                continue
+            one = found[headline]
+            drawn.axes[1].errorbar(
+                headline.batch * 1.12, one.median, [[one.median - one.low], [one.high - one.median]],
+                capsize=3, markerfacecolor="white", **_look(p),
+            )  # fmt: skip
+        drawn.axes[1].set_xlabel(
+            f"batch; short lines: bound by bandwidth;\nopen marks: {headline.name} tokens"
+        )
     shown = {
         "Prefill": [r for (b, _), r in ratios["prefill"].get("int8", {}).items() if b == smallest],
         f"Decode after {context:,}": [
@@ -439,15 +454,18 @@ def when_it_pays(
     `ours`: {model: {phase: {batch: ratio}}}; `lengths`: tokens in each model's prompts.
     """
     drawn, panel = figure(figsize=(8.5, 3.8))
+    series = 0
     for colour, (model, phases) in zip(CURVES, ours.items(), strict=False):
         for phase, style in (("decode", "-"), ("prefill", "--")):
             by_batch = phases[phase]
+            aside = 1.04 ** (series - len(ours) + 0.5)  # so that no whisker hides another
+            series += 1
             middle = [s.median for s in by_batch.values()]
             low = [s.median - s.low for s in by_batch.values()]
             high = [s.high - s.median for s in by_batch.values()]
             panel.errorbar(
-                list(by_batch), middle, [low, high], color=colour, linestyle=style, capsize=3,
-                marker="o" if phase == "decode" else "v",
+                [b * aside for b in by_batch], middle, [low, high], color=colour, linestyle=style,
+                capsize=3, marker="o" if phase == "decode" else "v",
                 label=f"{model}, {phase}, prompts of {lengths[model]:,}",
             )  # fmt: skip
     batches = sorted({b for phases in ours.values() for p in phases.values() for b in p})
@@ -465,7 +483,7 @@ def when_it_pays(
         for s in p.values()
     )
     total = sum(len(p) for m in ours.values() for p in m.values())
-    panel.set_title(f"int8 is faster in {faster} of {total} measured cases")
+    panel.set_title(f"int8 is faster in {faster} of the {total} cases drawn")
     return drawn
 
 
@@ -493,10 +511,11 @@ def roofline_figure(
     drawn, axes = figure(figsize=(8.5, 4.4))
     x = np.geomspace(min(p[2] for p in points) / 2, max(p[2] for p in points) * 2, 200)
     highest = max(throughputs.values())
-    for precision, throughput in throughputs.items():
+    for number, (precision, throughput) in enumerate(throughputs.items()):
         above = throughput == highest  # the lower roof has its label below, so that none overprints
         roof = [roofline(i, bandwidth, throughput) / 1e9 for i in x]
-        axes.plot(x, roof, color=_look(precision)["color"], linewidth=1.5)
+        wide = {"linewidth": 5, "alpha": 0.4} if number else {"linewidth": 1.5, "zorder": 3}
+        axes.plot(x, roof, color=_look(precision)["color"], **wide)  # where they coincide, both show
         axes.annotate(
             f"matrix product in {precision}: {throughput / 1e9:,.0f} GOP/s", (x[-1], roof[-1]),
             (0, 4 if above else -4), textcoords="offset points", ha="right",
