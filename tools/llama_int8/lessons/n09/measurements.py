@@ -336,19 +336,19 @@ def factors_of_the_lead(found: LoopTimes) -> list[Factor]:
         ),
         Factor(
             "new memory",
-            "written out / written out, memory reused",
+            "written out, no mask: new memory / reused",
             no_mask[WRITTEN_OUT],
             no_mask[REUSED],
         ),
         Factor(
             "the softmax in separate operations",
-            "written out / one tile, memory reused",
+            "no mask, memory reused: written out / one tile",
             no_mask[REUSED],
             no_mask[ONE_TILE_REUSED],
         ),
         Factor(
             "tiles (locality)",
-            "one tile, memory reused / your loop",
+            "no mask, memory reused: one tile / your loop",
             no_mask[ONE_TILE_REUSED],
             no_mask[YOURS],
         ),
@@ -374,7 +374,7 @@ def controls(found: LoopTimes) -> list[Factor]:
         ),
         Factor(
             "control: new memory in your code",
-            "one tile / one tile, memory reused",
+            "one tile, no mask: new memory / reused",
             no_mask[ONE_TILE],
             no_mask[ONE_TILE_REUSED],
         ),
