@@ -155,7 +155,9 @@ def drawing_tiles() -> Figure:
 def drawing_split() -> Figure:
     """One query goes to many workers, each with its share of the keys; a tree merges their parts."""
     drawn, axes = canvas(WIDTH, 4.3)
-    query = box(axes, "q: one query, sent to every worker", (WIDTH / 2, 4.08), (2.6, 0.32), "queries")
+    query = box(
+        axes, "q: one query, sent to every worker", (WIDTH / 2, 4.08), (2.6, 0.32), "queries"
+    )
     state = []
     for worker in range(8):
         x = WIDTH / 2 + 0.92 * (worker - 3.5)
