@@ -457,6 +457,7 @@ class Report:
         found = Counter(verdict["verdict"] for verdict in tried)
         words = (
             ("holds", "hold"),
+            ("is consistent with what was measured", "are consistent with what was measured"),
             ("holds under a condition only", "hold under a condition only"),
             ("fails here", "fail here"),
             ("stays undecided here", "stay undecided here"),

@@ -65,6 +65,13 @@ def test_the_model_gives_the_same_logits_with_a_cache_and_without(model, name):
     torch.testing.assert_close(torch.cat(parts, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_without_attention_a_token_knows_nothing_of_the_others(model):
+    with torch.inference_mode(), backends.using(backends.NOTHING):
+        whole, alone = model(torch.tensor([[5, 6, 7]])), model(torch.tensor([[5]]))
+    torch.testing.assert_close(whole[:, :1], alone)
+    assert llama.scaled_dot_product_attention is scaled_dot_product_attention
+
+
 def test_logits_come_from_every_backend_that_can(model):
     tokens = torch.arange(1, 9)[None]
     found = backends.logits_by(model, tokens, [*backends.BACKENDS, backends.OURS])
@@ -84,8 +91,9 @@ def test_time_and_memory_of_every_length_and_way():
         assert found[256]["flash"]["peak"] < found[256]["math"]["peak"]
 
 
-def test_prompts_are_read_by_every_backend(model):
-    read = backends.prefill_over_length(model, [5, 9], ["math", backends.OURS], rounds=2)
+def test_prompts_are_read_by_every_backend_and_without_attention(model):
+    names = ["math", backends.OURS, backends.NOTHING]
+    read = backends.prefill_over_length(model, [5, 9], names, rounds=2)
     assert set(read) == {5, 9}
     assert all(len(s) == 2 and min(s) > 0 for one in read.values() for s in one.values())
 

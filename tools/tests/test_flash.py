@@ -11,14 +11,17 @@ import torch
 from helpers import normal, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llama import tiny_config
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama_int8 import models
+from llama_int8.lessons.n09 import backends, measurements
 from llama_int8.lessons.n09 import exercises as lesson
-from llama_int8.lessons.n09 import measurements
 from llama_int8.lessons.n09.figures import state_after
 from llama_int8.transformer import attention as taught
 from llama_int8.transformer.attention import causal_mask
+from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.flash import (
     Tile,
     blocks,
@@ -565,47 +568,116 @@ def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
 @pytest.mark.parametrize(
     ("reused", "said", "lead"),
     [
-        ([3.0, 4.0], "it is faster than both written out and the control.", "yes"),
-        (
-            [0.5, 0.7],
-            "faster than written out. Without a mask it is slower than the control.",
-            "no",
-        ),
-        ([0.9, 1.2], "it is neither clearly faster nor slower than the control.", "undecided"),
+        ([3.0, 4.0], "Moving less won here by itself: without a mask your loop is 3.50", "yes"),
+        ([0.5, 0.7], "Moving less did not win here by itself: without a mask", "no"),
+        ([0.9, 1.2], "The rounds do not show that moving less won here by itself", "undecided"),
     ],
 )
-def test_the_loops_lead_without_a_mask_is_said_only_where_every_round_agrees(reused, said, lead):
+def test_moving_less_wins_by_itself_only_where_every_round_agrees(reused, said, lead):
     found = timed_loops(reused)
     sentence = measurements.sentence_on_loop(found, measurements.share_of_tiles(4096))
-    assert said in sentence
+    assert sentence.startswith(said) and measurements.answer(found) in sentence
     assert "leaves 52% of the tiles; your loop then needs 50% [50%, 50%] of the time" in sentence
     assert measurements.keeps_its_lead(found) == lead
 
 
-def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_sentence_sorts_them():
-    *factors, lead = measurements.lead_as_a_product(timed_loops([1.0, 1.0])).values()
-    assert math.prod(factors).tolist() == pytest.approx(lead.tolist())
-    assert lead.tolist() == [6.0, 6.0]
-    sentence = measurements.sentence_on_loop(timed_loops([1.0, 1.0]), 0.5)
-    gains = "tiles (4.00), the mask's extra pass in written out (1.50) and skipped tiles (2.00)"
-    assert f"Your loop gains by {gains}." in sentence
-    assert "It loses by the softmax in separate operations (0.50)." in sentence
-    assert "do not decide on" not in sentence
-    undecided = measurements.sentence_on_loop(timed_loops([1.0, 1.0], one_tile=[1.8, 2.2]), 0.5)
-    assert "do not decide on the softmax in separate operations (1.01)." in undecided
+def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_answer_sorts_them():
+    *factors, lead = measurements.factors_of_the_lead(timed_loops([1.0, 1.0]))
+    product = math.prod(factor.ratio for factor in factors)
+    assert product.tolist() == pytest.approx(lead.ratio.tolist())
+    assert lead.ratio.tolist() == [6.0, 6.0]
+    answer = measurements.answer(timed_loops([1.0, 1.0]))
+    gains = (
+        "masked into a new matrix (1.50), new memory (2.00), tiles (locality) (4.00) "
+        "and skipped tiles (2.00)"
+    )
+    assert f"6.00 [6.00, 6.00] times as fast as written out: it gains by {gains}." in answer
+    assert "It loses by the softmax in separate operations (0.25)." in answer
+    assert "Undecided" not in answer
+    answer = measurements.answer(timed_loops([1.0, 1.0], one_tile=[0.9, 1.1]))
+    unfused = "the softmax in separate operations (1.01) and tiles (locality) (1.00)"
+    assert f"Undecided: {unfused}." in answer
+
+
+def test_a_ratio_of_medians_stands_beside_the_median_of_ratios():
+    slow, fast = np.array([1.0, 2.0, 9.0]), np.array([1.0, 4.0, 3.0])
+    (row,) = measurements.factor_rows([measurements.Factor("a", "b / c", slow, fast)])
+    assert row == ["a", "b / c", "0.67", "1.00 [0.50, 3.00]"]
 
 
 def timed_loops(reused, one_tile=(4.0, 4.0)):
-    """Seconds of two rounds: the mask costs `written out` a half more, and halves your loop's."""
+    """Seconds of two rounds: the mask costs the three steps a half more, and halves your loop's.
+
+    `one_tile`: of your code with one tile, memory reused.
+    """
     seconds = {
-        "written out": [2.0, 2.0],
-        "written out, memory reused": reused,
-        "your code, one tile": one_tile,
-        "your loop": [1.0, 1.0],
+        measurements.WRITTEN_OUT: [2.0, 2.0],
+        measurements.REUSED: reused,
+        measurements.ONE_TILE: [5.0, 5.0],
+        measurements.ONE_TILE_REUSED: one_tile,
+        measurements.YOURS: [1.0, 1.0],
     }
     no_mask = {name: np.array(values) for name, values in seconds.items()}
-    causal = {"written out": 1.5 * no_mask["written out"], "your loop": no_mask["your loop"] / 2}
-    return {"no mask": no_mask, "causal": no_mask | causal}
+    causal = {
+        name: change * no_mask[name]
+        for name, change in (
+            (measurements.WRITTEN_OUT, 1.5),
+            (measurements.REUSED, 1.5),
+            (measurements.YOURS, 0.5),
+        )
+    }
+    return measurements.LoopTimes(no_mask, causal, dict.fromkeys(no_mask, 7) | {"your loop": None})
+
+
+def test_the_table_of_the_loop_has_a_row_for_every_way_and_says_what_is_unknown():
+    rows = {name: rest for name, *rest in measurements.loop_rows(timed_loops([1.0, 1.0]))}
+    assert rows["written out"] == ["2,000", "3,000", "7", "2.00 [2.00, 2.00]"]
+    assert rows["your code, one tile, memory reused"] == ["4,000", "", "7", "4.00 [4.00, 4.00]"]
+    assert rows["your loop"] == ["1,000", "500", "unknown", ""]
+
+
+def test_one_tile_into_reused_memory_is_attention():
+    q, k, v = (normal(2, 3, 9, 4, seed=n) for n in range(3))
+    room = measurements.room_for_scores(q, k)
+    for _ in range(2):  # what the first call left there does not matter
+        own = measurements.one_tile_reusing(q, k, v, *room)
+        same(own, F.scaled_dot_product_attention(q, k, v), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_learners_tiles_hide_keys_in_every_format(dtype):
+    q, k, v = (normal(2, 20, 8, seed=n) for n in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    own = lesson.tiled_attention(*(x.to(dtype) for x in (q, k, v)), 6, torch.arange(20))
+    assert (own.float() - expected).abs().max() < 50 * torch.finfo(dtype).eps
+
+
+def test_scores_computed_stand_beside_the_time_by_block():
+    found = {256: [2.0, 2.0], 2048: [5.0, 5.0]}
+    sentence = measurements.sentence_on_blocks(found, 2048)
+    # 36 of 64 tiles are visited in blocks of 256, 1 of 1 in one of 2,048: 64 / 36
+    assert "From blocks of 256, the fastest, to 2,048, the scores computed grow by 1.78" in sentence
+    assert "The time grows by 2.50." in sentence
+    slower = {256: [2.0], 2048: [1.0]}
+    assert "2,048 are the fastest" in measurements.sentence_on_blocks(slower, 2048)
+
+
+def test_the_largest_step_of_math_is_named_with_the_size_of_its_scores():
+    config = LlamaConfig.from_hugging_face(tiny_config().to_dict())
+    found = {n: {"math": {"seconds": [t]}} for n, t in ((128, 1.0), (256, 4.0), (512, 40.0))}
+    sentence = measurements.sentence_on_steps(found, config, "cpu")
+    sizes = [config.num_attention_heads * 4 * n * n / 2**20 for n in (256, 512)]
+    assert "by 4.0, 10.0. The largest step is from 256 to 512 tokens" in sentence
+    assert f"grow by 4.0, from {sizes[0]:.1f} to {sizes[1]:.1f} MiB." in sentence
+
+
+def test_a_byte_of_the_cache_costs_as_much_as_one_of_weights_where_the_clock_follows_the_bytes():
+    config = LlamaConfig.from_hugging_face(tiny_config().to_dict())
+    share = backends.predicted_share(config, 1, 64)
+    slower = 2 * share / (1 + share)  # the cache's part of the time doubled
+    measured = {"decode": {"math": {64: slower}, "flash": {64: share}}}
+    sentence = measurements.sentence_on_decode(config, measured)
+    assert "takes 2.00 times (math) and 1.00 times (flash) the time" in sentence
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 129, 4096])
@@ -631,9 +703,17 @@ def test_the_kernels_fair_opponent_comes_first_and_each_row_names_its_opponent()
 
 
 def test_amdahls_law_stands_beside_the_gain():
-    prefill = {512: {"math": [4.0, 4.0], "flash": [2.0, 1.0]}}
-    measured = {"prefill": {"math": {512: 0.8}, "flash": {512: 0.3}}}
-    assert measurements.amdahl_rows(prefill, measured) == [["512", "80%", "5.0", "3.0 [2.0, 4.0]"]]
+    prefill = {512: {"math": [4.0, 4.0], "flash": [2.0, 1.0], backends.NOTHING: [0.8, 0.8]}}
+    row = ["512", "80.0%", "5.0 [5.0, 5.0]", "3.0 [2.0, 4.0]"]
+    assert measurements.amdahl_rows(prefill) == [row]
+
+
+def test_the_measured_crossing_lies_between_two_prompts():
+    config = models.config_of("llama-2-7b-chat")
+    measured = {"prefill": {"math": {8: 0.5, 32: 0.7}, "flash": {8: 0.1, 32: 0.2}, "x": {8: 0.6}}}
+    rows = measurements.crossings({"a": config}, "a", measured, lesson.crossing_length)
+    assert [row[2] for row in rows[1:]] == ["between 8 and 32", "beyond 32", "below 8"]
+    assert rows[0] == ["a", "formula", "49,408 (beyond its context of 4,096)"]
 
 
 def test_versions_are_compared_at_equal_blocks():
@@ -644,6 +724,12 @@ def test_versions_are_compared_at_equal_blocks():
     )
     assert first / second == pytest.approx(1.37, abs=0.005)
     assert "1.37 times in blocks of 64 x 64" in measurements.sentence_on_versions(counts, 64)
+
+
+def test_only_the_queries_of_a_block_set_version_2s_operations_per_byte():
+    sizes = {f"version 2, {q} x {k}": (q, k) for q, k in ((64, 64), (64, 256), (240, 16))}
+    *_, long = measurements.intensity_rows(measurements.counts_at(sizes, 512, 64), sizes, 64)
+    assert long[1:] == ["32", "64", "64", "240"]  # the first is standard attention: D / 2
 
 
 # --- the Triton kernel of lesson 09, where Triton is installed ---------------------------------

@@ -35,9 +35,7 @@ HOMES = {
     ),
     "09_flash_attention": (
         [flash],
-        """Traffic Tile finite online_step blocks for_each_head hide_future divide
-        standard_attention flash_attention_1 flash_attention_2 flash_backward FlashAttention
-        flash_attention block_sizes standard_traffic flash_traffic""".split(),
+        "flash_attention_2 flash_backward FlashAttention flash_attention".split(),
     ),
 }
 # Written by the learner, or shown, in a plainer form; test_attention.py, test_generation.py,
@@ -52,6 +50,9 @@ BY_THE_LEARNER = {
     "07_outliers_and_llm_int8": "vectorwise_quantize Int8Linear",
     "09_flash_attention": "online_softmax",
 }
+# Used by a lesson and not shown in it: what counts, and the version beside the one that is shown.
+ONLY_IN_THE_PACKAGE = """Traffic Tile finite online_step blocks for_each_head hide_future divide
+    standard_attention flash_attention_1 block_sizes standard_traffic flash_traffic"""
 PAIRS = [(notebook, name) for notebook, (_, names) in HOMES.items() for name in names]
 
 
@@ -140,8 +141,9 @@ def test_what_a_notebook_is_said_to_build_is_in_its_modules(notebook):
     assert set(names) <= set().union(*map(public, modules))
 
 
-def test_every_public_definition_of_these_modules_is_built_in_one_notebook():
+def test_every_public_definition_of_these_modules_is_built_in_one_notebook_or_named_as_not_shown():
     modules = {generation, *(module for modules, _ in HOMES.values() for module in modules)}
     built = [name for _, names in HOMES.values() for name in names]
     built += [name for names in BY_THE_LEARNER.values() for name in names.split()]
+    built += ONLY_IN_THE_PACKAGE.split()
     assert sorted(built) == sorted(name for module in modules for name in public(module))

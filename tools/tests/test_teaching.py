@@ -265,7 +265,7 @@ arithmetic intensity, roofline, surprisal, distinct-n, per-tensor, per-channel, 
 symmetric, asymmetric, affine, static, dynamic, calibration, weight-only, W8A16, W8A8,
 post-training quantization, quantization-aware training, outlier feature,
 mixed-precision decomposition, SmoothQuant, GPTQ, AWQ, NF4, QLoRA, FP8, requantization,
-online softmax, tiling, flash-decoding, split-K, Chinchilla-optimal, MFU, ZeRO, FSDP, SFT, RLHF, DPO"""
+online softmax, tiling, flash-decoding, split-KV, Chinchilla-optimal, MFU, ZeRO, FSDP, SFT, RLHF, DPO"""
 GLOSSARY = re.findall(
     r"(?m)^\| ([^|]+) \| ([^|]+) \| (\d\d) \|$", PAGES["HANDOUTS.md"].split("## Glossary")[1]
 )

@@ -5,8 +5,16 @@ from typing import Any
 from llama_int8.data import load
 from llama_int8.measure.results import Results
 
-# "undecided here": measured, but the interval allows both answers; the last: no measurement here can.
-VERDICTS = ("holds", "holds only if", "fails here", "undecided here", "not testable here")
+# The second: what was measured here agrees, but is too little of what the claim is about. "undecided
+# here": measured, but the interval allows both answers; the last: no measurement here can.
+VERDICTS = (
+    "holds",
+    "consistent with it here",
+    "holds only if",
+    "fails here",
+    "undecided here",
+    "not testable here",
+)
 
 
 def claims() -> dict[str, dict[str, Any]]:

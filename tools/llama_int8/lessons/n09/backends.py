@@ -32,6 +32,7 @@ BACKENDS = {
     "cuDNN": "CUDNN_ATTENTION",
 }
 OURS = "ours, in PyTorch"
+NOTHING = "no attention"
 
 
 def with_flash_2(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -44,15 +45,20 @@ def using(name: str, own: Callable[..., Tensor] = with_flash_2) -> Iterator[None
     """Within the block attention runs only by this backend, or raises RuntimeError.
 
     `OURS` is `own(q, k, v, causal)` in the place of PyTorch's function in our own `Llama`; q has H
-    heads, k and v H_kv. Raises ValueError for an unknown name.
+    heads, k and v H_kv. `NOTHING` returns q there: the model's time without attention. Raises
+    ValueError for an unknown name.
     """
 
     def ours(q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, enable_gqa: bool) -> Any:
         # The model's mask is the causal one, aligned to the last key: ours as well.
         return own(q, k, v, is_causal or mask is not None)
 
-    if name == OURS:
-        with mock.patch.object(llama, "scaled_dot_product_attention", ours):
+    def nothing(q: Tensor, *_: Any, **__: Any) -> Tensor:
+        return q
+
+    if name in (OURS, NOTHING):
+        instead = ours if name == OURS else nothing
+        with mock.patch.object(llama, "scaled_dot_product_attention", instead):
             yield
     elif name in BACKENDS:
         with sdpa_kernel([getattr(SDPBackend, BACKENDS[name])]):
@@ -106,7 +112,10 @@ def over_length(
     device: str,
     rounds: int,
 ) -> dict[int, dict[str, dict[str, Any]]]:
-    """{length: {run: {"seconds": one a round, "peak": bytes beyond q, k and v}}}; runs take turns."""
+    """{length: {run: {"seconds": one a round, "peak": bytes beyond q, k and v}}}; runs take turns.
+
+    Of a short length several calls are timed as one, so that a single hiccup weighs less.
+    """
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for length in lengths:
         generator = torch.Generator().manual_seed(0)
@@ -117,7 +126,8 @@ def over_length(
         work = {name: partial(run, q, k, v) for name, run in runs.items()}
         with torch.inference_mode():
             peaks = {name: memory.peak_bytes(one, device)["peak"] for name, one in work.items()}
-            timed = {name: latency.repeated(one, 1, device) for name, one in work.items()}
+            calls = max(1, 1024 // length)
+            timed = {name: latency.repeated(one, calls, device) for name, one in work.items()}
             times = latency.interleaved(timed, rounds)
         found[length] = {
             name: {"seconds": times[name]["call"].tolist(), "peak": peaks[name]} for name in work

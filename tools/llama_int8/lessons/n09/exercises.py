@@ -100,7 +100,7 @@ def part(q, k, v, hidden=None):
     """Attention to these keys only, not yet divided: maximum, sum and output of each query."""
     scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # (..., T, D) -> (..., T, S)
     if hidden is not None:
-        scores = scores.masked_fill(hidden, -1e30)
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     m = scores.amax(-1, keepdim=True)  # (..., T, 1)
     weights = (scores - m).exp()
     return m, weights.sum(-1, keepdim=True), weights @ v  # (..., T, 1), (..., T, D)

@@ -28,17 +28,17 @@ from llama_int8.course.drawings import (
 )
 from llama_int8.course.explore import explore
 from llama_int8.course.plots import CURVES, SHAPES, figure
-from llama_int8.lessons.n09.backends import BACKENDS
-from llama_int8.lessons.n09.measurements import WRITTEN_OUT, YOURS, spread_of
+from llama_int8.lessons.n09.backends import BACKENDS, NOTHING
+from llama_int8.lessons.n09.measurements import WRITTEN_OUT, YOURS, fastest, spread_of
 from llama_int8.transformer.config import LlamaConfig
 from llama_int8.transformer.flash import Tile, flash_attention_1, flash_attention_2, flash_traffic
 
 LOOKS = dict(zip((*BACKENDS, YOURS, WRITTEN_OUT), zip(CURVES, SHAPES, strict=False), strict=False))
 PREDICTED = (("#949494", ":"), ("#666666", "-."), ("#000000", "--"))
 MEMORY_ALT = (
-    "Above: slow memory with Q, K, V, the T by T scores, the T by T weights and O. Below: a small fast "
-    "memory with the arithmetic. Three steps: Q and K go down and scores come up; scores go down and "
-    "weights come up; weights and V go down and O comes up."
+    "Above: slow memory. Q, K, V and O are narrow; the scores and the weights, T by T, are squares "
+    "of the same height. Below: a small fast memory with the arithmetic. Three steps: Q and K go down "
+    "and scores come up; scores go down and weights come up; weights and V go down and O comes up."
 )
 TILES_ALT = (
     "A score matrix of four by four tiles, blocks of queries at the left, blocks of keys at the top. "
@@ -47,29 +47,28 @@ TILES_ALT = (
     "block of queries."
 )
 SPLIT_ALT = (
-    "One query and a long row of keys and values, cut into four shares. Four workers make a part "
-    "(m, l, o) each, at the same time. Three merges, one after the other, make one part of them; "
-    "o / l is the output."
+    "One query goes to eight workers, side by side. Each has a share of the keys and values, and makes "
+    "a part (m, l, o), all at the same time. Merges in three levels, four, two and one, make one part "
+    "of them; o / l is the output."
 )
 
 
 def drawing_memory() -> Figure:
     """The three steps of standard attention between slow and fast memory."""
-    drawn, axes = canvas(WIDTH, 3.3)
-    slow = group(axes, Area(0.1, 1.75, WIDTH - 0.1, 3.2), "slow memory: large, far away")
+    drawn, axes = canvas(WIDTH, 3.9)
+    group(axes, Area(0.1, 1.75, WIDTH - 0.1, 3.8), "slow memory: large, far away")
     group(axes, Area(0.1, 0.1, WIDTH - 0.1, 0.95), "fast memory: small")
-    inputs = (("Q", "queries"), ("K", "keys"), ("V", "values"))
+    tall, middle = 1.4, 2.62  # T rows; a square of T x T is as wide
     places = {}
-    for number, (name, role) in enumerate(inputs):
-        places[name] = box(axes, name, (0.75 + 0.75 * number, 2.3), (0.36, 0.6), role)
-    big = (0.95, 0.8)
-    places["scores"] = box(axes, "scores\nT x T", (3.45, 2.38), big, "weights")
-    places["weights"] = box(axes, "weights\nT x T", (5.1, 2.38), big, "weights")
-    places["O"] = box(axes, "O", (6.75, 2.3), (0.36, 0.6), "activations")
+    for name, role, x in (("Q", "queries", 0.45), ("K", "keys", 0.95), ("V", "values", 1.45)):
+        places[name] = box(axes, name, (x, middle), (0.3, tall), role)
+    for name, x in (("scores", 2.75), ("weights", 4.75)):
+        places[name] = box(axes, f"{name}\nT x T", (x, middle), (tall, tall), "weights")
+    places["O"] = box(axes, "O", (6.95, middle), (0.3, tall), "activations")
     steps = {
-        "1": (2.6, "$QK^T / \\sqrt{D}$", ("Q", "K"), "scores"),
-        "2": (4.28, "softmax", ("scores",), "weights"),
-        "3": (5.95, "times V", ("weights",), "O"),
+        "1": (2.1, "$QK^T / \\sqrt{D}$", ("Q", "K"), "scores"),
+        "2": (3.9, "softmax", ("scores",), "weights"),
+        "3": (5.9, "times V", ("weights",), "O"),
     }
     for number, (x, text, sources, result) in steps.items():
         step = box(axes, text, (x, 0.38), (1.15, 0.34), "neutral")
@@ -77,20 +76,13 @@ def drawing_memory() -> Figure:
         for shift, source in enumerate(sources):
             level = 1.5 - 0.14 * shift
             start, end = places[source].centre[0], x - 0.25 - 0.12 * shift
-            below = (start, places[source].y0)
-            bends = [] if abs(start - end) < 0.01 else [(start, level), (end, level)]
-            arrow(axes, below, (end, step.y1), corners=bends)
-        up = places[result].centre[0] - 0.2 if result != "O" else places[result].centre[0]
-        level = 1.3
-        arrow(
-            axes,
-            (x + 0.35, step.y1),
-            (up, places[result].y0),
-            corners=[(x + 0.35, level), (up, level)],
-        )
+            corners = [(start, level), (end, level)]
+            arrow(axes, (start, places[source].y0), (end, step.y1), corners=corners)
+        up = places["O"].centre[0] if result == "O" else x + 0.35
+        bends = [(x + 0.35, 1.3), (up, 1.3)] if result == "O" else []
+        arrow(axes, (x + 0.35, step.y1), (up, places[result].y0), corners=bends)
     v = places["V"].centre[0]
-    arrow(axes, (v, places["V"].y0), (5.58, 0.55), corners=[(v, 1.08), (5.58, 1.08)])
-    assert slow.y0 > 1
+    arrow(axes, (v, places["V"].y0), (5.53, 0.55), corners=[(v, 1.08), (5.53, 1.08)])
     return drawn
 
 
@@ -161,24 +153,32 @@ def drawing_tiles() -> Figure:
 
 
 def drawing_split() -> Figure:
-    """One query's keys are cut among workers, whose parts are merged one after the other."""
-    drawn, axes = canvas(WIDTH, 3.3)
-    box(axes, "q: one query, sent to every worker", (WIDTH / 2, 3.05), (2.6, 0.32), "queries")
-    parts = []
-    for worker in range(4):
-        x = 1.05 + 1.8 * worker
-        box(axes, f"keys, values {worker + 1}", (x, 2.5), (1.6, 0.32), "keys")
-        made = box(axes, f"part {worker + 1}:  m, l, o", (x, 1.75), (1.45, 0.34), "neutral")
-        arrow(axes, (x, 2.34), made)
-        parts.append(made)
-    state = parts[0]
-    for worker in range(1, 4):
-        x, y = parts[worker].centre[0], 1.25 - 0.4 * (worker - 1)
-        merged = box(axes, "merge", (x, y), (0.8, 0.3), "highlight")
-        arrow(axes, parts[worker], merged)
-        arrow(axes, state, merged, corners=[(state.centre[0], y)])
+    """One query goes to many workers, each with its share of the keys; a tree merges their parts."""
+    drawn, axes = canvas(WIDTH, 4.3)
+    query = box(
+        axes, "q: one query, sent to every worker", (WIDTH / 2, 4.08), (2.6, 0.32), "queries"
+    )
+    state = []
+    for worker in range(8):
+        x = WIDTH / 2 + 0.92 * (worker - 3.5)
+        name = f"keys,\nvalues {worker + 1}"
+        keys = box(axes, name, (x, 3.3), (0.8, 0.44), "keys", SMALL)
+        down = [(WIDTH / 2, 3.72), (x, 3.72)]
+        arrow(axes, (WIDTH / 2, query.y0), (x, keys.y1), corners=down)
+        made = box(axes, f"part {worker + 1}\nm, l, o", (x, 2.6), (0.8, 0.44), "neutral", SMALL)
+        arrow(axes, keys, made)
+        state.append(made)
+    for y in (1.95, 1.4, 0.85):  # every level merges pairs of neighbours
+        merged = []
+        for left, right in zip(state[::2], state[1::2], strict=True):
+            middle = (left.centre[0] + right.centre[0]) / 2
+            both = box(axes, "merge", (middle, y), (0.62, 0.28), "highlight", SMALL)
+            for part in (left, right):
+                arrow(axes, part, both, corners=[(part.centre[0], y)])
+            merged.append(both)
         state = merged
-    write(axes, (state.centre[0], 0.14), "then o / l", SMALL)
+    out = box(axes, "o / l", (WIDTH / 2, 0.27), (0.62, 0.28), "activations", SMALL)
+    arrow(axes, state[0], out)
     return drawn
 
 
@@ -353,7 +353,7 @@ def moved(lengths: Sequence[int], by_memory: Mapping[int, Mapping[str, Sequence[
 
     A panel for each size of the fast memory; the last line of each gives its title.
     """
-    drawn, axes = figure(len(by_memory), figsize=(9.5, 3.9))
+    drawn, axes = figure(len(by_memory), figsize=(9.5, 4.5))
     for panel, (memory, lines) in zip(axes, by_memory.items(), strict=True):
         for number, (name, values) in enumerate(lines.items()):
             look = {"color": CURVES[number], "marker": SHAPES[number], "markersize": 5}
@@ -361,7 +361,8 @@ def moved(lengths: Sequence[int], by_memory: Mapping[int, Mapping[str, Sequence[
         panel.set_xscale("log", base=2)
         panel.set_xlabel("length T, queries and keys (log)")
         panel.set_ylim(0, min(4, 1.1 * max(map(max, lines.values()))))
-        panel.legend(fontsize=8, title="block of queries x keys", title_fontsize=8)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        panel.legend(fontsize=8, title="block of queries x keys", title_fontsize=8, **below)
         *_, (name, values) = lines.items()
         last = values[-1]
         how = f"{1 / last:.1f} times less" if last < 1 else f"{last:.1f} times more"
@@ -409,7 +410,7 @@ def over_length(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Figure:
 
 
 def prefill(found: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure:
-    """Tokens/s in which the model reads a prompt, over its length, by backend."""
+    """Tokens/s in which the model reads a prompt, over its length, by backend and without attention."""
     drawn, axes = figure(figsize=(8, 3.8))
     lengths = list(found)
     for name in found[lengths[0]]:
@@ -417,7 +418,10 @@ def prefill(found: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure:
         speed = np.array([n / np.median(found[n][name]) for n in own])
         low = np.array([n / max(found[n][name]) for n in own])
         high = np.array([n / min(found[n][name]) for n in own])
-        axes.errorbar(own, speed, [speed - low, high - speed], capsize=2, label=name, **_look(name))
+        look = _look(name)
+        if name == NOTHING:
+            look |= {"color": "black", "marker": "", "linestyle": ":"}
+        axes.errorbar(own, speed, [speed - low, high - speed], capsize=2, label=name, **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.minorticks_off()
@@ -426,8 +430,8 @@ def prefill(found: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure:
     axes.set_ylabel("prefill, tokens/s")
     axes.legend(fontsize=8)
     last = found[lengths[-1]]
-    best = min(last, key=lambda name: np.median(last[name]))
-    others = [min(times) for name, times in last.items() if name != best]
+    best = fastest(last)
+    others = [min(times) for name, times in last.items() if name not in (best, NOTHING)]
     clear = all(max(last[best]) < other for other in others)
     axes.set_title(
         f"{lengths[-1]:,} tokens: {best} reads fastest in every round"
@@ -441,17 +445,19 @@ def shares(
     lengths: Sequence[int],
     predicted: Mapping[str, Mapping[str, Sequence[float]]],
     measured: Mapping[str, Mapping[str, Mapping[int, float]]],
+    models: Mapping[str, LlamaConfig],
 ) -> Figure:
     """Attention's share of the work over the length, predicted for models, measured for backends.
 
-    Both: {"prefill" or "decode": {name: values}}.
+    Both: {"prefill" or "decode": {name: values}}. A model's line ends at its context.
     """
     drawn, axes = figure(2, figsize=(9.5, 3.9), sharey=True)
     words = {"prefill": "tokens of the prompt", "decode": "tokens in the cache"}
     for panel, (phase, by_model) in zip(axes, predicted.items(), strict=True):
         for number, (name, values) in enumerate(by_model.items()):
             colour, style = PREDICTED[number % len(PREDICTED)]
-            panel.plot(lengths, values, color=colour, linestyle=style, linewidth=1.2,
+            own = [length for length in lengths if length <= models[name].max_position_embeddings]
+            panel.plot(own, values[: len(own)], color=colour, linestyle=style, linewidth=1.2,
                        label=f"{name}, predicted")  # fmt: skip
         for name, found in measured[phase].items():
             panel.plot(list(found), list(found.values()), label=f"measured, {name}", **_look(name))
