@@ -344,7 +344,8 @@ def paths(
     seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, shares: Mapping[str, float]
 ) -> Figure:
     """Tokens/s of every path in one case, with its ratio to bf16 and its share of the ceiling."""
-    speeds = {path: mean_speed(seconds, case, path) for path in seconds[case.key] if path in BACKENDS}
+    raced = [path for path in seconds[case.key] if path in BACKENDS]
+    speeds = {path: mean_speed(seconds, case, path) for path in raced}
     drawn, axes = figure(figsize=(9.5, 0.9 + 0.36 * len(speeds)))
     for row, (path, one) in enumerate(speeds.items()):
         bar = look(path)
@@ -407,8 +408,8 @@ def machine_roof(
     x = np.geomspace(0.5, 4096, 200)
     for precision, throughput in throughputs.items():
         colour, width = _look_of(precision).colour, 1.5 if precision == "int8" else 5
-        axes.plot(x, [roofline(i, bandwidth, throughput) / 1e9 for i in x], color=colour, linewidth=width,
-                  label=f"{precision}: {throughput / 1e9:,.0f} GOP/s")  # fmt: skip
+        axes.plot(x, [roofline(i, bandwidth, throughput) / 1e9 for i in x], color=colour,
+                  linewidth=width, label=f"{precision}: {throughput / 1e9:,.0f} GOP/s")  # fmt: skip
     for label, (precision, intensity) in points.items():
         mark = _look_of(precision)
         reached = roofline(intensity, bandwidth, throughputs[precision]) / 1e9

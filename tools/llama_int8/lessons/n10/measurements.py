@@ -1061,9 +1061,7 @@ def record_layers(
 def sentence_on_layers(
     ratios: Mapping[int, Mapping[str, Mapping[str, Mean]]], by_tokens: Times
 ) -> str:
-    """Single layers of int8-fast over bf16, ruled as paths are for one token, with their range for 64;
-    and weights only beside them.
-    """
+    """Single layers of int8-fast over bf16, ruled as paths are; and weights only beside them."""
     said = {"holds": "is much faster", "undecided": "is undecided", "fails": "is not much faster"}
     parts = []
     for layer, kinds in ratios[1].items():
@@ -1073,15 +1071,15 @@ def sentence_on_layers(
     many = [kinds["int8-fast"].mean for kinds in ratios[64].values()]
     over = {}  # weights only over int8-fast
     for tokens, layers in by_tokens.items():
-        took = {layer: {k: np.array(s) for k, s in kinds.items()} for layer, kinds in layers.items()}
-        over[tokens] = [mean_over_rounds(t["int8-fast"] / t["weights only"]) for t in took.values()]
+        pairs = [(kinds["int8-fast"], kinds["weights only"]) for kinds in layers.values()]
+        over[tokens] = [mean_over_rounds(np.array(ours) / np.array(w8)) for ours, w8 in pairs]
     faster = sum(one.low > 1 for one in over[1])
-    why = "There the bytes count; the integer instruction is for batches and prefill." if faster else ""
+    why = "There bytes count; the integer instruction is for batches and prefill." if faster else ""
     return (
         f"One token, int8-fast over bf16: {'; '.join(parts)}. 64 tokens: {min(many):.2f}x to "
-        f"{max(many):.2f}x. Weights only over int8-fast: {', '.join(map(ratio_of, over[1]))} for one "
-        f"token, {', '.join(map(ratio_of, over[64]))} for 64. It is faster in every round in {faster} "
-        f"of {len(over[1])} layers for one token. {why}"
+        f"{max(many):.2f}x. Weights only over int8-fast: {', '.join(map(ratio_of, over[1]))} for "
+        f"one token, {', '.join(map(ratio_of, over[64]))} for 64. For one token it is faster in every "
+        f"round in {faster} of {len(over[1])} layers. {why}"
     ).rstrip()
 
 
@@ -1152,8 +1150,9 @@ def same_bits() -> list[str]:
 def weigh(
     results: Results, settings: Settings, runners: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> list[list[str]]:
-    """Rows: path, MB of its tensors (checked against their prediction), MB of a process of its own,
-    and that over the first path's.
+    """Rows: path, MB of its tensors (checked against their prediction) and of a process of its own.
+
+    The last column has the process's over the first one's.
     """
     rows, first = [], None
     paths = [BASELINE, LLM_INT8, SWAPPED]
