@@ -229,7 +229,7 @@ def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | Non
                        error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
             panel.set_xlim(0, 1.18 * most)
         else:  # the rates span powers of ten; bars would have to begin at zero
-            panel.errorbar(middle, names, xerr=ends, fmt="s", capsize=2,
+            panel.errorbar(middle, range(len(names)), xerr=ends, fmt="s", capsize=2,
                            color=COLOURS["int8"], ecolor="#333333")  # fmt: skip
             panel.set_xscale("log")
             panel.set_xlim(0.6 * min(v.low for v in values), 4 * most)
