@@ -17,7 +17,6 @@ from llama_int8.lessons.n10 import backends, figures, measurements
 from llama_int8.lessons.n10.backends import BACKENDS, BASELINE, FAST, ONE_CALL, PATHS, Case
 from llama_int8.measure.profiler import kind_of
 from llama_int8.measure.results import Results
-from llama_int8.measure.statistics import spread
 from llama_int8.models.cost import forward_bytes, forward_flops
 from llama_int8.profiles import Settings
 from llama_int8.quantization.cpu import kernels
