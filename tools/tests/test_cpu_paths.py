@@ -283,6 +283,13 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     assert measurements.largest_factor(raced, case) == measurements.TOO_CLOSE
 
 
+def test_a_mean_lies_within_its_rounds():
+    """A figure's error bars would be negative; the logarithm of one value does not lead back."""
+    for value in (1.1, 3.3, 0.7, 1e9 / 3):
+        one = measurements.mean_over_rounds(np.array([value]))
+        assert one.low == one.mean == one.high == value
+
+
 def test_what_bytes_do_not_explain_is_laid_to_a_cache_only_where_the_ceilings_say_so():
     stored = measurements.bytes_of_formats(models.config_of("smollm2-135m"))
     assert "allow int8 1.88 times" in measurements.sentence_on_ceilings(1.9, stored)

@@ -98,8 +98,9 @@ class Mean:
 def mean_over_rounds(values: np.ndarray) -> Mean:
     """Geometric mean, least and largest of values above zero, one a round."""
     values = np.asarray(values, np.float64)
+    low, high = float(values.min()), float(values.max())
     mean = float(np.exp(np.log(values).mean()))
-    return Mean(mean, float(values.min()), float(values.max()), values.size)
+    return Mean(min(max(mean, low), high), low, high, values.size)  # rounding must not leave them
 
 
 def ratio_of(one: Mean) -> str:
