@@ -676,9 +676,7 @@ def mean_speed(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case,
     return mean_over_rounds(backends.tokens_per_second(case, seconds[case.key][path]))
 
 
-def over_bf16(
-    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, path: str
-) -> Mean:
+def over_bf16(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, path: str) -> Mean:
     """Speed over Hugging Face's bf16, within a round."""
     took = seconds[case.key]
     return mean_over_rounds(np.array(took[BASELINE]) / np.array(took[path]))
