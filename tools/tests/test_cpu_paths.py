@@ -357,7 +357,7 @@ def test_peers_stand_beside_our_paths_from_the_same_race(tmp_path, folder):
     )
     prefill, decode = Case("prefill", 1, 8, 1), Case("decode", 1, 4, 1)
     paths = (BASELINE, "LLM.int8()", measurements.YOURS, *FAST, "theirs")
-    one = dict.fromkeys(paths, [2.0, 4.0]) | {"theirs": [1.0, 2.0]}
+    one = {path: [2.0, 4.0] for path in paths} | {"theirs": [1.0, 2.0]}
     raced = {prefill.key: one, decode.key: one}
     rows = measurements.peers(results, raced, [prefill, decode], ["theirs"])
     ratio = "2.00x [2.00, 2.00]"
