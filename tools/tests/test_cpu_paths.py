@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from llama_int8.lessons.n10 import backends, figures, measurements
 from llama_int8.lessons.n10.backends import BACKENDS, BASELINE, FAST, ONE_CALL, PATHS, Case
 from llama_int8.measure.profiler import kind_of
 from llama_int8.measure.results import Results
-from llama_int8.measure.statistics import spread
 from llama_int8.models.cost import forward_bytes, forward_flops
 from llama_int8.profiles import Settings
 from llama_int8.quantization.cpu import kernels
@@ -68,6 +68,22 @@ def test_the_two_thresholds_share_a_model_and_differ_in_the_threshold(runners):
         runner.prefill(PROMPT)
         layers = [m for m in runner.model.modules() if isinstance(m, bnb.nn.Linear8bitLt)]
         assert layers and all(layer.state.threshold == wanted for layer in layers)
+
+
+def test_quality_is_scored_at_each_paths_own_threshold_and_by_its_own_step(runners):
+    """Both share one model, and a race leaves it with the threshold of its last path."""
+    import bitsandbytes as bnb
+
+    six, zero = runners["LLM.int8()"], runners["LLM.int8(), threshold 0"]
+    zero.prefill(PROMPT)
+    with torch.inference_mode():
+        paths = ("fp32", "LLM.int8()", *FAST, backends.BF16_CALL)
+        scored = {path: measurements.log_likelihoods(runners[path], PROMPT) for path in paths}
+    layers = [m for m in six.model.modules() if isinstance(m, bnb.nn.Linear8bitLt)]
+    assert layers and all(layer.state.threshold == 6.0 for layer in layers)
+    full = scored["fp32"]
+    for path, found in scored.items():
+        assert found.shape == full.shape and (found - full).norm() < 0.05 * full.norm(), path
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -208,7 +224,7 @@ def test_a_backend_is_one_entry_it_is_loaded_raced_recorded_and_drawn(
     roof = {1: (1e12, {"bf16": 1e15})}
     race = backends.record_race(results, raced, [case], models.config_of(folder), roof)
     assert {"decode.1x4.one.mine", "ratio.decode.1x4.one.mine"} <= set(results.measurements)
-    bars = figures.paths(race, case).axes[0].patches
+    bars = figures.paths(raced, case, race.shares[case]).axes[0].patches
     assert to_hex(bars[1].get_facecolor()) == "#123456"
     layers = backends.race_layers({"small": (64, 128)}, 3, 1, held=64 * 128)
     assert "my layer" in layers["small"] and backends.look("my layer") == new.look
@@ -250,6 +266,7 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     assert measurements.gains_by_batch(raced, [case])[1].mean == pytest.approx(2)
     rows = measurements.two_by_two(raced, case, found)
     assert rows[1][3] == "1.20x [1.20, 1.20]" and rows[2][3] == "2.00x [2.00, 2.00]"
+    assert "int8 comes first, with 1.20x [1.20, 1.20]" in measurements.sentence_on_factors(found)
     assert rows[3][1:3] == ["3.00x [3.00, 3.00]", "5.00x [5.00, 5.00]"] and len(rows) == 4
     said = measurements.sentence_on_baseline(raced, case)
     assert "fp32 in Hugging Face's model runs at 1.20x" in said
@@ -266,6 +283,13 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     assert measurements.largest_factor(raced, case) == measurements.TOO_CLOSE
 
 
+def test_a_mean_lies_within_its_rounds():
+    """A figure's error bars would be negative; the logarithm of one value does not lead back."""
+    for value in (1.1, 3.3, 0.7, 1e9 / 3):
+        one = measurements.mean_over_rounds(np.array([value]))
+        assert one.low == one.mean == one.high == value
+
+
 def test_what_bytes_do_not_explain_is_laid_to_a_cache_only_where_the_ceilings_say_so():
     stored = measurements.bytes_of_formats(models.config_of("smollm2-135m"))
     assert "allow int8 1.88 times" in measurements.sentence_on_ceilings(1.9, stored)
@@ -276,12 +300,35 @@ def test_what_bytes_do_not_explain_is_laid_to_a_cache_only_where_the_ceilings_sa
 def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(monkeypatch):
     case = Case("decode", 4, 32, 2)
     took = {BASELINE: [4.0, 4.0], backends.BF16_CALL: [2.0, 2.0], "LLM.int8()": [8.0, 8.0]}
+    took[backends.AGAIN] = [4.0, 4.2]
+    within = dict.fromkeys(PATHS, SimpleNamespace(word="within"))
     monkeypatch.setattr(kernels, "cpu_features", lambda: {"amx_bf16"})
-    (clear,) = measurements.rule({case.key: took | {ONE_CALL: [1.0, 1.2]}}, [case])
+
+    def ruled(more, quality=within, case=case):
+        (ruling,) = measurements.rule({case.key: took | more}, [case], quality)
+        return ruling
+
+    clear = ruled({ONE_CALL: [1.0, 1.2]})
     assert clear.word == "holds" and clear.usual.mean == pytest.approx(0.5)
     assert "(an upper bound)" in str(clear) and "[1.67, 2.00]" in str(clear)
-    (mixed,) = measurements.rule({case.key: took | {ONE_CALL: [1.0, 1.6]}}, [case])
-    assert mixed.word == "undecided"
+    assert "bf16 against itself: 0.98x [0.95, 1.00]" in str(clear)
+    alone = ruled({ONE_CALL: [1.0, 1.2]}, case=Case("decode", 1, 32, 2))
+    assert alone.upper_bound  # for one sequence as well
+    assert ruled({ONE_CALL: [1.0, 1.6]}).word == "undecided"
+
+    noisy = ruled({ONE_CALL: [1.0, 1.2], backends.AGAIN: [4.0, 4.5]})
+    assert noisy.word == "undecided" and "too noisy" in str(noisy)
+    same = ruled({ONE_CALL: [2.01, 2.09]})
+    assert same.word == "fails" and "no difference is shown" in str(same)
+
+    quick = {ONE_CALL: [1.0, 1.2], "W8A8 by token": [0.5, 0.5]}
+    assert ruled(quick).int8 == "W8A8 by token"
+    for word in ("undecided", "outside"):  # quality first: the fastest is another model
+        others = dict.fromkeys(("W8A8 by token", "LLM.int8()"), SimpleNamespace(word=word))
+        quality = within | others
+        assert ruled(quick, quality).int8 == ONE_CALL
+    poor = ruled(quick, dict.fromkeys(PATHS, SimpleNamespace(word="outside")))
+    assert poor.word == "undecided" and "outside in quality" in str(poor)
     monkeypatch.setattr(kernels, "cpu_features", lambda: {"avx2"})
     assert not clear.upper_bound  # no 16-bit instruction that the control leaves unused
 
@@ -291,12 +338,16 @@ def test_a_step_of_the_product_is_judged_by_the_fastest_before_it():
 
     def steps(*rates):
         names = ("scalar", "vectors", "packed", "packed, vectors", "dot", "tile", "groups")
-        measured = [measurements.Rate(spread([rate]), spread([rate])) for rate in rates]
+        means = [measurements.mean_over_rounds([rate]) for rate in rates]
+        measured = [measurements.Rate(one, one) for one in means]
         return measurements.Steps(dict(zip(names, measured, strict=True)), 1.0)
 
     largest = measurements.largest_step
     assert largest(steps(1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 100.0)) == "compiler's vectors"
     assert largest(steps(1.0, 2.0, 1.0, 9.0, 30.0, 120.0, 100.0)) == "packed order"
+    said = measurements.sentence_on_steps(steps(1.0, 10.0, 1.0, 9.0, 30.0, 120.0, 60.0))
+    assert "compiler's vectors 10.00x" in said and "scale per group 0.50x" in said
+    assert "0.90x [0.90, 0.90] for one token" in said
     assert largest(steps(6.7, 29.7, 5.2, 13.9, 130.8, 227.1, 281.1)) == measurements.TOO_CLOSE
 
 
@@ -306,15 +357,14 @@ def test_peers_stand_beside_our_paths_from_the_same_race(tmp_path, folder):
     )
     prefill, decode = Case("prefill", 1, 8, 1), Case("decode", 1, 4, 1)
     paths = (BASELINE, "LLM.int8()", measurements.YOURS, *FAST, "theirs")
-    one = {path: spread([2.0]) for path in paths}
-    race = backends.Race({prefill: one, decode: one}, {prefill: one, decode: one}, {})
-    rows = measurements.peers(results, race, [prefill, decode], ["theirs"], {"other": "absent"})
-    assert ["theirs", "2.0 (2.00x)", "2.0 (2.00x)"] in rows and [
-        "other",
-        "absent",
-        "absent",
-    ] in rows
-    assert results.measurements["peer.decode.theirs"]["value"] == 2
+    one = {path: [2.0, 4.0] for path in paths} | {"theirs": [1.0, 2.0]}
+    raced = {prefill.key: one, decode.key: one}
+    rows = measurements.peers(results, raced, [prefill, decode], ["theirs"])
+    ratio = "2.00x [2.00, 2.00]"
+    assert ["theirs", "0.7", ratio, "5.7", ratio] in rows  # tokens/s are means of rounds, too
+    assert results.measurements["peer.decode.theirs"]["value"] == pytest.approx(2)
+    said = measurements.sentence_on_peers(results, raced, decode, ["theirs"], {"other": "absent"})
+    assert "int8-fast: one call at 0.50x [0.50, 0.50]" in said and "other (absent)" in said
 
 
 def test_each_version_of_the_kernel_is_named_and_says_why_it_did_not_run():

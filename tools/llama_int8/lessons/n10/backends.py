@@ -47,8 +47,9 @@ INT8_CACHE = f"{ONE_CALL}, int8 cache"
 # The controls: our own product and our one call, all but int8.
 BF16_SWAPPED, BF16_CALL = "bf16: swapped", "bf16: one call"
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
+AGAIN = "bf16 again"  # the baseline a second time: its ratio to itself is the noise of a race
 READING = "reading as "  # and a format: a path that only reads the bytes which that format has
-LEAST = 0.15  # seconds of one timing, in as many repeats as it takes
+LEAST = 0.15  # seconds of one timing, about, in as many repeats as it takes
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class HuggingFaceRunner:
         self._set_threshold()
         return latency.prefill(self.model, tokens)
 
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (B, T, V) without a cache."""
+        self._set_threshold()
+        return self.model(tokens).logits
+
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
         self._set_threshold()
         cache = _filled_cache(self.model, batch, context)
@@ -123,6 +129,13 @@ class FastRunner:
     def prefill(self, tokens: torch.Tensor) -> Any:
         self._make_room(len(tokens), tokens.shape[1])
         return self.model(tokens)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (B, T, V); where a step is one call, the model is scored as it generates."""
+        self.model.reserve(tokens.shape[1], len(tokens), self.compiled)
+        if not self.compiled:
+            return self.model(tokens, logits_to_keep=0)
+        return torch.stack([self.model.step(column) for column in tokens.T], 1)
 
     def stepper(self, batch: int, context: int, steps: int) -> Callable[[], None]:
         self._make_room(batch, context + steps)
@@ -429,10 +442,11 @@ def race(
     rounds: int,
     vocabulary: int,
     patience: float = float("inf"),
+    least: float = LEAST,
 ) -> dict[str, dict[str, list[float]]]:
     """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
 
-    One timing is `steps` steps or one prompt, repeated for at least `LEAST` seconds. A path whose
+    One timing is `steps` steps or one prompt, repeated for about `least` seconds. A path whose
     warm-up took more than `patience` seconds is left out of that case, except the baseline.
     """
     found: dict[str, dict[str, list[float]]] = {}
@@ -445,7 +459,7 @@ def race(
                 run, units = _work(runner, case, steps, vocabulary)
                 warm = run()
                 if warm <= patience or path == BASELINE:
-                    runs[path] = _timing(run, max(1, math.ceil(LEAST / warm)), units)
+                    runs[path] = _timing(run, max(1, round(least / warm)), units)
             times = latency.interleaved(runs, rounds, warmup=0) if runs else {}
         found[case.key] = {path: one["call"].tolist() for path, one in times.items()}
     return found

@@ -1,6 +1,6 @@
 """The figures of lesson 10, and the pieces of the kernel that it shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,7 +20,6 @@ from llama_int8.lessons.n10.backends import (
     READING,
     Case,
     Look,
-    Race,
     look,
 )
 from llama_int8.lessons.n10.measurements import APART, Cost, Factors, Mean, Steps, mean_speed
@@ -38,8 +37,8 @@ DOT_ALT = (
     "signed codes of the token are added to the sum of this output, in 32 bits."
 )
 PACKED_ALT = (
-    "Left: a matrix of 32 outputs and inputs k0 to k7. Right: the same in two blocks, k0 to k3 of all "
-    "outputs, then k4 to k7 of all outputs."
+    "Left: a matrix of 32 outputs and inputs k0 to k7. Right: the same in two blocks, bytes 1 to 128 "
+    "for k0 to k3 of all outputs, row by row, then 129 to 256 for k4 to k7 of all outputs."
 )
 PARTS = {
     "16-bit products": ("#0072B2", ""),
@@ -51,7 +50,7 @@ PARTS = {
 
 
 def layers(
-    ratios: Mapping[int, Mapping[str, Mapping[str, Spread]]],
+    ratios: Mapping[int, Mapping[str, Mapping[str, Mean]]],
     shapes: Mapping[str, tuple[int, int]],
     reading: Mapping[str, Mapping[str, float]],
 ) -> Figure:
@@ -70,8 +69,7 @@ def layers(
         for number, kind in enumerate(kinds):
             at = np.arange(len(by_layer)) + (number - (len(kinds) - 1) / 2) * 0.16
             values = [by_layer[layer][kind] for layer in by_layer]
-            middle = np.array([v.median for v in values])
-            ends = np.array([[v.median - v.low, v.high - v.median] for v in values]).T
+            middle, ends = _means(values)
             bar = look(kind)
             panel.barh(at, middle, 0.15, xerr=ends, color=bar.colour, hatch=bar.hatch,
                        edgecolor="white", label=kind,
@@ -79,12 +77,14 @@ def layers(
             for layer, place, value in zip(by_layer, at, middle + ends[1], strict=True):
                 if tokens == 1:
                     panel.annotate(f"{reading[layer][kind] / 1e9:.0f} GB/s", (value, place), (6, 0),
-                                   textcoords="offset points", va="center", fontsize=7)  # fmt: skip
-        panel.axvline(1, color="black", linestyle="--", linewidth=1)
+                                   textcoords="offset points", va="center", fontsize=7, zorder=4,
+                                   bbox={"facecolor": "white", "edgecolor": "none",
+                                         "pad": 0.5})  # fmt: skip
+        panel.axvline(1, color="black", linestyle="--", linewidth=1, zorder=3)
         panel.set_yticks(range(len(names)), names)
         panel.grid(axis="y", visible=False)
         panel.set_xlabel("speed over bf16's (dashed)")
-        best = [by_layer[layer]["int8-fast"].median for layer in by_layer]
+        best = [by_layer[layer]["int8-fast"].mean for layer in by_layer]
         word = "token" if tokens == 1 else "tokens"
         panel.set_title(f"{tokens} {word}: int8-fast {min(best):.1f}x to {max(best):.1f}x")
     np.atleast_1d(axes)[0].invert_yaxis()
@@ -193,26 +193,23 @@ def drawing_packed() -> Figure:
     matrix(axes, (1.2, 2.35), (4, 8), cells=left, columns=[f"k{k}" for k in range(8)],
            rows=["output 0", "output 1", "...", "output 31"], size=0.3)  # fmt: skip
     write(axes, (2.4, 0.93), "as a matrix: one output's inputs lie together", SMALL)
-    parts = []
     for number, (role, name) in enumerate((("int8", "k0 to k3"), ("highlight", "k4 to k7"))):
         x = 4.55 + 1.45 * number
         cells = {role: [(r, k) for r in range(4) for k in range(4)]}
         part = matrix(axes, (x, 2.35), (4, 4), cells=cells, size=0.3)
         write(axes, ((part.x0 + part.x1) / 2, 2.47), name, SMALL)
-        parts.append(part)
-    arrow(axes, (parts[0].x1, 1.75), parts[1])
+        for row, output in enumerate((0, 1, None, 31)):
+            for k in range(4):
+                byte = "..." if output is None else f"{128 * number + 4 * output + k + 1}"
+                write(axes, (x + 0.3 * (k + 0.5), 2.2 - 0.3 * row), byte, SMALL)
     write(axes, (5.9, 0.93), "packed: four inputs of 32 outputs, then the next four", SMALL)
-    write(
-        axes,
-        (WIDTH / 2, 0.5),
-        "In memory the left block comes first, row by row, then the right one.",
-    )
-    write(axes, (WIDTH / 2, 0.2), "A tile reads it from the first byte to the last.", SMALL)
+    write(axes, (WIDTH / 2, 0.5), "The numbers are the order in memory, byte by byte.")
+    write(axes, (WIDTH / 2, 0.2), "A tile reads from the first byte to the last.", SMALL)
     return drawn
 
 
 def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | None = None) -> Figure:
-    """Each step of the learner's product: bytes read per second, and operations per second.
+    """Each step of the learner's product: bytes read per second, and operations per second (log).
 
     `rate`: one thread's operations/s in PyTorch's int8 product; `without_tiles`: the same as it is and
     held to the kernel's own instruction, see `measurements.without_tiles`.
@@ -222,20 +219,26 @@ def steps(measured: Steps, rate: float, without_tiles: tuple[float, float] | Non
     names = list(rates)
     panels = (
         ([r.read for r in rates.values()], measured.reading, "1 token: GB/s of weights"),
-        ([r.operations for r in rates.values()], rate / 1e9, "64 tokens: GOP/s"),
+        ([r.operations for r in rates.values()], rate / 1e9, "64 tokens: GOP/s (log)"),
     )
     for panel, (values, ceiling, label) in zip(axes, panels, strict=True):
-        middle = np.array([v.median for v in values])
-        ends = np.array([[v.median - v.low, v.high - v.median] for v in values]).T
-        panel.barh(names, middle, xerr=ends, color=COLOURS["int8"], edgecolor="white",
-                   error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
+        middle, ends = _means(values)
+        most = max(ceiling, max(v.high for v in values))
+        if panel is axes[0]:
+            panel.barh(names, middle, xerr=ends, color=COLOURS["int8"], edgecolor="white",
+                       error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
+            panel.set_xlim(0, 1.18 * most)
+        else:  # the rates span powers of ten; bars would have to begin at zero
+            panel.errorbar(middle, range(len(names)), xerr=ends, fmt="s", capsize=2,
+                           color=COLOURS["int8"], ecolor="#333333")  # fmt: skip
+            panel.set_xscale("log")
+            panel.set_xlim(0.6 * min(v.low for v in values), 4 * most)
         for row, value in enumerate(values):
-            panel.annotate(f"{value.median:.1f}", (value.high, row), (4, 0), va="center", zorder=4,
+            panel.annotate(f"{value.mean:.1f}", (value.high, row), (6, 0), va="center", zorder=4,
                            textcoords="offset points", fontsize=8,
                            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
         panel.axvline(ceiling, color="black", linestyle="--",
                       label="only reading (left), PyTorch's int8 product (right)")  # fmt: skip
-        panel.set_xlim(0, 1.18 * max(ceiling, max(v.high for v in values)))
         panel.set_xlabel(label)
         panel.grid(axis="y", visible=False)
         gain = middle[-1] / max(middle[: names.index("3 dot instruction")])
@@ -257,6 +260,7 @@ def sharing(costs: Mapping[str, Cost]) -> Figure:
     apart = {name.partition(" ")[0] + "\nonly": costs[name] for name in one}
     apart |= {"both": costs[both[0]]}
     apart |= {f"both,\n{name.partition(' ')[0]}\nin groups": costs[name] for name in APART}
+    apart |= {"both,\nboth\nin groups": costs["groups of 32"]}
     middle = [1e3 * cost.kl.mean for cost in apart.values()]
     ends = 1e3 * np.array([[c.kl.mean - c.kl.low, c.kl.high - c.kl.mean] for c in apart.values()]).T
     axes[0].bar(list(apart), middle, yerr=ends, color=COLOURS["int8"], edgecolor="white", capsize=3)
@@ -336,16 +340,20 @@ def waterfall(
     return drawn
 
 
-def paths(race: Race, case: Case) -> Figure:
+def paths(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, shares: Mapping[str, float]
+) -> Figure:
     """Tokens/s of every path in one case, with its ratio to bf16 and its share of the ceiling."""
-    speeds = {path: s for path, s in race.speeds[case].items() if path in BACKENDS}
+    raced = [path for path in seconds[case.key] if path in BACKENDS]
+    speeds = {path: mean_speed(seconds, case, path) for path in raced}
     drawn, axes = figure(figsize=(9.5, 0.9 + 0.36 * len(speeds)))
     for row, (path, one) in enumerate(speeds.items()):
         bar = look(path)
-        ends = [[one.median - one.low], [one.high - one.median]]
-        axes.barh(row, one.median, 0.75, xerr=ends, color=bar.colour, hatch=bar.hatch,
+        ends = [[one.mean - one.low], [one.high - one.mean]]
+        axes.barh(row, one.mean, 0.75, xerr=ends, color=bar.colour, hatch=bar.hatch,
                   edgecolor="white", error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
-        text = f"{race.over_bf16[case][path].median:.2f}x, {race.shares[case][path]:.0%} of its ceiling"
+        ratio = one.mean / speeds[BASELINE].mean
+        text = f"{ratio:.2f}x, {shares[path]:.0%} of its ceiling"
         axes.annotate(text, (one.high, row), (4, 0), fontsize=8, textcoords="offset points",
                       va="center")  # fmt: skip
     axes.set_yticks(range(len(speeds)), list(speeds))
@@ -353,12 +361,12 @@ def paths(race: Race, case: Case) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1.35 * max(s.high for s in speeds.values()))
     axes.set_xlabel(f"{case.phase}, tokens/s; beside it the ratio to Hugging Face's bf16")
-    fastest = max(speeds, key=lambda path: speeds[path].median)
+    fastest = max(speeds, key=lambda path: speeds[path].mean)
     axes.set_title(f"{case.phase.capitalize()}: the fastest path is {fastest}")
     return drawn
 
 
-def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Mean]) -> Figure:
+def batches(speeds: Mapping[str, Mapping[int, Mean]], gains: Mapping[int, Mean]) -> Figure:
     """Decode tokens/s of the whole batch by path, over the batch.
 
     `gains`: {batch: int8 over bf16, both in one call}.
@@ -367,11 +375,8 @@ def batches(speeds: Mapping[str, Mapping[int, Spread]], gains: Mapping[int, Mean
     for path, by_batch in speeds.items():
         line = look(path)
         x = list(by_batch)
-        middle = np.array([s.median for s in by_batch.values()])
-        low, high = (
-            np.array([getattr(s, end) for s in by_batch.values()]) for end in ("low", "high")
-        )
-        axes.errorbar(x, middle, [middle - low, high - middle], capsize=2, color=line.colour,
+        middle, ends = _means(by_batch.values())
+        axes.errorbar(x, middle, ends, capsize=2, color=line.colour,
                       marker=line.marker, label=path)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -402,9 +407,9 @@ def machine_roof(
     drawn, axes = figure(figsize=(8.5, 4))
     x = np.geomspace(0.5, 4096, 200)
     for precision, throughput in throughputs.items():
-        colour = _look_of(precision).colour
+        colour, width = _look_of(precision).colour, 1.5 if precision == "int8" else 5
         axes.plot(x, [roofline(i, bandwidth, throughput) / 1e9 for i in x], color=colour,
-                  label=f"{precision}: {throughput / 1e9:,.0f} GOP/s")  # fmt: skip
+                  linewidth=width, label=f"{precision}: {throughput / 1e9:,.0f} GOP/s")  # fmt: skip
     for label, (precision, intensity) in points.items():
         mark = _look_of(precision)
         reached = roofline(intensity, bandwidth, throughputs[precision]) / 1e9
@@ -413,7 +418,7 @@ def machine_roof(
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("operations for each byte that must be read (log)")
-    axes.set_ylabel("at most, GOP/s (log)")
+    axes.set_ylabel("under the measured roof, GOP/s (log)")
     axes.legend(fontsize=8, loc="lower right", title=f"reading {bandwidth / 1e9:.0f} GB/s")
     axes.set_title(title)
     return drawn
@@ -451,8 +456,8 @@ def predicted_on_gpus(
     for column, marker, speed in zip(
         table["columns"], "os", table["rows"]["speed (tokens/s)"], strict=True
     ):
-        kind = "LLM.int8()" if column == "int8" else "FP16"
-        panels[0].plot(speed, 0, marker, color="black", markerfacecolor="white",
+        kind, row = ("LLM.int8()", 0.2) if column == "int8" else ("FP16", -0.2)
+        panels[0].plot(speed, row, marker, color="black", markerfacecolor="white",
                        label=f"{kind}, published (measured)", zorder=3)  # fmt: skip
     title = "Predicted, not measured: int8 leads FP16 on every card"
     if on_card:
@@ -473,6 +478,13 @@ def predicted_on_gpus(
     drawn.legend(labelled.values(), labelled, loc="outside lower center", ncols=3, fontsize=8)
     drawn.suptitle(title)
     return drawn
+
+
+def _means(values: Iterable[Mean]) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and how far the least and the largest round are from them, (2, n)."""
+    values = list(values)
+    middle = np.array([v.mean for v in values])
+    return middle, np.array([[v.mean - v.low, v.high - v.mean] for v in values]).T
 
 
 def _look_of(precision: str) -> Look:

@@ -32,12 +32,11 @@ from llama_int8.lessons.n10.backends import (
     READING,
     SWAPPED,
     Case,
-    Race,
 )
 from llama_int8.measure import latency, memory
 from llama_int8.measure.memory import weight_memory
 from llama_int8.measure.results import Results
-from llama_int8.measure.statistics import PairedDifference, Spread, paired_bootstrap, spread
+from llama_int8.measure.statistics import PairedDifference, paired_bootstrap
 from llama_int8.models.cost import forward_bytes, weight_bytes
 from llama_int8.processor import processor
 from llama_int8.profiles import Settings
@@ -51,6 +50,9 @@ from llama_int8.transformer.config import LlamaConfig
 YOURS = "W8A8 by token"  # the learner's first version
 MUCH = 1.5  # "much faster"
 MARGIN = 0.5  # percent of perplexity
+WORDS = ("within", "undecided", "outside")  # of that margin, best first
+NOISE = 0.1  # no verdict where the rounds of bf16 against itself lie further apart
+TIMING = 0.3  # seconds of one timing in the race, about
 ONLY_READS = "only reads"
 STEPS = [
     "compiler's vectors",
@@ -75,6 +77,35 @@ PREDICTS = {
     "asimddp": "ARM: 16 products and their sums in one instruction, `sdot`; both operands signed",
 }
 Product = Callable[..., Tensor]
+
+
+# ---- the statistic of every timing
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Geometric mean over rounds, with the least and the largest of them.
+
+    Such means of ratios multiply up, as the ratios of one round do. Medians need not.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_rounds(values: np.ndarray) -> Mean:
+    """Geometric mean, least and largest of values above zero, one a round."""
+    values = np.asarray(values, np.float64)
+    low, high = float(values.min()), float(values.max())
+    mean = float(np.exp(np.log(values).mean()))
+    return Mean(min(max(mean, low), high), low, high, values.size)  # rounding must not leave them
+
+
+def ratio_of(one: Mean) -> str:
+    """A ratio's mean, with its least and its largest round."""
+    return f"{one.mean:.2f}x [{one.low:.2f}, {one.high:.2f}]"
 
 
 # ---- the machine, and bytes
@@ -174,8 +205,8 @@ def sentence_on_instruction(rates: tuple[float, float] | None) -> str:
 class Rate:
     """One step of the product: bytes of weights per second for one token, operations for many."""
 
-    read: Spread  # GB/s
-    operations: Spread  # GOP/s
+    read: Mean  # GB/s
+    operations: Mean  # GOP/s
 
 
 @dataclass(frozen=True)
@@ -242,7 +273,7 @@ def time_steps(
                 runs[ONLY_READS] = latency.repeated(reader.read, 1)
             times = latency.interleaved(runs, settings.layer_rounds)
             found[tokens] = {name: one["call"] for name, one in times.items()}
-    reading = float(np.median(reader.data.nbytes / found[1].pop(ONLY_READS))) / 1e9
+    reading = mean_over_rounds(reader.data.nbytes / found[1].pop(ONLY_READS) / 1e9).mean
     results.record("step.read.only reading", reading, "GB/s", kind="timing")
     del reader
     memory.release()
@@ -259,12 +290,12 @@ def _recorded(
 ) -> dict[str, Rate]:
     rates = {}
     for name in found[1]:
-        read = spread(weights / found[1][name] / 1e9)
-        operations = spread(2 * 64 * weights / found[64][name] / 1e9)
+        read = mean_over_rounds(weights / found[1][name] / 1e9)
+        operations = mean_over_rounds(2 * 64 * weights / found[64][name] / 1e9)
         rates[name] = Rate(read, operations)
         for kind, one, unit in (("read", read, "GB/s"), ("rate", operations, "GOP/s")):
             ends = {"low": one.low, "high": one.high, "n": one.n}
-            results.record(f"step.{kind}.{name}", one.median, unit, kind="timing", **ends)
+            results.record(f"step.{kind}.{name}", one.mean, unit, kind="timing", **ends)
     return rates
 
 
@@ -278,6 +309,7 @@ class Cost:
     kl: PairedDifference
     same: float
     bytes_per_weight: float
+    by_window: np.ndarray  # KL of each, so that two schemes can be paired
 
 
 def cost_of_sharing(
@@ -306,7 +338,7 @@ def cost_of_sharing(
     for name, (kl, same) in found.items():
         size = schemes[name][0]  # of the weights
         change = paired_bootstrap(np.zeros_like(kl), kl)
-        costs[name] = Cost(change, same, 1 + 2 / size if size else 1.0)
+        costs[name] = Cost(change, same, 1 + 2 / size if size else 1.0, kl)
         ends = {"low": change.low, "high": change.high, "n": change.n}
         results.record(f"sharing.kl.{name}", change.mean, "nats", **ends)
     return costs
@@ -369,14 +401,22 @@ class Quality:
     perplexity: PairedDifference | None  # difference of NLL from bf16's; None for bf16
 
     @property
+    def word(self) -> str:
+        """Whether the whole interval is within the margin; one of `WORDS`."""
+        if self.perplexity is None:
+            return "within"
+        low, _, high = (100 * np.expm1(v) for v in _ends(self.perplexity))
+        if low > -MARGIN and high < MARGIN:
+            return "within"
+        return "outside" if low > MARGIN or high < -MARGIN else "undecided"
+
+    @property
     def change(self) -> str:
         """Of perplexity, in percent with its interval, and whether it is within the margin."""
         if self.perplexity is None:
             return "-"
         low, middle, high = (100 * np.expm1(v) for v in _ends(self.perplexity))
-        inside, outside = low > -MARGIN and high < MARGIN, low > MARGIN or high < -MARGIN
-        word = "within" if inside else "outside" if outside else "undecided"
-        return f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}], {word}"
+        return f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}], {self.word}"
 
 
 def _ends(change: PairedDifference) -> tuple[float, float, float]:
@@ -415,14 +455,8 @@ def quality_of_paths(
 
 
 def log_likelihoods(runner: Any, windows: Tensor) -> Tensor:
-    """Log-probabilities (B, T, V) in FP32; a model of one call is scored as it generates."""
-    if isinstance(runner, backends.FastRunner):
-        model = runner.model
-        model.reserve(windows.shape[1], len(windows))
-        logits = torch.stack([model.step(column) for column in windows.T], 1)
-    else:
-        logits = runner.model(windows).logits
-    return logits.float().log_softmax(-1)
+    """Log-probabilities (B, T, V) in FP32."""
+    return runner.logits(windows).float().log_softmax(-1)
 
 
 # ---- the race
@@ -438,6 +472,29 @@ def race_cases(settings: Settings) -> list[Case]:
     ]
 
 
+def race_paths(
+    results: Results,
+    settings: Settings,
+    runners: Mapping[str, Any],
+    others: Mapping[str, Any],
+    config: LlamaConfig,
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of all paths in turns, see `backends.race`; bf16 is raced twice, also as `AGAIN`.
+
+    `others`, and the readers, only in the first two cases: no verdict needs them.
+    """
+    cases = race_cases(settings)
+    few = {**runners, backends.AGAIN: runners[BASELINE]}
+    every = few | {**others} | backends.readers(config, list(runners))
+    how = {"steps": settings.decode_tokens, "rounds": settings.rounds, "least": TIMING}
+
+    def run() -> dict[str, dict[str, list[float]]]:
+        first = backends.race(every, cases[:2], vocabulary=config.vocab_size, **how)
+        return first | backends.race(few, cases[2:], vocabulary=config.vocab_size, **how)
+
+    return results.stage("race of all paths, bf16 twice", run)
+
+
 def name_of(case: Case) -> str:
     """The case in words."""
     if case.phase == "prefill":
@@ -447,45 +504,34 @@ def name_of(case: Case) -> str:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Geometric mean over rounds, with the least and the largest of them.
-
-    Such means of ratios multiply up, as the ratios of one round do. Medians need not.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def mean_over_rounds(values: np.ndarray) -> Mean:
-    """Geometric mean, least and largest of values above zero, one a round."""
-    values = np.asarray(values, np.float64)
-    mean = float(np.exp(np.log(values).mean()))
-    return Mean(mean, float(values.min()), float(values.max()), values.size)
-
-
-@dataclass(frozen=True)
 class Ruling:
-    """One case: the best int8 against the best of FP32, FP16 and bf16."""
+    """One case: the best int8 that keeps the quality against the best of FP32, FP16 and bf16."""
 
     case: Case
     int8: str
     full: str
     ratio: Mean  # seconds of the best full precision over those of the best int8
     usual: Mean  # Hugging Face's bf16 over LLM.int8(), both in its calls
+    again: Mean  # Hugging Face's bf16 over itself: the noise
+    quality: str  # of the int8 path, one of `WORDS`
+
+    @property
+    def noisy(self) -> bool:
+        """Whether bf16 differs from itself by more than `NOISE`."""
+        return self.again.high > (1 + NOISE) * self.again.low
 
     @property
     def word(self) -> str:
-        """Whether int8 is much faster, by all rounds."""
-        return _much(self.ratio.low, self.ratio.high)
+        """Whether int8 is much faster, by all rounds, and within the margin of quality."""
+        word = _much(self.ratio.low, self.ratio.high)
+        poor = word == "holds" and self.quality != "within"
+        return "undecided" if self.noisy or poor else word
 
     @property
     def upper_bound(self) -> bool:
-        """In a batch, where arithmetic counts, against a control without this processor's bf16."""
+        """Whether the control leaves this processor's bf16 instruction unused."""
         there = {"avx512_bf16", "amx_bf16"} & set(kernels.cpu_features())
-        return self.case.batch > 1 and self.full == BF16_CALL and bool(there)
+        return self.full == BF16_CALL and bool(there)
 
     def __str__(self) -> str:
         words = {
@@ -493,11 +539,15 @@ class Ruling:
             "fails": "is not much faster",
             "undecided": "may or may not be much faster",
         }
+        word = "gets no verdict, the rounds are too noisy" if self.noisy else words[self.word]
+        quality = "" if self.quality == "within" else f", {self.quality} in quality,"
+        inside = self.again.low <= self.ratio.low and self.ratio.high <= self.again.high
         return (
-            f"{name_of(self.case).capitalize()}: int8 {words[self.word]}. {self.int8} runs at "
+            f"{name_of(self.case).capitalize()}: int8 {word}. {self.int8}{quality} runs at "
             f"{ratio_of(self.ratio)} the speed of {self.full}, the best of 16 bit and FP32"
-            f"{' (an upper bound)' if self.upper_bound else ''}. LLM.int8() runs at "
-            f"{ratio_of(self.usual)} that of {BASELINE}, both in Hugging Face's calls."
+            f"{' (an upper bound)' if self.upper_bound else ''}. {BASELINE} against itself: "
+            f"{ratio_of(self.again)}{', so no difference is shown' if inside else ''}. LLM.int8() "
+            f"runs at {ratio_of(self.usual)} the speed of {BASELINE}, both in Hugging Face's calls."
         )
 
 
@@ -509,32 +559,40 @@ def _much(low: float, high: float) -> str:
 
 
 def rule(
-    seconds: Mapping[str, Mapping[str, Sequence[float]]], cases: Sequence[Case]
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    quality: Mapping[str, Quality],
 ) -> list[Ruling]:
-    """The best int8 against the best full precision, for each case; ratios within a round."""
+    """The best int8 against the best full precision, for each case; ratios within a round.
+
+    Quality comes first: an int8 path can be the best only where none is better by `WORDS`.
+    """
     rulings = []
     for case in cases:
         took = {
             path: np.array(s) for path, s in seconds[case.key].items() if path in backends.PATHS
         }
-        int8, full = (
-            min((p for p in took if backends.BACKENDS[p].in_8_bits is group), key=_median_of(took))
-            for group in (True, False)
-        )
+        words = {p: quality[p].word for p in took if backends.BACKENDS[p].in_8_bits}
+        word = min(words.values(), key=WORDS.index)
+        int8 = min((p for p in words if words[p] == word), key=_mean_of(took))
+        full = min((p for p in took if p not in words), key=_mean_of(took))
         ratio = mean_over_rounds(took[full] / took[int8])
         usual = mean_over_rounds(took[BASELINE] / took[LLM_INT8])
-        rulings.append(Ruling(case, int8, full, ratio, usual))
+        again = mean_over_rounds(took[BASELINE] / np.array(seconds[case.key][backends.AGAIN]))
+        rulings.append(Ruling(case, int8, full, ratio, usual, again, word))
     return rulings
 
 
-def _median_of(took: Mapping[str, np.ndarray]) -> Callable[[str], float]:
-    return lambda path: float(np.median(took[path]))
+def _mean_of(took: Mapping[str, np.ndarray]) -> Callable[[str], float]:
+    return lambda path: mean_over_rounds(took[path]).mean
 
 
 def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -> None:
     """The hypothesis, its measurement and its verdict, which is about this model."""
     best = [ruling.ratio.mean for ruling in rulings]
     usual = [ruling.usual.mean for ruling in rulings]
+    noise = [end for r in rulings for end in (r.again.low, r.again.high)]
+    kept = all(ruling.quality == "within" for ruling in rulings)
     by_word = {
         word: [name_of(r.case) for r in rulings if r.word == word]
         for word in ("holds", "undecided", "fails")
@@ -561,13 +619,14 @@ def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -
     if not by_word["holds"]:
         parts.insert(0, because.removesuffix(" True for"))
     if any(ruling.upper_bound and ruling.word == "holds" for ruling in rulings):
-        parts.append("In batches the factors are upper bounds.")
+        parts.append(f"Over {BF16_CALL} the factors are upper bounds.")
     put_on_trial(
         results,
         "int8-faster-on-cpu",
         f"{results.model}, all threads, against the best of FP32, FP16 and bf16 in each case: the best "
-        f"int8 {min(best):.2f} to {max(best):.2f} times as fast. LLM.int8() against bf16, both in "
-        f"Hugging Face's calls: {min(usual):.2f} to {max(usual):.2f} times.",
+        f"int8{' within the margin of quality' if kept else ''} {min(best):.2f} to {max(best):.2f} "
+        f"times as fast. LLM.int8() against bf16, both in Hugging Face's calls: {min(usual):.2f} to "
+        f"{max(usual):.2f} times; bf16 against itself: {min(noise):.2f} to {max(noise):.2f}.",
         verdict,
         " ".join(parts),
     )
@@ -617,6 +676,12 @@ def mean_speed(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case,
     return mean_over_rounds(backends.tokens_per_second(case, seconds[case.key][path]))
 
 
+def over_bf16(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, path: str) -> Mean:
+    """Speed over Hugging Face's bf16, within a round."""
+    took = seconds[case.key]
+    return mean_over_rounds(np.array(took[BASELINE]) / np.array(took[path]))
+
+
 def two_by_two(
     seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case, found: Factors
 ) -> list[list[str]]:
@@ -633,11 +698,6 @@ def two_by_two(
         ["one call over Hugging Face's, our product", ratio_of(found.calls),
          ratio_of(found.calls_int8), "-"],
     ]  # fmt: skip
-
-
-def ratio_of(one: Mean) -> str:
-    """A ratio's mean, with its least and its largest round."""
-    return f"{one.mean:.2f}x [{one.low:.2f}, {one.high:.2f}]"
 
 
 # ---- peers
@@ -662,11 +722,15 @@ def load_peers(name: str) -> tuple[dict[str, backends.Runner], dict[str, str]]:
 
 
 def peers(
-    results: Results, race: Race, cases: Sequence[Case], others: Sequence[str], absent: Mapping
+    results: Results,
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    others: Sequence[str],
 ) -> list[list[str]]:
-    """Rows of other people's int8 beside ours, from the same race: decode and prefill, tokens/s.
+    """Rows of other people's int8 beside ours, from the same race: tokens/s and ratio to bf16.
 
-    `cases`: prefill first, then decode of one sequence. `others`, `absent`: see `load_peers`.
+    Decode, then prefill. `cases`: prefill first, then decode of one sequence. `others`: see
+    `load_peers`.
     """
     prefill, decode = cases[:2]
     named = {  # how each decodes, and how it reads a prompt
@@ -680,12 +744,30 @@ def peers(
     for name, paths in named.items():
         row = [name]
         for case, path in zip((decode, prefill), paths, strict=True):
-            ratio = race.over_bf16[case][path]
-            row.append(f"{race.speeds[case][path].median:.1f} ({ratio.median:.2f}x)")
-            results.record(f"peer.{case.phase}.{name}", ratio.median, "x", kind="timing")
+            ratio = over_bf16(seconds, case, path)
+            row += [f"{mean_speed(seconds, case, path).mean:.1f}", ratio_of(ratio)]
+            results.record(f"peer.{case.phase}.{name}", ratio.mean, "x", kind="timing")
         rows.append(row)
-    rows += [[name, why, why] for name, why in absent.items()]
-    return [*rows, _onnx_runtime(), _llama_cpp(results)]
+    return rows
+
+
+def sentence_on_peers(
+    results: Results,
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    case: Case,
+    others: Sequence[str],
+    absent: Mapping[str, str],
+) -> str:
+    """Other people's int8 against ours in `case`, and which of them did not take part."""
+    took = {path: np.array(s) for path, s in seconds[case.key].items()}
+    said = [
+        f"{name_of(case).capitalize()}: {SWAPPED} runs at "
+        f"{ratio_of(mean_over_rounds(took[name] / took[SWAPPED]))} the speed of {name}, {ONE_CALL} "
+        f"at {ratio_of(mean_over_rounds(took[name] / took[ONE_CALL]))}."
+        for name in others
+    ]
+    away = [f"{name} ({why})" for name, why in (absent | _onnx_runtime()).items()]
+    return " ".join([*said, _llama_cpp(results), f"Not raced: {'; '.join(away)}."])
 
 
 def _quantize_dynamic(name: str) -> nn.Module:
@@ -706,16 +788,16 @@ def _torchao(name: str) -> nn.Module:
     return model
 
 
-def _onnx_runtime() -> list[str]:
+def _onnx_runtime() -> dict[str, str]:
+    name = "ONNX Runtime, dynamic int8"
     try:
         version = importlib.metadata.version("onnxruntime")
     except importlib.metadata.PackageNotFoundError:
-        return ["ONNX Runtime, dynamic int8", "not installed", "not installed"]
-    why = f"version {version} is here, but needs the model in its own format"
-    return ["ONNX Runtime, dynamic int8", why, why]
+        return {name: "not installed"}
+    return {name: f"version {version} is here, but needs the model in its own format"}
 
 
-def _llama_cpp(results: Results) -> list[str]:
+def _llama_cpp(results: Results) -> str:
     """From the benchmark's own run on this model, with its machine, where that lies beside ours."""
     for path in sorted(results.path.parent.parent.glob("*/int8_cpu@*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -723,9 +805,12 @@ def _llama_cpp(results: Results) -> list[str]:
         keys = ["ratio.decode.1x32.all", "ratio.prefill.1x512.all"]
         found = [found.get(f"{key}.llama.cpp-Q8_0") for key in keys]
         if run["model"] == results.model and all(found):
-            ratios = [f"({one['value']:.2f}x)" for one in found]
-            return [f"llama.cpp, Q8_0, on {run['environment']['machine']}", *ratios]
-    return ["llama.cpp, Q8_0", "not measured here", "not measured here"]
+            decode, prefill = (f"{one['value']:.2f}x" for one in found)
+            return (
+                f"llama.cpp's Q8_0 on {run['environment']['machine']}, by the benchmark: {decode} "
+                f"Hugging Face's bf16 in decode, {prefill} in prefill."
+            )
+    return "llama.cpp's Q8_0 was not measured here."
 
 
 # ---- small helpers of the notebook's cells
@@ -748,12 +833,14 @@ def sentence_on_sharing(costs: Mapping[str, Cost]) -> str:
     whole = costs["one scale per row and token"]
     at = {size: costs[f"groups of {size}"] for size in SIZES if size}
     weights, activations = (costs[name] for name in APART)
+    more = paired_bootstrap(activations.by_window, at[32].by_window)
     return (
         f"One scale per row and token: KL {whole.kl.mean:.4f}, the same likeliest token in "
         f"{whole.same:.1%}. Groups of 32 only for activations: {activations.kl.mean:.4f}, for no more "
         f"bytes of weights; only for weights: {weights.kl.mean:.4f}, for "
         f"{weights.bytes_per_weight - 1:.1%} more; for both: {at[32].kl.mean:.4f} and "
-        f"{at[32].same:.1%}. Groups of 16 for both: {at[16].kl.mean:.4f}, for "
+        f"{at[32].same:.1%} (paired by window, {more.mean:+.4f} [{more.low:+.4f}, {more.high:+.4f}] "
+        f"from only activations). Groups of 16 for both: {at[16].kl.mean:.4f}, for "
         f"{at[16].bytes_per_weight - 1:.1%} more."
     )
 
@@ -761,23 +848,48 @@ def sentence_on_sharing(costs: Mapping[str, Cost]) -> str:
 def largest_step(steps: Steps) -> str:
     """The step with the largest factor over the fastest before it, for many tokens.
 
-    Too close to call where the next one comes within 10 % of it, or their middle halves overlap.
+    Too close to call where the next one comes within 10 % of it, or their intervals overlap.
     """
-    speeds = [rate.operations for rate in steps.rates.values()]
-    fastest, vectors, packed, packed_vectors, *others = speeds
-    by_step = (vectors, max(packed, packed_vectors, key=_median), *others)
-    factors = []  # (median, low, high, name)
+    found = _step_factors(steps)
+    second, first = sorted(found, key=lambda name: found[name].mean)[-2:]
+    clear = found[first].mean > 1.1 * found[second].mean and found[first].low > found[second].high
+    return first if clear else TOO_CLOSE
+
+
+def _step_factors(steps: Steps) -> dict[str, Mean]:
+    """Each of `STEPS` over the fastest before it, for many tokens."""
+    fastest, vectors, packed, packed_vectors, *others = (
+        rate.operations for rate in steps.rates.values()
+    )
+    by_step = (vectors, max(packed, packed_vectors, key=_mean), *others)
+    factors = {}
     for name, one in zip(STEPS, by_step, strict=True):
-        ends = one.low / fastest.high, one.high / fastest.low
-        factors.append((one.median / fastest.median, *ends, name))
-        fastest = max(fastest, one, key=_median)
-    second, first = sorted(factors)[-2:]
-    clear = first[0] > 1.1 * second[0] and first[1] > second[2]
-    return first[3] if clear else TOO_CLOSE
+        factors[name] = _over_ends(one, fastest)
+        fastest = max(fastest, one, key=_mean)
+    return factors
 
 
-def _median(one: Spread) -> float:
-    return one.median
+def _over_ends(one: Mean, other: Mean) -> Mean:
+    """A ratio whose interval goes from the least over the largest to the largest over the least."""
+    return Mean(one.mean / other.mean, one.low / other.high, one.high / other.low, one.n)
+
+
+def _mean(one: Mean) -> float:
+    return one.mean
+
+
+def sentence_on_steps(steps: Steps) -> str:
+    """Every step's factor, and what packing alone does to the compiler's loop."""
+    rates = list(steps.rates.values())
+    parts = [f"{name} {ratio_of(one)}" for name, one in _step_factors(steps).items()]
+    one, many = (
+        ratio_of(_over_ends(getattr(rates[3], kind), getattr(rates[1], kind)))
+        for kind in ("read", "operations")
+    )
+    return (
+        f"64 tokens, each over the fastest before it: {', '.join(parts)}. Packing by itself, both "
+        f"with the compiler's vectors: {one} for one token, {many} for 64."
+    )
 
 
 def largest_factor(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> str:
@@ -794,14 +906,15 @@ def sentence_on_factors(found: Factors) -> str:
     return (
         f"Int8 in one call over Hugging Face's bf16: {ratio_of(found.whole)}. It is the product of "
         f"three: our product {ratio_of(found.product)}, one call {ratio_of(found.calls)}, int8 "
-        f"{ratio_of(found.int8)}."
+        f"{ratio_of(found.int8)}. In the other order int8 comes first, with "
+        f"{ratio_of(found.int8_swapped)}, and one call gives {ratio_of(found.calls_int8)}."
     )
 
 
 def sentence_on_baseline(seconds: Mapping[str, Mapping[str, Sequence[float]]], case: Case) -> str:
     """The fastest that Hugging Face's model is without int8, and int8 in one call over that."""
     took = {path: np.array(s) for path, s in seconds[case.key].items()}
-    best = min(("fp32", "fp16", BASELINE), key=_median_of(took))
+    best = min(("fp32", "fp16", BASELINE), key=_mean_of(took))
     over = ratio_of(mean_over_rounds(took[best] / took[ONE_CALL]))
     if best == BASELINE:
         return f"{BASELINE} is Hugging Face's fastest format here: the baseline is its best."
@@ -849,11 +962,11 @@ def sentence_on_profile(
 ) -> str:
     """Milliseconds of a bf16 step in the profile beside those in the race."""
     bar = 1e3 * sum(value for part, value in profiled[BASELINE].items() if part != "count")
-    raced = 1e3 * float(np.median(seconds[case.key][BASELINE]))
+    raced = 1e3 * mean_over_rounds(np.array(seconds[case.key][BASELINE])).mean
     return (
         f"A step of {BASELINE}: {bar:.0f} ms in the profile, {raced:.0f} ms in the race. The bar is the "
         "fastest of a few calls at one moment (or the profiled call, if its parts add up to more); "
-        "the race has the median of its rounds."
+        "the race has the mean of its rounds."
     )
 
 
@@ -865,11 +978,12 @@ def sentence_on_bytes(
 ) -> str:
     """Int8's factor beside what the bytes allow, by the learner's function, and the ceilings'."""
     read = [stored[name].read_per_token for name in ("bf16", "int8-fast")]
-    allowed, left = explained(found.int8.mean, *read)
+    ends = found.int8.mean, found.int8.low, found.int8.high
+    allowed, _ = explained(ends[0], *read)
+    rest = Mean(*(explained(ratio, *read)[1] for ratio in ends), found.int8.n)
     return (
-        f"Int8 gives {ratio_of(found.int8)}, both in one call. From memory, bytes allow "
-        f"{allowed:.2f}, which leaves {left:.2f} for everything else. The measured ceilings differ "
-        f"by {gain:.2f}."
+        f"Int8 gives {ratio_of(found.int8)}, both in one call. From memory, bytes allow at most "
+        f"{allowed:.2f}; the rest is {ratio_of(rest)}. The measured ceilings differ by {gain:.2f}."
     )
 
 
@@ -883,8 +997,9 @@ def sentence_on_quality(quality: Mapping[str, Quality]) -> str:
     further = quality[far].kl.mean / max(quality[near].kl.mean, least)
     return (
         f"Nearest to FP32 of the int8 paths is {near}, with {over[BASELINE]:.1f} times the KL of bf16 "
-        f"in Hugging Face's model and {over[BF16_CALL]:.0f} times that of {BF16_CALL}; furthest is "
-        f"{far}, with {further:.0f} times as much as that."
+        f"in Hugging Face's model and {over[BF16_CALL]:.0f} times that of {BF16_CALL}. Furthest is "
+        f"{far}, with {further:.0f} times the KL of {near}. Not within the margin: "
+        f"{', '.join(p for p in int8 if quality[p].word != 'within') or 'none'}."
     )
 
 
@@ -923,42 +1038,52 @@ def time_layers(
 
 def record_layers(
     results: Results, by_tokens: Times, shapes: Mapping[str, tuple[int, int]]
-) -> tuple[dict[int, dict[str, dict[str, Spread]]], dict[str, dict[str, float]]]:
+) -> tuple[dict[int, dict[str, dict[str, Mean]]], dict[str, dict[str, float]]]:
     """Ratios to bf16 within a round, recorded; and bytes/s of weights for one token."""
-    ratios: dict[int, dict[str, dict[str, Spread]]] = {}
+    ratios: dict[int, dict[str, dict[str, Mean]]] = {}
     for tokens, layers in by_tokens.items():
         for layer, times in layers.items():
             for kind, seconds in times.items():
-                one = spread(np.array(times[BASELINE]) / np.array(seconds))
+                one = mean_over_rounds(np.array(times[BASELINE]) / np.array(seconds))
                 ratios.setdefault(tokens, {}).setdefault(layer, {})[kind] = one
                 ends = {"low": one.low, "high": one.high, "n": one.n}
-                results.record(f"layer.{tokens}.{layer}.{kind}", one.median, "x", **ends)
+                results.record(f"layer.{tokens}.{layer}.{kind}", one.mean, "x", **ends)
     reading = {}
     for layer, times in by_tokens[1].items():
         weights = np.prod(shapes[layer])
         size = {kind: 2 if kind in ("fp16", BASELINE) else 1 for kind in times}
-        reading[layer] = {k: size[k] * weights / np.median(s) for k, s in times.items()}
+        mean = {kind: mean_over_rounds(np.array(s)).mean for kind, s in times.items()}
+        reading[layer] = {kind: size[kind] * weights / mean[kind] for kind in times}
     return ratios, reading
 
 
-def sentence_on_layers(ratios: Mapping[int, Mapping[str, Mapping[str, Spread]]]) -> str:
-    """Single layers of int8-fast over bf16: ruled as paths are for one token, and their range for 64."""
+def sentence_on_layers(
+    ratios: Mapping[int, Mapping[str, Mapping[str, Mean]]], by_tokens: Times
+) -> str:
+    """Single layers of int8-fast over bf16, ruled as paths are; and weights only beside them."""
     said = {"holds": "is much faster", "undecided": "is undecided", "fails": "is not much faster"}
     parts = []
     for layer, kinds in ratios[1].items():
         one = kinds["int8-fast"]
         word = said[_much(one.low, one.high)]
-        parts.append(f"{layer} {word}, {one.median:.2f}x [{one.low:.2f}, {one.high:.2f}]")
-    many = [kinds["int8-fast"].median for kinds in ratios[64].values()]
+        parts.append(f"{layer} {word}, {ratio_of(one)}")
+    many = [kinds["int8-fast"].mean for kinds in ratios[64].values()]
+    over = {}  # weights only over int8-fast
+    for tokens, layers in by_tokens.items():
+        pairs = [(kinds["int8-fast"], kinds["weights only"]) for kinds in layers.values()]
+        over[tokens] = [mean_over_rounds(np.array(ours) / np.array(w8)) for ours, w8 in pairs]
+    faster = sum(one.low > 1 for one in over[1])
+    why = "There bytes count; the integer instruction is for batches and prefill." if faster else ""
     return (
-        f"One token, int8-fast over bf16, by middle halves: {'; '.join(parts)}. 64 tokens: "
-        f"{min(many):.2f}x to {max(many):.2f}x."
-    )
+        f"One token, int8-fast over bf16: {'; '.join(parts)}. 64 tokens: {min(many):.2f}x to "
+        f"{max(many):.2f}x. Weights only over int8-fast: {', '.join(map(ratio_of, over[1]))} for "
+        f"one token, {', '.join(map(ratio_of, over[64]))} for 64. For one token it is faster in every "
+        f"round in {faster} of {len(over[1])} layers. {why}"
+    ).rstrip()
 
 
 def by_context(
     config: LlamaConfig,
-    race: Race,
     seconds: Mapping[str, Mapping[str, Sequence[float]]],
     cases: Sequence[Case],
     shown: Sequence[str],
@@ -966,28 +1091,29 @@ def by_context(
     """Rows: context, bf16's tokens/s, paths over bf16, int8's own factor, and what bytes allow."""
     rows = []
     for case in cases:
-        ratios = [f"{race.over_bf16[case][path].median:.2f}x" for path in shown]
+        ratios = [f"{over_bf16(seconds, case, path).mean:.2f}x" for path in shown]
         read = [
             forward_bytes(config, kind, 1, case.tokens, case.batch)
             for kind in ("bf16", "int8-fast")
         ]
-        speed = f"{race.speeds[case][BASELINE].median:.1f}"
+        speed = f"{mean_speed(seconds, case, BASELINE).mean:.1f}"
         own = ratio_of(factors(seconds, case).int8)
         rows.append([case.tokens, speed, *ratios, own, f"{read[0] / read[1]:.2f}x"])
     return rows
 
 
 def by_batch(
-    race: Race, cases: Sequence[Case], paths: Sequence[str] = backends.PATHS
-) -> dict[str, dict[int, Spread]]:
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    paths: Sequence[str] = backends.PATHS,
+) -> dict[str, dict[int, Mean]]:
     """{path: {batch: tokens/s}} of decoding after the shortest context."""
     decode = [case for case in cases if case.phase == "decode"]
     short = decode[0].tokens
-    lines: dict[str, dict[int, Spread]] = {}
+    lines: dict[str, dict[int, Mean]] = {}
     for case in decode:
-        for path, speed in race.speeds[case].items():
-            if case.tokens == short and path in paths:
-                lines.setdefault(path, {})[case.batch] = speed
+        for path in paths if case.tokens == short else ():
+            lines.setdefault(path, {})[case.batch] = mean_speed(seconds, case, path)
     return lines
 
 
@@ -1023,8 +1149,11 @@ def same_bits() -> list[str]:
 def weigh(
     results: Results, settings: Settings, runners: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> list[list[str]]:
-    """Rows: path, MB of its tensors (checked against their prediction), MB of a process of its own."""
-    rows = []
+    """Rows: path, MB of its tensors (checked against their prediction) and of a process of its own.
+
+    The last column has the process's over the first one's.
+    """
+    rows, first = [], None
     paths = [BASELINE, LLM_INT8, SWAPPED]
     for path in paths[-1 if settings.profile == "smoke" else 0 :]:
         held = weight_memory(runners[path].model)
@@ -1035,5 +1164,6 @@ def weigh(
         said = f"{held / 1e6:.0f}" + (
             "" if held == predicted else f" ({predicted / 1e6:.0f} predicted)"
         )
-        rows.append([path, said, f"{resident / 1e6:.0f}"])
+        first = first or resident
+        rows.append([path, said, f"{resident / 1e6:.0f}", f"{resident / first:.0%}"])
     return rows
