@@ -188,7 +188,10 @@ def test_a_ratio_of_rounds_and_one_of_medians_are_told_apart():
 def test_the_rate_of_products_is_bytes_over_their_time():
     config = models.config_of("smollm2-135m")
     size = weight_bytes(config, "bf16").read_per_token
-    profile = {"16-bit products": {"seconds": size / 3e9}, "everything else": {"seconds": size / 3e9}}
+    profile = {
+        "16-bit products": {"seconds": size / 3e9},
+        "everything else": {"seconds": size / 3e9},
+    }
     said = measurements.rate_of_products(profile, config, "bf16", 20e9)
     assert "3.0 GB/s, 15% of the bandwidth" in said and "50% of its profiled step" in said
 
@@ -401,7 +404,9 @@ def test_the_question_scores_the_same_in_both_texts_so_leaving_it_out_changes_no
         given = [measurements.AnswerLogits(of, torch.arange(9), 5, 12) for of in (first, second)]
         scores[rule] = float(repairs[rule](given[0]) - repairs[rule](given[1]))
     assert len(set(scores)) == 2
-    assert scores[measurements.LIKELIER] == pytest.approx(scores[measurements.ANSWER_ONLY], abs=1e-4)
+    assert scores[measurements.LIKELIER] == pytest.approx(
+        scores[measurements.ANSWER_ONLY], abs=1e-4
+    )
 
 
 def test_the_saving_of_a_total_is_not_refuted_by_the_weights():

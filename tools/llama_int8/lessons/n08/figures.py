@@ -515,7 +515,9 @@ def roofline_figure(
         above = throughput == highest  # the lower roof has its label below, so that none overprints
         roof = [roofline(i, bandwidth, throughput) / 1e9 for i in x]
         wide = {"linewidth": 5, "alpha": 0.4} if number else {"linewidth": 1.5, "zorder": 3}
-        axes.plot(x, roof, color=_look(precision)["color"], **wide)  # where they coincide, both show
+        axes.plot(
+            x, roof, color=_look(precision)["color"], **wide
+        )  # where they coincide, both show
         axes.annotate(
             f"matrix product in {precision}: {throughput / 1e9:,.0f} GOP/s", (x[-1], roof[-1]),
             (0, 4 if above else -4), textcoords="offset points", ha="right",

@@ -703,7 +703,9 @@ def verdict_on_dequantizing(
     faster = all(word == "faster" for word in said.values())
     verdict = "fails here" if decided else "holds only if" if faster else "undecided here"
     shares = [_part_of_decomposition(p, parts.get(p), p in slower) for p in bare]
-    because = f"{' '.join(shares)} *Scaling the product* is not isolated: it remains at threshold 0."
+    because = (
+        f"{' '.join(shares)} *Scaling the product* is not isolated: it remains at threshold 0."
+    )
     if device == "cpu":
         because = (
             "That is on this CPU; the sentence, in our words, is about GPUs, and not tested there. "

@@ -27,7 +27,11 @@ from llama_int8.measure.statistics import Spread, spread
 from llama_int8.models.cost import BYTES_PER_VALUE, QUANTIZED, forward_bytes, forward_flops
 from llama_int8.models.synthetic import bitsandbytes_linear
 from llama_int8.quantization.cpu import kernels
-from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import (
+    KernelBf16Linear,
+    KernelWeightOnlyLinear,
+    WeightOnlyLinear,
+)
 from llama_int8.quantization.cpu.linear import Int8FastLinear, replace_layers
 from llama_int8.quantization.cpu.llama import FastLlama
 from llama_int8.quantization.outliers import plant_outliers
@@ -46,6 +50,7 @@ FAST = (SWAPPED, OWN, ONE_CALL)
 INT8_CACHE = f"{ONE_CALL}, int8 cache"
 # The controls: our own product and our one call, all but int8.
 BF16_SWAPPED, BF16_CALL = "bf16: swapped", "bf16: one call"
+WEIGHTS_CALL = "weights only: one call"  # and this one all but the integer instruction
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
 AGAIN = "bf16 again"  # the baseline a second time: its ratio to itself is the noise of a race
 READING = "reading as "  # and a format: a path that only reads the bytes which that format has
@@ -227,6 +232,11 @@ class LoadedModels:
         """Our own model in 16 bit."""
         return FastLlama(self.swapped_in_bf16(), context=self.room)
 
+    def own_in_weights_only(self) -> FastLlama:
+        """Our own model with int8-fast's weights, multiplied in FP32."""
+        swapped = self.with_layers(KernelWeightOnlyLinear.from_linear)
+        return FastLlama(swapped, context=self.room)
+
     def _once(self, form: str, load: Callable[[], Any]) -> Any:
         if form not in self._held:
             self._held[form] = load()
@@ -354,6 +364,14 @@ BACKENDS = {
             load=lambda loaded: HuggingFaceRunner(loaded.with_layers(WeightOnlyLinear.from_linear)),
             look=Look("#E69F00", "xx", "P"),
             layer=Layer("weights only", WeightOnlyLinear.from_linear),
+        ),
+        Backend(
+            WEIGHTS_CALL,
+            stored="int8-fast",
+            arithmetic="fp32",
+            load=lambda loaded: FastRunner(loaded.own_in_weights_only(), compiled=True),
+            look=Look("#A87400", "||", "h"),
+            one_call=True,
         ),
         Backend(
             "W8A8 by token",

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from llama_int8.quantization.cpu import kernels, packing
 from llama_int8.quantization.cpu.layout import GROUP
+from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.quantization.quantize import absmax_quantize
 
 
@@ -96,6 +97,28 @@ class KernelBf16Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if library is None:
             y = linear_map(rows.float(), self.rows().float(), self.bias).to(x.dtype)
+        else:
+            y = kernels.compiled_linear(library, rows, self.struct())
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class KernelWeightOnlyLinear(Int8FastLinear):
+    """A control: the codes and scales of `int8-fast`, activations and sums in FP32 (W8A16's work).
+
+    It reads the same bytes as `int8-fast`: what is left between the two is the integer instruction.
+    """
+
+    def struct(self) -> kernels.LinearStruct:
+        """The layer for the kernel; its tensors must live as long as the struct."""
+        return kernels.linear_struct(self, self.scale, planes=-1)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., M) in x's dtype; without a kernel by PyTorch, slowly."""
+        library = kernels.chosen().library
+        rows = x.reshape(-1, self.in_features)
+        if library is None:
+            y = linear_map(rows.float(), self.dequantized(), self.bias).to(x.dtype)
         else:
             y = kernels.compiled_linear(library, rows, self.struct())
         return y.view(*x.shape[:-1], self.out_features)

@@ -46,6 +46,7 @@ struct Linear {
     const float* bias;      // M, or null
     int64_t outputs, inputs;
     // 1: activations are int8 codes. 2: and, again in int8, what rounding them left. 0: not quantized.
+    // -1: the weights alone are, and are multiplied in FP32.
     int64_t planes;
 };
 
@@ -208,6 +209,8 @@ static inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 static inline Ints up16(Ints v) { return _mm512_slli_epi32(v, 16); }
 static inline Ints down16(Ints v) { return _mm512_srai_epi32(v, 16); }
 static inline Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
+template <int BYTE>  // of each lane, counted from the lowest, with its sign
+static inline Ints signed_byte(Ints v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * BYTE), 24); }
 static inline Ints load_int16(const int8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
 }
@@ -241,6 +244,8 @@ static inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
 static inline Ints up16(Ints v) { return _mm256_slli_epi32(v, 16); }
 static inline Ints down16(Ints v) { return _mm256_srai_epi32(v, 16); }
 static inline Floats as_floats(Ints v) { return _mm256_castsi256_ps(v); }
+template <int BYTE>
+static inline Ints signed_byte(Ints v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * BYTE), 24); }
 static inline Ints load_int16(const int8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
 }
@@ -274,6 +279,8 @@ static inline Floats load_floats(const float* p) { return vld1q_f32(p); }
 static inline Ints up16(Ints v) { return vshlq_n_s32(v, 16); }
 static inline Ints down16(Ints v) { return vshrq_n_s32(v, 16); }
 static inline Floats as_floats(Ints v) { return vreinterpretq_f32_s32(v); }
+template <int BYTE>
+static inline Ints signed_byte(Ints v) { return vshrq_n_s32(vshlq_n_s32(v, 24 - 8 * BYTE), 24); }
 static inline Ints load_int16(const int8_t* p) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(p))); }
 static inline void dot4(Ints& sum, Ints weights, Ints codes) {
     const Ints q = veorq_s32(weights, ints(int32_t(0x80808080)));  // q + 128 -> q: both are signed
@@ -375,6 +382,60 @@ static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, f
         }
 }
 
+// ---- the same for int8 weights that are widened to FP32: what the integer instruction is worth ----
+
+template <int TOKENS>
+static void tile_widened(const float* x, int64_t inputs, const uint8_t* weights, const uint16_t* scales,
+                         float* out) {
+    constexpr int VECTORS = ROWS / LANES;
+    constexpr int CHAINS = TOKENS == 1 ? 2 : 1;
+    Floats total[TOKENS][VECTORS];
+    for (auto& row : total)
+        for (auto& v : row) v = floats(0.0f);
+    for (int64_t g = 0; g < inputs / GROUP; g++) {
+        Floats sum[TOKENS * CHAINS][VECTORS];
+        for (auto& row : sum)
+            for (auto& v : row) v = floats(0.0f);
+        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 4) {
+            Ints block[VECTORS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)  // q + 128 -> q
+                block[v] = load_ints(weights + k * ROWS + v * 4 * LANES) ^ ints(int32_t(0x80808080));
+            const auto add_input = [&](const Ints* codes, int64_t i) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+                for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < VECTORS; v++) {
+                        Floats& chain = sum[t * CHAINS + i % CHAINS][v];
+                        chain = fma(to_floats(codes[v]), floats(x[t * inputs + k + i]), chain);
+                    }
+            };
+            Ints codes[4][VECTORS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) {
+                codes[0][v] = signed_byte<0>(block[v]);
+                codes[1][v] = signed_byte<1>(block[v]);
+                codes[2][v] = signed_byte<2>(block[v]);
+                codes[3][v] = signed_byte<3>(block[v]);
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) add_input(codes[i], i);
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            const Floats scale = load_bf16(scales + g * ROWS + v * LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < TOKENS; t++) {
+                Floats whole = sum[t * CHAINS][v];
+                if (CHAINS == 2) whole = add(whole, sum[t * CHAINS + CHAINS - 1][v]);
+                total[t][v] = fma(whole, scale, total[t][v]);
+            }
+        }
+    }
+    for (int t = 0; t < TOKENS; t++)
+        for (int v = 0; v < VECTORS; v++) store_floats(out + t * ROWS + v * LANES, total[t][v]);
+}
+
 // ---- a linear layer --------------------------------------------------------------------------
 
 // `tile_of(count, row, b, out)` computes `count` rows, from `row` on, times the b-th block of weights.
@@ -424,7 +485,7 @@ static void linear_int8(const T* x, int64_t tokens, const Linear& layer, T* y, b
 }
 
 template <class T>
-static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+static void linear_in_floats(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
                         int threads) {
     const int64_t inputs = (layer.inputs + GROUP - 1) / GROUP * GROUP;
     static thread_local std::vector<float> rows_of_this_thread;
@@ -435,6 +496,19 @@ static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, b
 #pragma omp simd
         for (int64_t i = 0; i < layer.inputs; i++) row[i] = load(x + t * layer.inputs + i);
         std::fill(row + layer.inputs, row + inputs, 0.0f);
+    }
+    if (layer.planes < 0) {
+        multiply(tokens, 1, layer, y, add_to_y, threads,
+                 [&](int64_t count, int64_t row, int64_t b, float* out) {
+                     const uint8_t* w = (const uint8_t*)layer.weights + b * ROWS * inputs;
+                     const uint16_t* scale = layer.scale + b * ROWS * (inputs / GROUP);
+                     const float* from = rows + row * inputs;
+                     if (count == 8) tile_widened<8>(from, inputs, w, scale, out);
+                     else if (count == 4) tile_widened<4>(from, inputs, w, scale, out);
+                     else if (count == 2) tile_widened<2>(from, inputs, w, scale, out);
+                     else tile_widened<1>(from, inputs, w, scale, out);
+                 });
+        return;
     }
     multiply(tokens, 1, layer, y, add_to_y, threads,
              [&](int64_t count, int64_t row, int64_t b, float* out) {
@@ -450,8 +524,8 @@ static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, b
 template <class T>
 static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
                    int threads) {
-    if (layer.planes) linear_int8(x, tokens, layer, y, add_to_y, threads);
-    else linear_bf16(x, tokens, layer, y, add_to_y, threads);
+    if (layer.planes > 0) linear_int8(x, tokens, layer, y, add_to_y, threads);
+    else linear_in_floats(x, tokens, layer, y, add_to_y, threads);
 }
 
 // ---- one decode step: everything between the products in FP32, one token of each sequence -------
