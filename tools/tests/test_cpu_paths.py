@@ -256,7 +256,7 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     case, rounds = Case("decode", 1, 32, 2), np.array([1.0, 2.0, 4.0])
     seconds = {BASELINE: 12.0, backends.BF16_SWAPPED: 6.0, FAST[0]: 5.0}
     seconds |= {backends.BF16_CALL: 2.0, ONE_CALL: 1.0, "fp32": 10.0, "fp16": 11.0}
-    seconds |= {"weights only": 5.0, "reading as bf16": 0.8, "reading as int8-fast": 0.2}
+    seconds |= {backends.WEIGHTS_CALL: 1.6, "reading as bf16": 0.8, "reading as int8-fast": 0.2}
     raced = {case.key: {path: (one * rounds).tolist() for path, one in seconds.items()}}
     found = measurements.factors(raced, case)
     means = [one.mean for one in (found.product, found.calls, found.int8, found.whole)]
@@ -271,7 +271,9 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     said = measurements.sentence_on_baseline(raced, case)
     assert "fp32 in Hugging Face's model runs at 1.20x" in said
     assert measurements.gain_of_readers(raced, case) == pytest.approx(4)
-    assert "at 1.00x" in measurements.sentence_on_weights_only(raced, case)
+    assert (found.stored.mean, found.multiplied.mean) == pytest.approx((1.25, 1.6))
+    said = measurements.sentence_on_weights_only(found)
+    assert "run at 1.25x [1.25, 1.25]" in said and "adds to that: 1.60x [1.60, 1.60]" in said
 
     raced[case.key][ONE_CALL] = [0.5, 2.5, 3.0]  # in one round int8 is the larger factor
     found = measurements.factors(raced, case)
@@ -281,6 +283,10 @@ def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     speeds = [measurements.mean_speed(raced, case, p).mean for p in (backends.BF16_CALL, ONE_CALL)]
     assert speeds[1] / speeds[0] == pytest.approx(found.int8.mean)  # bars agree with the factor
     assert measurements.largest_factor(raced, case) == measurements.TOO_CLOSE
+    raced[case.key][backends.WEIGHTS_CALL] = [0.4, 3.2, 6.4]
+    found = measurements.factors(raced, case)
+    assert found.stored.mean * found.multiplied.mean == pytest.approx(found.int8.mean)
+    assert "is not shown to add" in measurements.sentence_on_weights_only(found)
 
 
 def test_a_mean_lies_within_its_rounds():

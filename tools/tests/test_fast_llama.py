@@ -1,6 +1,7 @@
 """FastLlama: Hugging Face's model with the same layers gives the same logits, step by step."""
 
 import copy
+import mmap
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from tiny_llama import tiny_config, tiny_llama
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 
+from llama_int8.measure.memory import weight_memory
 from llama_int8.models.synthetic import restore_rotary
-from llama_int8.quantization.cpu import kernels
+from llama_int8.quantization.cpu import kernels, pages
 from llama_int8.quantization.cpu.baselines import KernelBf16Linear
 from llama_int8.quantization.cpu.cache import KeyValueCache
 from llama_int8.quantization.cpu.linear import Int8FastLinear, fast_linear, replace_layers
@@ -721,3 +723,81 @@ def test_attention_survives_scores_that_no_exponential_holds():
     q = torch.tensor([[[[300.0], [-300.0]]]])
     k, v = torch.tensor([[[[2.0], [-2.0]]]]), torch.tensor([[[[1.0], [5.0]]]])
     assert causal_attention(q, k, v).flatten().tolist() == [1.0, 5.0]
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+
+def large_model():
+    """Weights of some 4 MiB: enough for a page of 2."""
+    model = tiny_llama(
+        hidden_size=256, intermediate_size=512, head_dim=32, num_attention_heads=8,
+        num_key_value_heads=4, num_hidden_layers=6, vocab_size=512,
+    )  # fmt: skip
+    return replace_layers(model)
+
+
+def packed(fast):
+    layers = [layer for block in fast.layers for layer in block.children()]
+    return [part for layer in (*layers, fast.lm_head) for part in (layer.weight, layer.scale)]
+
+
+def test_weights_lie_one_after_another_in_large_pages_and_are_the_same():
+    model, tokens = large_model(), torch.randint(512, (1, 9))
+    with torch.inference_mode():
+        wanted = model(tokens).logits
+    before = weight_memory(model)
+    fast = FastLlama(model, CONTEXT)
+    assert weight_memory(model) == before  # shared with the model, not held twice
+    attention = model.model.layers[3].self_attn
+    assert attention.q_proj.weight.data_ptr() == fast.layers[3].qkv_proj.weight.data_ptr()
+    with torch.inference_mode():
+        assert torch.equal(model(tokens).logits, wanted)
+    ends = [0, *(part.data_ptr() + part.nbytes for part in packed(fast))]
+    gaps = [part.data_ptr() - end for part, end in zip(packed(fast), ends, strict=False)][1:]
+    assert all(part.data_ptr() % pages.LINE == 0 for part in packed(fast))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        assert all(0 <= gap < pages.LINE for gap in gaps)
+
+
+def test_without_large_pages_everything_stays_where_it_is(monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    model = large_model()
+    places = [layer.down_proj.weight.data_ptr() for layer in (b.mlp for b in model.model.layers)]
+    fast = FastLlama(model, CONTEXT)
+    assert [block.down_proj.weight.data_ptr() for block in fast.layers] == places
+
+
+def test_a_system_that_refuses_large_pages_is_no_error(monkeypatch):
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        pytest.skip("this system has none")
+
+    class Refusing(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(pages.mmap, "mmap", Refusing)
+    room, x = pages.LargePages([pages.LARGE]), torch.ones(3)
+    assert room.copy(x) is x and torch.equal(room.zeros((2, 3), torch.int8), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.int8, torch.float32])
+def test_what_is_copied_into_pages_is_the_same_and_stays_apart(dtype):
+    torch.manual_seed(0)
+    given = [
+        torch.randint(0, 100, shape).to(dtype) for shape in ((3, 1000, 700), (1,), (0,), (7, 9))
+    ]
+    room = pages.LargePages([one.nbytes for one in given])
+    found = [room.copy(one) for one in given]
+    for one, other in zip(given, found, strict=True):
+        assert torch.equal(one, other) and one.shape == other.shape and one.dtype == other.dtype
+    found[0].fill_(1)
+    assert torch.equal(found[1], given[1]) and torch.equal(found[3], given[3])
+    empty = pages.LargePages([pages.LARGE]).zeros((2, pages.LARGE // 2), torch.int8)
+    assert not empty.any() and copy.deepcopy(empty).shape == empty.shape
+
+
+def test_a_long_cache_lies_in_pages_and_begins_with_zeros():
+    model = FastLlama(large_model(), 128, batch=16)
+    assert not model.cache.keys.any() and not model.cache.values.any()
+    assert model.cache.nbytes >= pages.LARGE

@@ -23,7 +23,11 @@ from llama_int8.lessons.n10.vectorwise import VectorwiseLinear
 from llama_int8.models import MODELS
 from llama_int8.processor import Processor
 from llama_int8.quantization.cpu import kernels, packing
-from llama_int8.quantization.cpu.baselines import KernelBf16Linear, WeightOnlyLinear
+from llama_int8.quantization.cpu.baselines import (
+    KernelBf16Linear,
+    KernelWeightOnlyLinear,
+    WeightOnlyLinear,
+)
 from llama_int8.quantization.cpu.layout import (
     GROUP,
     ROWS,
@@ -1103,6 +1107,40 @@ def test_merged_16_bit_layers_give_the_outputs_of_each_one_after_another(version
         KernelBf16Linear.merged(
             [parts[0], KernelBf16Linear.from_linear(some_linear(70, 5, bias=False))]
         )
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7, 13, 40])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 33), (64, 32), (200, 77)])
+def test_the_weights_only_layer_is_the_float_product_of_its_codes(version, dtype, tokens, shape):
+    linear, x = some_linear(*shape), normal(tokens, shape[0]).to(dtype)
+    layer = KernelWeightOnlyLinear.from_linear(linear)
+    assert torch.equal(layer.codes(), Int8FastLinear.from_linear(linear).codes())
+    W = layer.dequantized().double()
+    with kernels.using(version):
+        y = layer(x)
+    wanted = x.double() @ W.T + linear.bias.double()
+    bound = UNIT[dtype] * wanted.abs() + shape[0] * 2**-23 * (x.double().abs() @ W.abs().T + 1)
+    assert y.dtype == dtype and y.shape == (tokens, shape[1])
+    assert ((y.double() - wanted).abs() <= bound).all()
+
+
+def test_a_weights_only_layer_keeps_huge_values_and_a_tokens_nan_to_the_token(version):
+    x = normal(5, 70)
+    x[1], x[2, 3] = 1e30, math.nan
+    with kernels.using(version):
+        y = KernelWeightOnlyLinear.from_linear(some_linear())(x)
+    assert y[2].isnan().all() and y[[0, 1, 3, 4]].isfinite().all() and y[1].abs().max() > 1e29
+
+
+def test_merged_weights_only_layers_give_the_outputs_of_each_and_lend_it_their_memory(version):
+    layers = [some_linear(70, outputs, seed=outputs) for outputs in (64, 32)]
+    parts, x = [KernelWeightOnlyLinear.from_linear(one) for one in layers], normal(3, 70)
+    whole = KernelWeightOnlyLinear.merged(parts)
+    assert type(whole) is KernelWeightOnlyLinear
+    assert parts[0].weight.data_ptr() == whole.weight.data_ptr()
+    with kernels.using(version):
+        torch.testing.assert_close(whole(x), torch.cat([part(x) for part in parts], 1))
 
 
 @pytest.mark.parametrize("device", ["meta"])

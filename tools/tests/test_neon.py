@@ -14,7 +14,7 @@ from test_fast_llama import attention_case, attention_over, one_layer
 from test_int8_fast import same_bits, some_layer
 
 from llama_int8.quantization.cpu import kernels
-from llama_int8.quantization.cpu.baselines import KernelBf16Linear
+from llama_int8.quantization.cpu.baselines import KernelBf16Linear, KernelWeightOnlyLinear
 from llama_int8.quantization.cpu.cache import KeyValueCache
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -85,6 +85,15 @@ def test_the_control_in_bf16_is_the_product(on_arm, tokens):
     layer, x = KernelBf16Linear.from_linear(dense), normal(tokens, 100)
     wanted = x.double() @ dense.weight.double().T
     found = linear(on_arm, layer, x, None, 0)
+    assert (found - wanted).abs().max() < 2e-6 * wanted.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8])
+def test_the_control_with_int8_weights_is_the_product(on_arm, tokens):
+    dense = torch.nn.Linear(100, 70, bias=False)
+    layer, x = KernelWeightOnlyLinear.from_linear(dense), normal(tokens, 100)
+    wanted = x.double() @ layer.dequantized().double().T
+    found = linear(on_arm, layer, x, layer.scale, -1)
     assert (found - wanted).abs().max() < 2e-6 * wanted.abs().max() + 1e-6
 
 

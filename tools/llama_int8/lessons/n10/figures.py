@@ -18,6 +18,7 @@ from llama_int8.lessons.n10.backends import (
     BF16_SWAPPED,
     ONE_CALL,
     READING,
+    WEIGHTS_CALL,
     Case,
     Look,
     look,
@@ -310,11 +311,12 @@ def waterfall(
         BASELINE: "bf16\nHugging Face",
         BF16_SWAPPED: "bf16, our product\nHugging Face",
         BF16_CALL: "bf16\none call",
-        ONE_CALL: "int8\none call",
+        WEIGHTS_CALL: "int8 weights\none call",
+        ONE_CALL: "int8 products\none call",
         yours: "beside it: your\nW8A8, Hugging Face",
     }
-    places = [0, 1, 2, 3, 4.5]
-    drawn, axes = figure(figsize=(9, 4.2))
+    places = [0, 1, 2, 3, 4, 5.5]
+    drawn, axes = figure(figsize=(10.5, 4.2))
     speeds = [mean_speed(seconds, case, path) for path in names]
     tops = [mean_speed(seconds, case, f"{READING}{BACKENDS[path].stored}").high for path in names]
     for place, path, speed, top in zip(places, names, speeds, tops, strict=True):
@@ -328,15 +330,20 @@ def waterfall(
         axes.annotate(text, (place, speed.high), (0, 5), ha="center", va="bottom",
                       textcoords="offset points", fontsize=9,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    axes.axvline(3.75, color="#949494", linewidth=1)
+    axes.axvline(4.75, color="#949494", linewidth=1)
     axes.set_xticks(places, list(names.values()))
     axes.set_ylim(0, 1.15 * max(*tops, *(speed.high for speed in speeds)))
     axes.set_ylabel("decode, tokens/s")
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, loc="upper left")
-    steps = (("Our product", "product"), ("one call", "calls"), ("int8", "int8"))
+    steps = (
+        ("Our product", "product"),
+        ("one call", "calls"),
+        ("8 bits stored", "stored"),
+        ("8 bits multiplied", "multiplied"),
+    )
     parts = [f"{word}: {getattr(factors, name).mean:.2f} times" for word, name in steps]
-    axes.set_title("; then ".join(parts))
+    axes.set_title("; ".join(parts))
     return drawn
 
 
