@@ -323,8 +323,9 @@ def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(
     assert alone.upper_bound  # for one sequence as well
     assert ruled({ONE_CALL: [1.0, 1.6]}).word == "undecided"
 
-    noisy = ruled({ONE_CALL: [1.0, 1.2], backends.AGAIN: [4.0, 4.5]})
+    noisy = ruled({ONE_CALL: [1.0, 1.2], backends.AGAIN: [4.4, 4.6]})
     assert noisy.word == "undecided" and "too noisy" in str(noisy)
+    assert ruled({ONE_CALL: [1.0, 1.2], backends.AGAIN: [3.5, 4.5]}).word == "holds"
     same = ruled({ONE_CALL: [2.01, 2.09]})
     assert same.word == "fails" and "no difference is shown" in str(same)
 

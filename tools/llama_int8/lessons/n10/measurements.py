@@ -52,7 +52,7 @@ YOURS = "W8A8 by token"  # the learner's first version
 MUCH = 1.5  # "much faster"
 MARGIN = 0.5  # percent of perplexity
 WORDS = ("within", "undecided", "outside")  # of that margin, best first
-NOISE = 0.1  # no verdict where the rounds of bf16 against itself lie further apart
+NOISE = 0.1  # no verdict where bf16 differs further from itself, in the mean of the rounds
 TIMING = 0.3  # seconds of one timing in the race, about
 ONLY_READS = "only reads"
 STEPS = [
@@ -519,7 +519,7 @@ class Ruling:
     @property
     def noisy(self) -> bool:
         """Whether bf16 differs from itself by more than `NOISE`."""
-        return self.again.high > (1 + NOISE) * self.again.low
+        return not 1 / (1 + NOISE) <= self.again.mean <= 1 + NOISE
 
     @property
     def word(self) -> str:
