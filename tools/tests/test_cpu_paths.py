@@ -252,6 +252,26 @@ def test_a_recorded_race_pairs_ratios_within_a_round(tmp_path, folder):
     assert "ratio.decode.1x32.all.int8-fast: one call" in text and "decode.1x32.one.bf16" in text
 
 
+def test_no_path_exceeds_its_ceiling_even_where_pytorchs_product_is_slow(folder, tmp_path):
+    config = models.config_of(folder)
+    settings = Settings({"rounds": 2}, model=folder, profile="benchmark", device="cpu")
+    results = Results("int8_cpu", settings, str(tmp_path))
+    cases = [Case("decode", 16, 32, 1), Case("decode", 1, 32, 1)]
+    times = {
+        BASELINE: [0.2, 0.3],
+        backends.BF16_CALL: [0.1, 0.4],
+        backends.WEIGHTS_CALL: [1.0, 1.0],
+    }
+    seconds = {cases[0].key: times, cases[1].key: {path: [1.0, 1.0] for path in times}}
+    rates = {"fp32": 1.0, "bf16": 1e15}  # FP32 as slow as can be: every path would be above it
+    race = backends.record_race(results, seconds, cases, config, {1: (1e15, rates)})
+    work = backends.forward_flops(config, 1, 32, 16)
+    raised = backends.with_what_was_reached(rates, seconds, cases, config)
+    assert raised == {"fp32": pytest.approx(work / 0.1), "bf16": 1e15}
+    assert race.shares[cases[0]][backends.BF16_CALL] == pytest.approx(0.1 / 0.25)  # of its median
+    assert all(0 < share <= 1 for shares in race.shares.values() for share in shares.values())
+
+
 def test_the_factors_are_paired_and_multiply_up_where_rounds_disagree():
     """Each round another speed: medians of one path alone would say nothing."""
     case, rounds = Case("decode", 1, 32, 2), np.array([1.0, 2.0, 4.0])

@@ -429,7 +429,7 @@ def _speeds(
     axes[0].set_xlabel("tokens in the prompt, batch 1")
     axes[0].set_ylabel("prefill, tokens/s (log)")
     axes[1].set_xlabel("batch; short lines: bound by bandwidth")
-    axes[1].set_ylabel("decode, tokens/s of the whole batch (log)")
+    axes[1].set_ylabel("decode, tokens/s, whole batch (log)")
     axes[0].legend(loc="best", fontsize=8)
     return drawn
 

@@ -533,10 +533,32 @@ def ceiling(
     `rates`: operations/s by precision; all of a path's operations are taken to run at the rate of its
     own products, attention too, which no path has in int8.
     """
-    new, past = (case.tokens, 0) if case.phase == "prefill" else (1, case.tokens)
+    new, past = _lengths(case)
     read = forward_bytes(config, BACKENDS[path].stored, new, past, case.batch)
     work = forward_flops(config, new, past, case.batch)
     return max(read / bandwidth, work / rates[BACKENDS[path].arithmetic])
+
+
+def _lengths(case: Case) -> tuple[int, int]:
+    """New tokens of each sequence, and those in the cache."""
+    return (case.tokens, 0) if case.phase == "prefill" else (1, case.tokens)
+
+
+def with_what_was_reached(
+    rates: Mapping[str, float],
+    seconds: Mapping[str, Mapping[str, Sequence[float]]],
+    cases: Sequence[Case],
+    config: LlamaConfig,
+) -> dict[str, float]:
+    """`rates`, each at least what a path of its precision has reached: no ceiling is exceeded."""
+    found = dict(rates)
+    for case in cases:
+        work = forward_flops(config, *_lengths(case), case.batch)
+        for path, times in seconds[case.key].items():
+            if path in BACKENDS:
+                precision = BACKENDS[path].arithmetic
+                found[precision] = max(found[precision], work / min(times))
+    return found
 
 
 def resident_bytes(name: str, path: str) -> int:
@@ -695,11 +717,18 @@ def record_race(
 ) -> Race:
     """Record speeds and ratios of a race. `roof`: {threads: (bytes/s, {precision: operations/s})}.
 
-    Where `readers` took part, their time stands for the bandwidth.
+    Where `readers` took part, their time stands for the bandwidth. A precision's rate is raised to
+    what a path has reached in it: PyTorch's product is no peak, and not even the fastest here.
     """
     found = Race({}, {}, {})
+    rates_of = {
+        count: with_what_was_reached(
+            rates, seconds, [case for case in cases if case.threads == count], config
+        )
+        for count, (_, rates) in roof.items()
+    }
     for case in cases:
-        bandwidth, rates = roof[case.threads]
+        bandwidth, rates = roof[case.threads][0], rates_of[case.threads]
         taken = {path: np.array(times) for path, times in seconds[case.key].items()}
         for path, times in taken.items():
             speed = spread(tokens_per_second(case, times))
