@@ -426,9 +426,9 @@ def answer(found: LoopTimes) -> str:
         says[_decided(factor.ratio, "gain", "cost")].append(text)
     parts = [
         f"{first}: without a mask your loop is {times(fair, 2)} times as fast as {REUSED}.",
-        f"Causal, it is {times(lead.ratio, 2)} times as fast as {WRITTEN_OUT}: it gains by "
-        f"{_listed(says['gain'])}.",
-        f"It loses by {_listed(says['cost'])}." if says["cost"] else "",
+        f"Causal, it is {times(lead.ratio, 2)} times as fast as {WRITTEN_OUT}. What "
+        f"makes it faster: {_listed(says['gain'])}.",
+        f"What makes it slower: {_listed(says['cost'])}." if says["cost"] else "",
         f"Undecided: {_listed(says['undecided'])}." if says["undecided"] else "",
     ]
     return " ".join(part for part in parts if part)
