@@ -798,6 +798,6 @@ def test_what_is_copied_into_pages_is_the_same_and_stays_apart(dtype):
 
 
 def test_a_long_cache_lies_in_pages_and_begins_with_zeros():
-    model = FastLlama(large_model(), 128, batch=16)
+    model = FastLlama(large_model(), 64, batch=32)
     assert not model.cache.keys.any() and not model.cache.values.any()
     assert model.cache.nbytes >= pages.LARGE
