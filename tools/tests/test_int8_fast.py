@@ -1070,6 +1070,14 @@ def test_vectorwise_adds_the_bias():
     torch.testing.assert_close(with_bias, VectorwiseLinear(linear)(x) + bias)
 
 
+def is_float_product(y, x, W, bias):
+    """Whether y is x W^T + bias up to the rounding of FP32 sums and of y's own format. W: (M, K)."""
+    wanted = x.double() @ W.T + bias.double()
+    sums = W.shape[1] * 2**-23 * (x.double().abs() @ W.abs().T + 1)
+    assert y.dtype == x.dtype and y.shape == wanted.shape
+    assert ((y.double() - wanted).abs() <= UNIT[x.dtype] * wanted.abs() + sums).all()
+
+
 @EACH_DTYPE
 @pytest.mark.parametrize("tokens", [0, 1, 2, 3, 7, 13, 40])
 @pytest.mark.parametrize("shape", [(1, 1), (70, 33), (64, 32), (200, 77)])
@@ -1082,10 +1090,7 @@ def test_the_16_bit_layer_is_the_float_product_of_its_rounded_weights(
     assert torch.equal(layer.rows().double(), W)
     with kernels.using(version):
         y = layer(x)
-    wanted = x.double() @ W.T + linear.bias.double()
-    bound = UNIT[dtype] * wanted.abs() + shape[0] * 2**-23 * (x.double().abs() @ W.abs().T + 1)
-    assert y.dtype == dtype and y.shape == (tokens, shape[1])
-    assert ((y.double() - wanted).abs() <= bound).all()
+    is_float_product(y, x, W, linear.bias)
 
 
 def test_a_16_bit_layer_keeps_a_tokens_nan_to_the_token(version):
@@ -1119,10 +1124,7 @@ def test_the_weights_only_layer_is_the_float_product_of_its_codes(version, dtype
     W = layer.dequantized().double()
     with kernels.using(version):
         y = layer(x)
-    wanted = x.double() @ W.T + linear.bias.double()
-    bound = UNIT[dtype] * wanted.abs() + shape[0] * 2**-23 * (x.double().abs() @ W.abs().T + 1)
-    assert y.dtype == dtype and y.shape == (tokens, shape[1])
-    assert ((y.double() - wanted).abs() <= bound).all()
+    is_float_product(y, x, W, linear.bias)
 
 
 def test_a_weights_only_layer_keeps_huge_values_and_a_tokens_nan_to_the_token(version):
