@@ -760,6 +760,20 @@ def test_weights_lie_one_after_another_in_large_pages_and_are_the_same():
         assert all(0 <= gap < pages.LINE for gap in gaps)
 
 
+def test_a_second_model_from_the_same_layers_leaves_the_first_ones_memory_alone():
+    model, tokens = large_model(), torch.randint(512, (9, 1))
+    first = FastLlama(model, CONTEXT)
+    before = [first.step(token) for token in tokens]
+    kept = [part.data_ptr() for part in packed(first)]
+    second = FastLlama(model, CONTEXT)
+    first.position = 0
+    assert all(torch.equal(first.step(t), one) for t, one in zip(tokens, before, strict=True))
+    assert all(torch.equal(second.step(t), one) for t, one in zip(tokens, before, strict=True))
+    if kernels.chosen().library is not None:
+        alive = {buffer.data_ptr() for buffer in first._described[1][1]}
+        assert set(kept) <= alive  # what the kernel's pointers name is still held
+
+
 def test_without_large_pages_everything_stays_where_it_is(monkeypatch):
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     model = large_model()

@@ -233,7 +233,10 @@ class FastLlama(nn.Module):
         return {**self.__dict__, "_described": None}  # a copy has tensors of its own
 
     def _describe(self) -> tuple[kernels.ModelStruct, Any]:
-        """The kernel's view of the model: pointers into its tensors; and the array they need."""
+        """The kernel's view of the model: pointers into its tensors; and what they need to stay alive.
+
+        Another model made from the same layers moves those that both share to pages of its own.
+        """
         config = self.config
         elsewhere = [b.device for b in self.buffers() if b.device.type != "cpu"]
         if elsewhere:
@@ -272,7 +275,7 @@ class FastLlama(nn.Module):
             batch=self.batch,
             eps=config.rms_norm_eps,
         )
-        return model, ctypes.cast(layers, ctypes.c_void_p)
+        return model, (ctypes.cast(layers, ctypes.c_void_p), list(self.buffers()))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
