@@ -1,5 +1,8 @@
 """The C++ of lesson 10's cells: compiled with what is here, refused with a reason, or PyTorch's."""
 
+import re
+import subprocess
+
 import pytest
 import torch
 
@@ -55,6 +58,26 @@ def test_the_last_step_is_the_packages_product(version, shape):
     torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-3)
     if version != kernels.PYTORCH:
         assert torch.equal(y, wanted)  # the same operations in the same order
+
+
+@pytest.mark.skipif(bool(kernels.refusal("vnni")), reason="needs AVX-512 VNNI")
+def test_the_sums_of_a_tile_stay_in_registers(monkeypatch, tmp_path):
+    """They went to memory and back at each instruction, so that step 4 looked slower than step 5."""
+    sources = []
+    monkeypatch.setattr(workshop, "_library", lambda source, _: sources.append(source))
+    codes, weights = operands(8, 32, 64)
+    scales = torch.rand(8, 2), pack_rows(torch.rand(32, 2).bfloat16())
+    exercises.tile_product(codes, pack(weights), 8)
+    exercises.grouped_product(codes, scales[0], pack(weights), scales[1], 8)
+    for k, source in enumerate(sources):
+        path = tmp_path / f"{k}.cpp"
+        path.write_text(source)
+        flags = f"{kernels.FLAGS} {kernels.VERSIONS['vnni'].flags} -w -S -o -".split()
+        command = [kernels._compiler(), *flags, str(path)]
+        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        dots = [m.start() for m in re.finditer("vpdpbusd", made)]
+        tile = made[dots[0] : dots[15]]  # one step of the tile of eight tokens
+        assert len(dots) >= 18 and not re.search(r"vmov\w+\s+%zmm\d+, -?\d*\(%rsp", tile)
 
 
 def test_the_shown_packing_is_the_packages():
