@@ -28,6 +28,7 @@ from llama_int8.files import write_all
 from llama_int8.lessons import LESSONS
 from llama_int8.measure.reference import machine_of, read_reference
 from llama_int8.models import DEFAULT_MODEL, MODELS, cost
+from llama_int8.models.registry import ModelSpec
 from llama_int8.quantization.precisions import LLM_INT8
 
 NOT_MEASURED = "not measured"
@@ -198,6 +199,7 @@ class Report:
             "gpu_beside_published": self.gpu_beside_published,
             "notebooks": self.notebooks,
             "models_table": models_table,
+            "cache_mb": cache_mb,
             "llama_sizes": llama_sizes,
             "papers": load("llama_papers"),
             "published_values": self.published,
@@ -707,13 +709,26 @@ def llama_sizes() -> str:
     return markdown_table(header, rows)
 
 
+def cache_mb(tokens: int, model: str = DEFAULT_MODEL) -> float:
+    """Megabytes of a model's KV cache in 16 bit, by shape."""
+    return cost.kv_cache_bytes(MODELS[model].config, tokens) / 1e6
+
+
 def models_table() -> str:
-    """The registry: parameters, GiB in 16 bit and int8, licence."""
-    rows = []
+    """The registry: parameters, GiB in 16 bit and int8, licence; a row for each size."""
+    by_size: dict[tuple[str, ...], list[ModelSpec]] = {}
     for spec in MODELS.values():
         half, int8 = (cost.weight_bytes(spec.config, p).total / cost.GIB for p in ("fp16", "int8"))
         parameters = f"{cost.count_parameters(spec.config):,}"
-        rows.append([f"`{spec.name}`", parameters, f"{half:.2f}", f"{int8:.2f}", spec.licence])
+        by_size.setdefault((parameters, f"{half:.2f}", f"{int8:.2f}"), []).append(spec)
+    rows = [
+        [
+            ", ".join(f"`{spec.name}`" for spec in specs),
+            *size,
+            "; ".join(dict.fromkeys(spec.licence for spec in specs)),
+        ]
+        for size, specs in by_size.items()
+    ]
     return markdown_table(["model", "parameters", "GiB, 16 bit", "GiB, int8", "licence"], rows)
 
 

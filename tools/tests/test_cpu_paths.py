@@ -329,7 +329,8 @@ def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(
     took = {BASELINE: [4.0, 4.0], backends.BF16_CALL: [2.0, 2.0], "LLM.int8()": [8.0, 8.0]}
     took[backends.AGAIN] = [4.0, 4.2]
     within = dict.fromkeys(PATHS, SimpleNamespace(word="within"))
-    monkeypatch.setattr(kernels, "cpu_features", lambda: {"amx_bf16"})
+    monkeypatch.setattr(kernels, "cpu_features", lambda: {"avx2"})
+    monkeypatch.setattr(kernels, "multiplies_bf16", lambda: False)
 
     def ruled(more, quality=within, case=case):
         (ruling,) = measurements.rule({case.key: took | more}, [case], quality)
@@ -337,10 +338,8 @@ def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(
 
     clear = ruled({ONE_CALL: [1.0, 1.2]})
     assert clear.word == "holds" and clear.usual.mean == pytest.approx(0.5)
-    assert "(an upper bound)" in str(clear) and "[1.67, 2.00]" in str(clear)
+    assert "upper bound" not in str(clear) and "[1.67, 2.00]" in str(clear)
     assert "bf16 against itself: 0.98x [0.95, 1.00]" in str(clear)
-    alone = ruled({ONE_CALL: [1.0, 1.2]}, case=Case("decode", 1, 32, 2))
-    assert alone.upper_bound  # for one sequence as well
     assert ruled({ONE_CALL: [1.0, 1.6]}).word == "undecided"
 
     noisy = ruled({ONE_CALL: [1.0, 1.2], backends.AGAIN: [4.4, 4.6]})
@@ -357,8 +356,27 @@ def test_int8_is_ruled_by_all_rounds_and_llm_int8_beside_bf16_in_the_same_calls(
         assert ruled(quick, quality).int8 == ONE_CALL
     poor = ruled(quick, dict.fromkeys(PATHS, SimpleNamespace(word="outside")))
     assert poor.word == "undecided" and "outside in quality" in str(poor)
-    monkeypatch.setattr(kernels, "cpu_features", lambda: {"avx2"})
-    assert not clear.upper_bound  # no 16-bit instruction that the control leaves unused
+
+    # A control that leaves an instruction for bf16 unused gives an upper bound, which decides nothing.
+    for there, used, unused in (
+        ({"avx512_bf16"}, True, False),
+        ({"avx512_bf16"}, False, True),
+        ({"avx512_bf16", "amx_bf16"}, True, True),
+        ({"amx_bf16"}, False, True),
+    ):
+        monkeypatch.setattr(kernels, "cpu_features", lambda there=there: there)
+        monkeypatch.setattr(kernels, "multiplies_bf16", lambda used=used: used)
+        assert clear.upper_bound == unused == ("(an upper bound)" in str(clear))
+        assert clear.word == ("undecided" if unused else "holds")
+
+
+def test_the_controls_multiply_bf16_where_the_processor_has_an_instruction_for_it(monkeypatch):
+    for used, arithmetic in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(kernels, "multiplies_bf16", lambda used=used: used)
+        for path in (backends.BF16_SWAPPED, backends.BF16_CALL):
+            assert backends.arithmetic_of(path) == arithmetic
+        assert backends.arithmetic_of(BASELINE) == "bf16"
+        assert backends.arithmetic_of(backends.WEIGHTS_CALL) == "fp32"
 
 
 def test_a_step_of_the_product_is_judged_by_the_fastest_before_it():

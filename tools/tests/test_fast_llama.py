@@ -96,6 +96,17 @@ class RoundedCache(DynamicCache):
         return super().update(*rounded, *args, **options)
 
 
+class Rounding(torch.nn.Module):
+    """A linear layer that rounds its inputs to bf16, as the instruction for bf16 wants them."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x.bfloat16().to(x.dtype))
+
+
 @torch.no_grad()
 def reference(model, tokens):
     """Logits of Hugging Face's model, token by token."""
@@ -134,8 +145,9 @@ def test_steps_give_hugging_faces_logits_in_fp32(compiled, name):
 
 @EACH_MODEL
 def test_the_control_in_16_bit_gives_them_too(compiled, name):
-    """Weights that bf16 holds, everything else in FP32: only the cache rounds."""
-    kept, tokens = swapped(lambda _, linear: linear, **MODELS[name]), some_tokens()
+    """Weights that bf16 holds; what rounds is the cache, and where bf16 has an instruction, inputs."""
+    make = Rounding if kernels.multiplies_bf16() else lambda linear: linear
+    kept, tokens = swapped(lambda _, linear: make(linear), **MODELS[name]), some_tokens()
     control = swapped(lambda _, linear: KernelBf16Linear.from_linear(linear), **MODELS[name])
     far = distance(by_steps(FastLlama(control, CONTEXT, 3), tokens), reference(kept, tokens))
     assert far.quantile(0.25) < 1e-5 and far.max() < 0.02  # bf16 in the cache: either neighbour

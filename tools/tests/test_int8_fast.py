@@ -41,11 +41,13 @@ from llama_int8.quantization.cpu.packing import (
     TINY,
     lost_bits,
     pack,
+    pack_pairs,
     pack_rows,
     quantize_activations,
     quantize_in_planes,
     quantize_weight,
     unpack,
+    unpack_pairs,
     unpack_rows,
 )
 from llama_int8.quantization.quantize import absmax_quantize
@@ -1090,15 +1092,37 @@ def test_the_16_bit_layer_is_the_float_product_of_its_rounded_weights(
     assert torch.equal(layer.rows().double(), W)
     with kernels.using(version):
         y = layer(x)
-    is_float_product(y, x, W, linear.bias)
+        rounded = x.bfloat16().to(dtype) if kernels.multiplies_bf16() else x
+    is_float_product(y, rounded, W, linear.bias)
 
 
-def test_a_16_bit_layer_keeps_a_tokens_nan_to_the_token(version):
+def test_16_bit_weights_are_read_two_neighbouring_inputs_of_32_outputs_at_a_time():
+    weight = torch.arange(33.0 * 70).view(33, 70).bfloat16()
+    packed = pack_pairs(weight)
+    assert packed.shape == (2, 48, 32, 2) and packed.is_contiguous()
+    assert torch.equal(unpack_pairs(packed, 33, 70), weight)
+    for output, feature in ((0, 0), (31, 1), (32, 69), (7, 68)):
+        found = packed[output // 32, feature // 2, output % 32, feature % 2]
+        assert found == weight[output, feature]
+    assert packed[0, 35:].count_nonzero() == packed[1, :, 1:].count_nonzero() == 0
+
+
+def test_bf16_has_an_instruction_where_the_processor_says_so():
+    for version in kernels.VERSIONS:
+        if not kernels.refusal(version):
+            with kernels.using(version):
+                there = version == "vnni" and "avx512_bf16" in kernels.cpu_features()
+                assert kernels.multiplies_bf16() == there
+    with kernels.using(kernels.PYTORCH):
+        assert not kernels.multiplies_bf16()
+
+
+def test_a_16_bit_layer_keeps_huge_values_and_a_tokens_nan_to_the_token(version):
     x = normal(5, 70)
-    x[2, 3] = math.nan
+    x[1], x[2, 3] = 1e30, math.nan
     with kernels.using(version):
         y = KernelBf16Linear.from_linear(some_linear())(x)
-    assert y[2].isnan().all() and y[[0, 1, 3, 4]].isfinite().all()
+    assert y[2].isnan().all() and y[[0, 1, 3, 4]].isfinite().all() and y[1].abs().max() > 1e29
 
 
 def test_merged_16_bit_layers_give_the_outputs_of_each_one_after_another(version):

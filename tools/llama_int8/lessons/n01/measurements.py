@@ -164,9 +164,9 @@ def root_on_trial(
         results,
         "scaling-keeps-gradients",
         f"Random queries and keys, medians of {ROWS:,} rows: without the root, the derivatives of "
-        f"the weights with respect to q·k rise to {peak:.2f} at D = {widths[plain.index(peak)]}, "
-        f"then fall to {plain[-1]:.1g} at D = {widths[-1]:,}; with the root it is "
-        f"{scaled[-1]:.1g} there.",
+        f"the weights with respect to q·k (the Frobenius norm of their matrix) rise to "
+        f"{peak:.2f} at D = {widths[plain.index(peak)]}, then fall to {plain[-1]:.1g} at "
+        f"D = {widths[-1]:,}; with the root it is {scaled[-1]:.1g} there.",
         "holds" if start is not None and plain[-1] < peak / 100 else "fails here",
         f"For large D, as it is meant: from D = {start:,} on (of the widths tried) derivatives are "
         f"smaller without the root than with it. Below that they are larger without it."

@@ -690,15 +690,17 @@ def verdict_on_decomposition(climbed: Climbed, model: str, parameters: float) ->
 
     The claim is about large models: a smaller one is measured, and decides nothing about it.
     """
-    before, left = climbed.change("FP32", "vector-wise"), climbed.change("FP32", LLM_INT8)
-    gap = climbed.change("vector-wise", LLM_INT8)
-    papers = climbed.change("FP32", "vector-wise, original weights")
+    left, gap = climbed.change("FP32", LLM_INT8), climbed.change("vector-wise", LLM_INT8)
+    before, restored, papers = (
+        climbed.change("FP32", name, 0.95)
+        for name in ("vector-wise", LLM_INT8, "vector-wise, original weights")
+    )
     measured = (
         f"Against FP32, means over {left.windows} windows and {left.grids} grids, intervals as in the "
-        f"controls: vector-wise {before} nats; with decomposition and restored weights {left}; with "
-        f"original weights, as in the paper, {papers}. From vector-wise to decomposition {gap}. On "
-        f"the first grid only, which is bitsandbytes', LLM.int8() is at "
-        f"{climbed.first_grid('FP32', LLM_INT8)} (95 %, over windows)."
+        f"ladder: vector-wise {before} nats; with decomposition and restored weights {restored}; with "
+        f"original weights, as in the paper, {papers}. From vector-wise to decomposition {gap}, an "
+        f"interval as in the controls. On the first grid only, which is bitsandbytes', LLM.int8() is "
+        f"at {climbed.first_grid('FP32', LLM_INT8)} (95 %, over windows)."
     )
     part = {
         "lower": "The decomposition restores a part of the loss",

@@ -808,13 +808,13 @@ def verdict_on_latency(cases: Mapping[str, Spread], half: str, where: str) -> Ve
     medians = [ratio.median for ratio in cases.values()]
     by_chance = sum(2 * 0.5**ratio.n for ratio in cases.values())  # all rounds on one side
     measured = (
-        f"Of {len(cases)} cases {len(faster)} are faster than {half} in all rounds by 5 % or more, "
+        f"Tested is bitsandbytes' LLM.int8(), one way of quantizing to 8 bits. Of {len(cases)} cases "
+        f"{len(faster)} are faster than {half} in all rounds by 5 % or more, "
         f"{slower} slower in all rounds, {len(cases) - len(faster) - slower} undecided; medians from "
         f"{min(medians):.2f} to {max(medians):.2f}, their median {np.median(medians):.2f}. Without any "
         f"difference, chance puts all rounds of a case on one side in about {by_chance:.1f} of "
         f"{len(cases)}, half of them faster."
     )
-    where = f"{where}. The sentence speaks of any 8-bit quantization; tested is LLM.int8()"
     if len(faster) == len(cases):
         return measured, "holds", f"bitsandbytes on {where}."
     if faster:

@@ -536,7 +536,13 @@ def ceiling(
     new, past = _lengths(case)
     read = forward_bytes(config, BACKENDS[path].stored, new, past, case.batch)
     work = forward_flops(config, new, past, case.batch)
-    return max(read / bandwidth, work / rates[BACKENDS[path].arithmetic])
+    return max(read / bandwidth, work / rates[arithmetic_of(path)])
+
+
+def arithmetic_of(path: str) -> str:
+    """In which format a path multiplies: the kernel bf16 by an instruction for it, else in FP32."""
+    of_the_kernel = path in (BF16_SWAPPED, BF16_CALL)
+    return "bf16" if of_the_kernel and kernels.multiplies_bf16() else BACKENDS[path].arithmetic
 
 
 def _lengths(case: Case) -> tuple[int, int]:
@@ -556,7 +562,7 @@ def with_what_was_reached(
         work = forward_flops(config, *_lengths(case), case.batch)
         for path, times in seconds[case.key].items():
             if path in BACKENDS:
-                precision = BACKENDS[path].arithmetic
+                precision = arithmetic_of(path)
                 found[precision] = max(found[precision], work / min(times))
     return found
 

@@ -525,14 +525,15 @@ class Ruling:
     def word(self) -> str:
         """Whether int8 is much faster, by all rounds, and within the margin of quality."""
         word = _much(self.ratio.low, self.ratio.high)
-        poor = word == "holds" and self.quality != "within"
+        poor = word == "holds" and (self.quality != "within" or self.upper_bound)
         return "undecided" if self.noisy or poor else word
 
     @property
     def upper_bound(self) -> bool:
-        """Whether the control leaves this processor's bf16 instruction unused."""
+        """Whether the control leaves an instruction of this processor for bf16 unused."""
         there = {"avx512_bf16", "amx_bf16"} & set(kernels.cpu_features())
-        return self.full == BF16_CALL and bool(there)
+        unused = there - {"avx512_bf16"} if kernels.multiplies_bf16() else there
+        return self.full == BF16_CALL and bool(unused)
 
     def __str__(self) -> str:
         words = {
@@ -619,8 +620,8 @@ def on_trial(results: Results, rulings: Sequence[Ruling], config: LlamaConfig) -
     ]
     if not by_word["holds"]:
         parts.insert(0, because.removesuffix(" True for"))
-    if any(ruling.upper_bound and ruling.word == "holds" for ruling in rulings):
-        parts.append(f"Over {BF16_CALL} the factors are upper bounds.")
+    if any(ruling.upper_bound for ruling in rulings):
+        parts.append(f"Over {BF16_CALL} the factors are upper bounds, which decide nothing.")
     put_on_trial(
         results,
         "int8-faster-on-cpu",

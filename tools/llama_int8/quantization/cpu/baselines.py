@@ -6,10 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as linear_map
-from torch.nn.functional import pad
 
 from llama_int8.quantization.cpu import kernels, packing
-from llama_int8.quantization.cpu.layout import GROUP
 from llama_int8.quantization.cpu.linear import Int8FastLinear
 from llama_int8.quantization.quantize import absmax_quantize
 
@@ -49,14 +47,16 @@ class WeightOnlyLinear(nn.Module):
 
 
 class KernelBf16Linear(nn.Module):
-    """A control: weights in bf16 in the kernel's order of rows, activations and sums in FP32.
+    """A control: weights in bf16 in the kernel's order, sums in FP32.
 
-    In `FastLlama` everything but the format of the weights is then as it is in `int8-fast`: the ratio
-    of both is what int8 gives, and what is left is what one compiled call gives.
+    Activations are bf16 where the processor multiplies pairs of bf16 in one instruction
+    (`kernels.multiplies_bf16`), else FP32. In `FastLlama` everything but the products is then as it
+    is in `int8-fast`: the ratio of both is what int8 gives, and what is left is what one compiled
+    call gives.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, shape: tuple[int, int]) -> None:
-        """`weight`: bf16 (M / 32, K, 32), filled up as codes are; `shape`: outputs and inputs."""
+        """`weight`: as `packing.pack_pairs` has it; `shape`: outputs and inputs."""
         super().__init__()
         self.out_features, self.in_features = shape
         self.register_buffer("weight", weight)
@@ -79,12 +79,11 @@ class KernelBf16Linear(nn.Module):
 
     @classmethod
     def _from_rows(cls, rows: Tensor, bias: Tensor | None) -> Self:
-        full = pad(rows, (0, -rows.shape[1] % GROUP))
-        return cls(packing.pack_rows(full), bias, (rows.shape[0], rows.shape[1]))
+        return cls(packing.pack_pairs(rows), bias, (rows.shape[0], rows.shape[1]))
 
     def rows(self) -> Tensor:
         """The weights as a layer has them, bf16 (M, K)."""
-        return packing.unpack_rows(self.weight, self.out_features)[:, : self.in_features]
+        return packing.unpack_pairs(self.weight, self.out_features, self.in_features)
 
     def struct(self) -> kernels.LinearStruct:
         """The layer for the kernel; its tensors must live as long as the struct."""

@@ -8,8 +8,8 @@
 // q + 128 in the order [M / 32][K / 4][32][4], so that one vector load brings the next 4 inputs of
 // 16 (AVX-512), 8 (AVX2) or 4 (NEON) outputs. Every 32 inputs of an output share a scale, in bf16, in the order
 // [M / 32][K / 32][32]. Zeros fill M and K up to multiples of 32. A layer that
-// was not quantized has its weights in bf16 in the order [M / 32][K][32], filled up in the same way:
-// with it the decode step runs in 16 bit, and shows what int8 itself is worth.
+// was not quantized has its weights in bf16 in the order [M / 32][K / 2][32][2], filled up in the same
+// way: with it the decode step runs in 16 bit, and shows what int8 itself is worth.
 //
 // Compile with -ffp-contract=off: a fused multiply-add rounds once where PyTorch rounds twice, and
 // the int8 products shall give the same bits as PyTorch's. Where no bits are compared, the code asks
@@ -349,38 +349,72 @@ static void tile(const Activations& x, int64_t token, const uint8_t* weights, co
         for (int v = 0; v < VECTORS; v++) store_floats(out + t * ROWS + v * LANES, total[t][v]);
 }
 
-// ---- the same tile for weights in bf16 and activations in FP32 ----------------------------
+// ---- the same tile for weights in bf16, two neighbouring inputs of an output side by side ---------
 
-template <int TOKENS>
-static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, float* out) {
+// `add_pair(sum, pairs, x)` adds to each lane of `sum` the products of two weights with two inputs of
+// one token. Activations are FP32, or bf16 where the processor has an instruction for such pairs.
+template <int TOKENS, class T, class AddPair>
+__attribute__((always_inline)) static inline void tile_of_pairs(
+    const T* x, int64_t inputs, const uint16_t* weights, float* out, AddPair add_pair) {
     constexpr int VECTORS = ROWS / LANES;
     constexpr int CHAINS = TOKENS == 1 ? 8 / VECTORS : 1;  // sums that do not wait for each other
     Floats sum[TOKENS * CHAINS][VECTORS];
+#pragma GCC unroll 8
     for (auto& row : sum)
+#pragma GCC unroll 8
         for (auto& v : row) v = floats(0.0f);
-    for (int64_t k = 0; k < inputs; k += CHAINS) {
+    for (int64_t k = 0; k < inputs; k += 2 * CHAINS) {
 #pragma GCC unroll 8
         for (int c = 0; c < CHAINS; c++) {
-            const uint16_t* w = weights + (k + c) * ROWS;
-            Floats block[VECTORS];
+            const uint16_t* w = weights + (k + 2 * c) * ROWS;
+            Ints block[VECTORS];
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) block[v] = load_bf16(w + v * LANES);
+            for (int v = 0; v < VECTORS; v++) block[v] = load_ints(w + v * 2 * LANES);
 #pragma GCC unroll 8
             for (int t = 0; t < TOKENS; t++)
 #pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; v++) {
-                    Floats& chain = sum[t * CHAINS + c][v];
-                    chain = fma(block[v], floats(x[t * inputs + k + c]), chain);
-                }
+                for (int v = 0; v < VECTORS; v++)
+                    add_pair(sum[t * CHAINS + c][v], block[v], x + t * inputs + k + 2 * c);
         }
     }
+#pragma GCC unroll 8
     for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
             Floats total = sum[t * CHAINS][v];
+#pragma GCC unroll 8
             for (int c = 1; c < CHAINS; c++) total = add(total, sum[t * CHAINS + c][v]);
             store_floats(out + t * ROWS + v * LANES, total);
         }
 }
+
+template <int TOKENS>
+static void tile_bf16(const float* x, int64_t inputs, const uint16_t* weights, float* out) {
+    tile_of_pairs<TOKENS>(x, inputs, weights, out,
+                          [](Floats& sum, Ints pairs, const float* two) __attribute__((always_inline)) {
+                              sum = fma(as_floats(up16(pairs)), floats(two[0]), sum);
+                              sum = fma(as_floats(pairs & ints(int32_t(0xFFFF0000))), floats(two[1]), sum);
+                          });
+}
+
+#if defined(__AVX512VNNI__) && (defined(__clang__) || __GNUC__ >= 10)
+static bool has_dot2() { return __builtin_cpu_supports("avx512bf16"); }
+#define WITH_DOT2 __attribute__((target("avx512bf16")))
+
+template <int TOKENS>
+WITH_DOT2 static void tile_bf16(const uint16_t* x, int64_t inputs, const uint16_t* weights, float* out) {
+    tile_of_pairs<TOKENS>(x, inputs, weights, out,
+                          [](Floats& sum, Ints pairs, const uint16_t* two) __attribute__((always_inline)) {
+                              int32_t both;
+                              std::memcpy(&both, two, 4);
+                              asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pairs), "v"(ints(both)));
+                          });
+}
+#else
+static bool has_dot2() { return false; }
+template <int TOKENS>
+static void tile_bf16(const uint16_t*, int64_t, const uint16_t*, float*) {}  // never called
+#endif
 
 // ---- the same for int8 weights that are widened to FP32: what the integer instruction is worth ----
 
@@ -484,36 +518,29 @@ static void linear_int8(const T* x, int64_t tokens, const Linear& layer, T* y, b
              });
 }
 
-template <class T>
-static void linear_in_floats(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+// The tokens as numbers of another type, each row filled up with zeros.
+template <class To, class T>
+static const To* filled_up(const T* x, int64_t tokens, int64_t inputs, int64_t full) {
+    static thread_local std::vector<To> rows;
+    rows.resize(tokens * full);
+    for (int64_t t = 0; t < tokens; t++) {
+        To* row = rows.data() + t * full;
+#pragma omp simd
+        for (int64_t i = 0; i < inputs; i++) store(row + i, load(x + t * inputs + i));
+        std::fill(row + inputs, row + full, To(0));
+    }
+    return rows.data();
+}
+
+template <class Activation, class T>
+static void linear_bf16(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
                         int threads) {
     const int64_t inputs = (layer.inputs + GROUP - 1) / GROUP * GROUP;
-    static thread_local std::vector<float> rows_of_this_thread;
-    rows_of_this_thread.resize(tokens * inputs);
-    float* rows = rows_of_this_thread.data();  // one name for all threads of the loop
-    for (int64_t t = 0; t < tokens; t++) {
-        float* row = rows + t * inputs;
-#pragma omp simd
-        for (int64_t i = 0; i < layer.inputs; i++) row[i] = load(x + t * layer.inputs + i);
-        std::fill(row + layer.inputs, row + inputs, 0.0f);
-    }
-    if (layer.planes < 0) {
-        multiply(tokens, 1, layer, y, add_to_y, threads,
-                 [&](int64_t count, int64_t row, int64_t b, float* out) {
-                     const uint8_t* w = (const uint8_t*)layer.weights + b * ROWS * inputs;
-                     const uint16_t* scale = layer.scale + b * ROWS * (inputs / GROUP);
-                     const float* from = rows + row * inputs;
-                     if (count == 8) tile_widened<8>(from, inputs, w, scale, out);
-                     else if (count == 4) tile_widened<4>(from, inputs, w, scale, out);
-                     else if (count == 2) tile_widened<2>(from, inputs, w, scale, out);
-                     else tile_widened<1>(from, inputs, w, scale, out);
-                 });
-        return;
-    }
+    const Activation* rows = filled_up<Activation>(x, tokens, layer.inputs, inputs);
     multiply(tokens, 1, layer, y, add_to_y, threads,
              [&](int64_t count, int64_t row, int64_t b, float* out) {
                  const uint16_t* w = (const uint16_t*)layer.weights + b * ROWS * inputs;
-                 const float* from = rows + row * inputs;
+                 const Activation* from = rows + row * inputs;
                  if (count == 8) tile_bf16<8>(from, inputs, w, out);
                  else if (count == 4) tile_bf16<4>(from, inputs, w, out);
                  else if (count == 2) tile_bf16<2>(from, inputs, w, out);
@@ -522,10 +549,30 @@ static void linear_in_floats(const T* x, int64_t tokens, const Linear& layer, T*
 }
 
 template <class T>
+static void linear_widened(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
+                           int threads) {
+    const int64_t inputs = (layer.inputs + GROUP - 1) / GROUP * GROUP;
+    const float* rows = filled_up<float>(x, tokens, layer.inputs, inputs);
+    multiply(tokens, 1, layer, y, add_to_y, threads,
+             [&](int64_t count, int64_t row, int64_t b, float* out) {
+                 const uint8_t* w = (const uint8_t*)layer.weights + b * ROWS * inputs;
+                 const uint16_t* scale = layer.scale + b * ROWS * (inputs / GROUP);
+                 const float* from = rows + row * inputs;
+                 if (count == 8) tile_widened<8>(from, inputs, w, scale, out);
+                 else if (count == 4) tile_widened<4>(from, inputs, w, scale, out);
+                 else if (count == 2) tile_widened<2>(from, inputs, w, scale, out);
+                 else tile_widened<1>(from, inputs, w, scale, out);
+             });
+}
+
+template <class T>
 static void linear(const T* x, int64_t tokens, const Linear& layer, T* y, bool add_to_y,
                    int threads) {
+    static const bool dot2 = has_dot2();
     if (layer.planes > 0) linear_int8(x, tokens, layer, y, add_to_y, threads);
-    else linear_in_floats(x, tokens, layer, y, add_to_y, threads);
+    else if (layer.planes < 0) linear_widened(x, tokens, layer, y, add_to_y, threads);
+    else if (dot2) linear_bf16<uint16_t>(x, tokens, layer, y, add_to_y, threads);
+    else linear_bf16<float>(x, tokens, layer, y, add_to_y, threads);
 }
 
 // ---- one decode step: everything between the products in FP32, one token of each sequence -------
@@ -843,6 +890,9 @@ static uint64_t sum_lines(const Line* lines, int64_t count) {
 extern "C" {
 
 const char* kernel_name() { return NAME; }
+
+// Does a product with weights in bf16 use an instruction for pairs, and round activations to bf16?
+int has_bf16_dot() { return has_dot2(); }
 
 int64_t keys_in_a_block() { return KEYS; }
 

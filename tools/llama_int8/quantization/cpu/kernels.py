@@ -153,6 +153,12 @@ def using(name: str) -> Iterator[Choice]:
             os.environ[CHOICE] = before
 
 
+def multiplies_bf16() -> bool:
+    """Whether the kernel that runs multiplies bf16 by an instruction of its own (AVX512-BF16)."""
+    library = chosen().library
+    return library is not None and bool(library.has_bf16_dot())
+
+
 def refusal(version: str) -> str:
     """Why one of VERSIONS cannot run here; "" where it can."""
     return _load(version)[0]

@@ -105,6 +105,20 @@ def unpack_rows(packed: Tensor, outputs: int) -> Tensor:
     return packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)[:outputs]
 
 
+def pack_pairs(weight: Tensor) -> Tensor:
+    """bf16 (M, K) -> bf16 (M / ROWS, K / 2, ROWS, 2), filled up with zeros.
+
+    The order in which the kernel reads weights in 16 bit: 2 neighbouring inputs of 32 outputs.
+    """
+    full = pad(weight, (0, -weight.shape[1] % GROUP, 0, -weight.shape[0] % ROWS))
+    return full.view(len(full) // ROWS, ROWS, -1, 2).transpose(1, 2).contiguous()
+
+
+def unpack_pairs(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The inverse of `pack_pairs`: bf16 (M / ROWS, K / 2, ROWS, 2) -> bf16 (M, K)."""
+    return packed.transpose(1, 2).reshape(len(packed) * ROWS, -1)[:outputs, :inputs]
+
+
 def plain_linear(
     x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, planes: int = 1
 ) -> Tensor:
