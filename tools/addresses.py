@@ -48,7 +48,7 @@ CLONE = re.compile(
 
 
 class OtherHostError(CourseError):
-    """The address is that of a repository, or of another thing, that is not on GitHub."""
+    """The address is that of a repository, or of something else, that is not on GitHub."""
 
 
 def parse(text: str) -> str:
@@ -82,7 +82,7 @@ def parse(text: str) -> str:
 
 
 def _hosted(match: re.Match[str]) -> str | None:
-    """OWNER/NAME of an address that HOSTED matches, None where it is none on GitHub."""
+    """OWNER/NAME of an address that HOSTED matches, None where it is not on GitHub."""
     host, path = match[1].lower(), match[2].lstrip("/")
     if host not in GITHUB or not path.startswith(GITHUB[host]):
         return None

@@ -166,7 +166,7 @@ def has_llama_cpp() -> bool:
     return True
 
 
-# A build for other instructions than this machine's ends the process: so a process of its own tries.
+# A build for instructions that this machine lacks ends the process, so a separate process tries.
 TRIAL = """
 import sys, llama_cpp
 llama_cpp.Llama(sys.argv[1], n_ctx=64, flash_attn=sys.argv[2] == "1", verbose=False).eval([1] * 32)
@@ -174,7 +174,7 @@ llama_cpp.Llama(sys.argv[1], n_ctx=64, flash_attn=sys.argv[2] == "1", verbose=Fa
 
 
 def survives(name: str, file: Path, flash: bool) -> bool:
-    """Whether llama.cpp reads a prompt of this file without ending its process; says if not."""
+    """Whether llama.cpp reads a prompt with this file without ending its process; prints if not."""
     tried = [sys.executable, "-c", TRIAL, str(file), str(int(flash))]
     code = subprocess.run(tried, capture_output=True, check=False).returncode
     if code:
@@ -318,8 +318,8 @@ def parse() -> argparse.Namespace:
     add("--prompt", type=int, default=512, help="tokens of the prompt in prefill (512)")
     add("--steps", type=int, default=16, help="decode steps in one timing (16)")
     add("--rounds", type=int, default=5, help="repeats, in turns (5)")
-    add("--patience", type=float, default=60, help="leave a path out that takes longer, s (60)")
-    add("--path", action="append", help="one of the paths; may be repeated (all, bf16 needed)")
+    add("--patience", type=float, default=60, help="leave out a path that takes longer, s (60)")
+    add("--path", action="append", help="one of the paths; may be repeated (all; needs bf16)")
     add(
         "--gguf",
         action="append",
@@ -327,7 +327,7 @@ def parse() -> argparse.Namespace:
         metavar="llama.cpp-NAME=FILE",
         help="llama.cpp's files",
     )
-    add("--out", type=Path, default=TOOLS.parent, help="results/ is below it (the repository)")
+    add("--out", type=Path, default=TOOLS.parent, help="holds results/ (the repository)")
     options = parser.parse_args()
     from llama_int8.lessons.n10.backends import BASELINE, PATHS
 

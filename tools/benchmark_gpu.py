@@ -14,7 +14,7 @@ step (the control), int8-fast by such a graph, and LLM.int8() at outlier thresho
 valuable number comes first, and each is written as it comes, into results/<machine>/gpu@<model>.json.
 Run it again to go on where the time, or the memory, ended.
 
-It needs Python 3.11 or newer, a CUDA build of torch 2.11 or newer, and these packages, no
+It needs Python 3.11 or newer, a CUDA build of torch 2.11 or newer, and these packages, but no
 installation of the course itself: transformers>=5.15, accelerate, bitsandbytes>=0.50, safetensors,
 numpy, psutil, PyYAML, tqdm; for --gguf also gguf. On a machine without network, bring them as wheels
 (`pip download --no-deps`); bitsandbytes works with one of its CUDA libraries, the one that
@@ -92,7 +92,7 @@ def race(options: argparse.Namespace, deadline: float) -> int:
 
 
 def unpack(parts: list[Path]) -> None:
-    """Convert the embedded model from its GGUF file, which may come in parts; kept in the cache."""
+    """Convert the embedded model from its GGUF file, perhaps in parts; it is kept in the cache."""
     from llama_int8.files import build_once
     from llama_int8.models import embedded
 
@@ -124,7 +124,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=16, help="decode steps in one timing (16)")
     add("--quick", action="store_true", help="short prompts: to try it, not to measure")
     add("--gguf", type=Path, nargs="+", metavar="FILE", help="the embedded model's file, in order")
-    add("--out", type=Path, default=TOOLS.parent, help="results/ is below it (the repository)")
+    add("--out", type=Path, default=TOOLS.parent, help="holds results/ (the repository)")
     return parser.parse_args(argv)
 
 

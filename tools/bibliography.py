@@ -30,8 +30,8 @@ def bibliography(notebooks: list[Path]) -> str:
         [
             "# Bibliography",
             "",
-            "Made from the references of lessons and report and from the course's own data; the "
-            "lessons that cite a source stand behind it.",
+            "Made from the references in lessons and report and from the course's own data; the "
+            "lessons that cite a source are named after it.",
             "",
             "## Papers",
             "",
@@ -91,7 +91,7 @@ def linked(source: str) -> str:
 
 
 def measurements() -> list[str]:
-    """The published tables that ours stand beside."""
+    """The published tables that ours are compared with."""
     from llama_int8.data import load
 
     return [
@@ -108,7 +108,7 @@ def family() -> list[str]:
 
 
 def claims(notebooks: list[Path]) -> list[str]:
-    """The claims that a source can be cited for, with the lesson that tries them."""
+    """The claims for which a source can be cited, with the lesson that tries them."""
     from llama_int8.course.claims import often_heard
     from llama_int8.data import load
 

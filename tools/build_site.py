@@ -72,7 +72,7 @@ def main(folder: Path) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CourseError where replacing the folder would lose what `site` has not made."""
+    """Raise CourseError where replacing the folder would delete what `site` has not made."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -216,7 +216,7 @@ class Sources:
             return anchor
         file = (ROOT / name).parent / path
         if not file.exists():
-            raise CourseError(f"{name} links to {link}, which is not there; mend the link")
+            raise CourseError(f"{name} links to {link}, which is not there; fix the link")
         place = file.resolve().relative_to(ROOT).as_posix()
         page = self.documents.get(place)
         if page == HOME and anchor and anchor[1:] not in self.home_anchors:
@@ -293,7 +293,7 @@ def escaped(text: str) -> str:
 
 
 def deck_list(decks: list[Deck]) -> str:
-    """The page that links to the slides, which are no pages of Sphinx's."""
+    """The page that links to the slides, which are not Sphinx pages."""
     links = "\n".join(
         f'<li><a href="slides/{deck.number}.html">{deck.number} {html.escape(deck.title)}</a>: '
         f"{html.escape(deck.question)} ({deck.minutes} minutes)</li>"

@@ -34,7 +34,7 @@ FRONT = {"title": str, "question": str, "minutes": int}
 # What an expression in a deck can raise: a name that is wrong, a table's row that is not there.
 WRONG = (jinja2.TemplateError, CourseError, ArithmeticError, LookupError, TypeError, ValueError)
 MADE_BY = '<meta name="generator" content="LLaMA in 8 bits, slides">'
-WORD = re.compile(r"\S*[^\W\d_]\S*")  # has a letter: a number in a table is no word
+WORD = re.compile(r"\S*[^\W\d_]\S*")  # has a letter: a number in a table is not a word
 NOTES = re.compile(r"^Notes:[ \t]*", re.MULTILINE)
 # A picture that is a paragraph, and below it, or in the next paragraph, its caption in italics.
 PICTURE = re.compile(
@@ -258,7 +258,7 @@ def check_slide(where: str, tokens: list[Token]) -> None:
     words = sum(map(count_words, tokens))
     if words > WORDS:
         raise CourseError(
-            f"{where} has {words} words; at most {WORDS} can be read while one speaks"
+            f"{where} has {words} words; at most {WORDS} can be read while somebody speaks"
         )
     code = "\n".join(token.content for token in tokens if token.type == "fence")
     longest = max(map(len, code.splitlines()), default=0)

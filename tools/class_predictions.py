@@ -73,7 +73,7 @@ def summary(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def histogram(name: str, rows: Sequence[Row]) -> Figure:
-    """How often which guess was made, with what was measured in another colour."""
+    """How often each guess was made, with what was measured in another colour."""
     drawn, axes = figure(figsize=(7.0, 3.2))
     numbers, (middle, measured) = numbers_of(rows), summary(rows)
     truth = measured.removesuffix(rows[0]["unit"]).strip()

@@ -1,4 +1,4 @@
-"""What the scripts share: where the course lies, where runs keep their state, the error of a user.
+"""What the scripts share: the course's folder, the folder for runs' state, the user's error.
 
 Needs nothing but Python: `course.py` imports it before the environment exists.
 """
@@ -16,7 +16,7 @@ class CourseError(Exception):
 
 
 def _state_folder() -> Path:
-    """Where runs keep what is theirs: `.course`, or the user's cache if the checkout is read-only."""
+    """Where runs keep their state: `.course`, or the user's cache if the checkout is read-only."""
     state = ROOT / ".course"
     if os.access(state if state.exists() else ROOT, os.W_OK):
         return state
@@ -39,9 +39,9 @@ def require_writable(*folders: Path) -> None:
 
 
 def let_freed_memory_join() -> None:
-    """Let PyTorch join what is freed of a GPU's memory; it looks when it is imported, so before that.
+    """Let PyTorch join freed pieces of a GPU's memory. Call it before torch is imported.
 
-    On a card that is nearly full a large tensor, such as two merged layers, else finds only pieces.
+    Otherwise, on a nearly full card, a large tensor such as two merged layers finds only pieces.
     """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same setting
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

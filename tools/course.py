@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             return answer(argv)
         finally:
             sys.stdout.flush()
-    except OSError as error:  # of standard output: so nothing more goes there
+    except OSError as error:  # standard output cannot be written: print no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # its reader has seen enough, as in `... | head`
             return 141
@@ -99,7 +99,7 @@ def answer(argv: list[str]) -> int:
         return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            print(flush=True)  # raises again where it is standard output that nobody reads
+            print(flush=True)  # raises again if nobody reads standard output
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
@@ -140,27 +140,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="how large (default: cpu)",
     )
     run.add_argument("--only", metavar="00,06", help="these notebooks, by number or name")
-    run.add_argument("--force", action="store_true", help="also what is up to date")
+    run.add_argument("--force", action="store_true", help="run even what is up to date")
     run.add_argument("--model", metavar="NAME", help="a registered model or a folder")
     run.add_argument(
         "--param", metavar="NAME=VALUE", action="append", default=[], help="one notebook parameter"
     )
-    run.add_argument("--out", metavar="FOLDER", help="where everything goes instead")
+    run.add_argument("--out", metavar="FOLDER", help="write everything here instead")
     run.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="limit for one cell")
 
     test = commands.add_parser("test", help="lint, tests, every notebook in profile smoke")
     what = test.add_mutually_exclusive_group()
     what.add_argument("--fast", action="store_true", help="leave out notebooks and slow tests")
-    what.add_argument("--gpu", action="store_true", help="what needs a GPU instead, in minutes")
+    what.add_argument("--gpu", action="store_true", help="only what needs a GPU, in minutes")
     what.add_argument(
-        "--models", action="store_true", help="every notebook with models of one's own instead"
+        "--models", action="store_true", help="run only the notebooks, with models of your own"
     )
     test.add_argument("pytest", nargs="*", metavar="-- PYTEST", help="more arguments for pytest")
 
     report = commands.add_parser("report", help="rebuild REPORT.md and README.md's blocks")
     report.add_argument("--check", action="store_true", help="only say whether they are current")
 
-    sync_ = commands.add_parser("sync", help="badges, navigation, bootstrap cells, metadata")
+    sync_ = commands.add_parser("sync", help="update badges, navigation, bootstrap cells, metadata")
     sync_.add_argument("--check", action="store_true", help="only say whether they are current")
     sync_.add_argument(
         "--repository",
@@ -189,26 +189,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="FILE",
         action="append",
         default=[],
-        help="a local file instead of the hub; with several tasks TASK=FILE, once for each",
+        help="a local file instead of the hub; with several tasks write TASK=FILE, once for each",
     )
     evaluate_.add_argument("--cache", metavar="FORMAT", default="bf16", help=cache_help)
-    evaluate_.add_argument("--limit", metavar="N", type=int, help="items or windows at most")
+    evaluate_.add_argument("--limit", metavar="N", type=int, help="at most N items or windows")
     evaluate_.add_argument("--device", help="cpu, cuda, cuda:1, or auto: over all GPUs")
     evaluate_.add_argument("--out", metavar="FOLDER", help="where the results go")
     evaluate_.add_argument(
-        "--wrong-rules", action="store_true", help="also by three wrong rules of scoring"
+        "--wrong-rules", action="store_true", help="also score by three wrong rules"
     )
 
     generate_ = commands.add_parser("generate", help="answers of several precisions side by side")
     generate_.add_argument(
-        "--model", metavar="NAME", default="smollm2-135m", help="or a folder, Meta's format too"
+        "--model", metavar="NAME", default="smollm2-135m", help="or a folder, also in Meta's format"
     )
     generate_.add_argument(
         "--precision", metavar="fp16,int8", help="default: the device's 16-bit format and int8"
     )
     generate_.add_argument("--prompt", metavar="TEXT", required=True)
     generate_.add_argument(
-        "--new-tokens", metavar="N", type=int, default=128, help="at most (default: 128)"
+        "--new-tokens", metavar="N", type=int, default=128, help="at most N (default: 128)"
     )
     generate_.add_argument("--seed", metavar="N", type=int, help="draw tokens; default: greedy")
     generate_.add_argument(
@@ -223,8 +223,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=(
             "Run learners' notebooks and write their points. Each runs in a home, an environment and "
             "a working folder of its own; on Linux (kernel 5.13 or newer) and macOS it can write "
-            "nowhere else. What changes outside nevertheless is told with the learner's name; if it "
-            "is what notebooks are graded with, the grading stops. A notebook can still read your "
+            "nowhere else. What changes outside anyway is reported with the learner's name; if "
+            "notebooks are graded with it, the grading stops. A notebook can still read your "
             "files and use your network: grade strangers' notebooks in a container."
         ),
     )
@@ -233,7 +233,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="notebooks, a subfolder for each learner, zip files, or what Moodle, Canvas, "
         "Blackboard, ILIAS or GitHub Classroom gives; or a points.csv, to write only the files for "
-        "a gradebook anew",
+        "a gradebook again",
     )
     grade_.add_argument(
         "--out", metavar="FILE", default="points.csv", help="default: points.csv, here"
@@ -267,17 +267,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     slides_.add_argument(
         "folder", metavar="FOLDER", nargs="?", help="where to (default: .course/slides)"
     )
-    slides_.add_argument("--decks", metavar="FOLDER", help="decks of your own instead: NN.md")
+    slides_.add_argument("--decks", metavar="FOLDER", help="use your own decks instead: NN.md")
 
     site_ = commands.add_parser("site", help="the course as a website, from the stored notebooks")
     site_.add_argument("folder", metavar="FOLDER", nargs="?", help="default: .course/site")
 
-    fetch_ = commands.add_parser("fetch", help="packages and model for machines without network")
+    fetch_ = commands.add_parser("fetch", help="get packages and model for use without network")
     fetch_.add_argument("folder", metavar="FOLDER", help="where to")
     fetch_.add_argument(
         "--platform", metavar="NAME,NAME", help="linux, macos, windows or all; default: this one"
     )
-    fetch_.add_argument("--python", metavar="3.11,3.12", help="default: this one's version")
+    fetch_.add_argument("--python", metavar="3.11,3.12", help="default: this Python's version")
 
     install_ = commands.add_parser("install", help="set up from such a folder, without network")
     install_.add_argument("folder", metavar="FOLDER", help="what `fetch` has filled")
@@ -561,8 +561,8 @@ def generate(options: argparse.Namespace) -> int:
         ) from None
     if options.model.startswith("~"):
         path_of(options.model)  # says what is wrong with it
-    # One answer is printed as it comes; several stand side by side at the end, and are to be seen on
-    # a terminal's other stream as they come.
+    # One answer is printed as it comes. Several are printed side by side at the end; a terminal
+    # also shows them on standard error as they come.
     one, width = len(set(precisions or ())) == 1, shutil.get_terminal_size().columns
     shown = sys.stdout if one else sys.stderr if sys.stderr.isatty() else None
     try:
@@ -780,7 +780,7 @@ def set_up() -> None:
         try:
             step("installing Triton", [*pip, *constraints, "-e", f"{ROOT}[triton]"])
         except CourseError:
-            print("  not to be had here: lesson 09 goes without its kernel for GPUs", flush=True)
+            print("  not available here: lesson 09 runs without its kernel for GPUs", flush=True)
     stamp.write_text(fingerprint)
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
 
@@ -788,7 +788,7 @@ def set_up() -> None:
 def add_site_packages() -> None:
     """Install what only the site needs into the environment, unless it is there already.
 
-    Raises CourseError where it cannot be had, or where the environment is the user's own.
+    Raises CourseError where this fails, or where the environment is the user's own.
     """
     modules = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton")
     missing = [name for name in modules if find_spec(name) is None]

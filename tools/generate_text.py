@@ -108,7 +108,7 @@ def side_by_side(
         models.check_precision(precision, device)
     models.check_cache(cache, precisions, device)
     _check_request(prompt, new_tokens, seed, temperature)
-    with contextlib.redirect_stdout(sys.stderr):  # a first download speaks; stdout is for answers
+    with contextlib.redirect_stdout(sys.stderr):  # a first download prints; stdout is for answers
         folder = Path(name_or_folder).expanduser()
         if str(name_or_folder) not in models.MODELS and is_meta_folder(folder):
             source = _meta_source(folder, precisions, device, prompt)
@@ -293,7 +293,7 @@ def _hugging_face_source(
 ) -> Source:
     synthetic = str(name_or_folder).startswith(models.SYNTHETIC)
     config = models.config_of(name_or_folder)
-    for precision in precisions if not synthetic else ():  # before gigabytes are fetched in vain
+    for precision in precisions if not synthetic else ():  # before a useless fetch of gigabytes
         check_memory(str(name_or_folder), config, precision, device)
     tokenizer = models.load_tokenizer(name_or_folder)  # a synthetic model has none, which is said
     tokens = answers.prompt_tokens(tokenizer, prompt)
@@ -350,7 +350,7 @@ def _meta_ends(tokenizer: MetaTokenizer) -> set[int]:
 
 
 def _check_meta_memory(folder: Path, precision: str, device: str) -> None:
-    """By the files' size, which are 16-bit; int8, too, is made from weights in 16 bit."""
+    """By the size of the files, which are 16-bit; int8, too, is made from 16-bit weights."""
     size = sum(path.stat().st_size for path in folder.glob("consolidated.*.pth"))
     needed = models.HEADROOM * size * (2 if precision == "fp32" else 1)
     free = models.free_memory(device)
@@ -412,7 +412,7 @@ def _in_columns(blocks: Sequence[Sequence[str]], column: int) -> list[str]:
 
 
 def _parting(first: Answer, other: Answer) -> str:
-    """One sentence: where two answers part, with the last equal words."""
+    """One sentence: where two answers diverge, with the last equal words."""
     names = f"{first.precision} and {other.precision}"
     if other.differs_at is None:
         return f"{names} give the same {len(first.tokens)} tokens."

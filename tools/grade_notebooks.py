@@ -6,28 +6,30 @@ kernel of its own, up to its last cell with a `check`; the file itself is read a
 `check` hands its verdicts in through the file that COURSE_VERDICTS names, with what a right answer gave,
 which is judged once more out here. Of several answers to an exercise a right one counts, else
 the last. Every exercise of the notebook gets a row, whatever became of its cell, and every file
-that is not graded is named with the reason. Where it is unclear whose a file is, that is said.
-What learners predicted (course/predict.py) comes out by the same way, into a file of its own beside
-the points, if anybody did. gradebooks.py writes the points once more, as Moodle and Canvas import them.
+that is not graded is named with the reason. Where it is unclear whose a file is, a line says so.
+What learners predicted (course/predict.py), if anything, comes out in the same way, into a file of
+its own beside the points. gradebooks.py writes the points once more, in the forms that Moodle and
+Canvas import.
 
 An error in a cell stops nothing. A cell that runs too long, takes too much memory or ends its kernel
-costs its own exercise only: the course's cell takes its place, in which the reference solution
-goes on, and the notebook runs once more. Such a cell without an exercise is left out.
+costs only its own exercise: the course's cell takes its place, with the reference solution, and
+the notebook runs once more. Such a cell without an exercise is left out.
 
 What a notebook does reaches nobody else:
 - It has a home, folders, settings, a virtual environment, a copy of the package and of the cache of
-  its own (isolation.py), which go when it has run: so do what it installs with pip, and its processes.
+  its own (isolation.py), all removed after it has run, with what it installed with pip; its
+  processes are ended.
 - On Linux (kernel 5.13 or newer) and macOS it can write nowhere else (sandbox.py). On Windows and
   older Linux it can, by a path that leads out; the grading says so when it begins.
 - Where Linux allows it, it has a /dev/shm of its own. Elsewhere what is new there is removed after
-  it has run, but for files that another program uses.
+  it has run, except files that another program uses.
 - After each notebook the environment, the course, its cache, settings and what was handed in are
   compared with before. If what notebooks are graded with has changed, by whatever program,
-  the grading stops and names learner and files; other changes are told.
+  the grading stops and names learner and files; other changes are reported.
 
 What is not protected: a learner's code runs with your rights. It can read your files, use your
-network, change the permissions of your files (that is told), and fill the disk. It can find out the
-reference solutions, and whoever means to can forge a verdict with them. Grade strangers'
+network, change the permissions of your files (that is reported), and fill the disk. It can find out
+the reference solutions, and whoever means to can forge a verdict with them. Grade strangers'
 notebooks in a container, or under an account that owns nothing.
 """
 
@@ -86,7 +88,7 @@ LONGEST_GUESS = 100
 OWN_FOLDER = " (a graded notebook can write in its working folder, its home and $TMPDIR only)"
 UNPROTECTED = (
     "This system cannot keep a notebook from writing outside its own folder; what it changes there is "
-    "told after it has run. Linux 5.13 or newer and macOS can."
+    "reported after it has run. Linux 5.13 or newer and macOS can."
 )
 
 
@@ -157,7 +159,7 @@ class Outcome:
 
 
 def main(folder: Path, out: Path, seconds: int, memory: float, learners: Path | None = None) -> int:
-    """Grade what is in `folder`; print a line a notebook and a table. Raises CourseError, OSError."""
+    """Grade what is in `folder`; print a line for each and a table. Raises CourseError, OSError."""
     if seconds < 1 or not memory > 0:
         raise CourseError(
             f"--seconds is {seconds} and --memory {memory:g}; both must be more than 0"
@@ -193,7 +195,7 @@ def main(folder: Path, out: Path, seconds: int, memory: float, learners: Path | 
         _report(fresh.rows, f"[{number} of {len(handed_in)}]", time.monotonic() - start)
         if not stopped and one.runs:
             stopped = _look_around(watch, one)
-        # A spreadsheet has the file open, most often; nothing of hours may be lost.
+        # Most often a spreadsheet has the file open; hours of work must not be lost.
         last = number == len(handed_in)
         out = _write(rows, out, second if last else None)
         if predictions or guesses.exists():  # one of an earlier grading
@@ -232,7 +234,7 @@ def _look_around(watch: isolation.Watch, one: HandedIn) -> str:
     return (
         f"grading stopped: {who}, what every notebook is graded with was changed, by it or by another "
         f"program: {_few(changes.grading)}. Put it right (git checkout for the course's files; for "
-        "packages delete .venv, the next command makes it anew), then grade again"
+        "packages delete .venv, the next command makes it again), then grade again"
     )
 
 
@@ -453,7 +455,7 @@ def _is_parameters(cell: dict[str, Any]) -> bool:
 
 
 class QuietClient(NotebookClient):
-    """Keeps nothing of what the cells show, so that a cell that prints for ever fills no memory."""
+    """Keeps nothing of what the cells show, so a cell that prints forever does not fill memory."""
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] == "status":

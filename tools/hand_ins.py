@@ -2,8 +2,8 @@
 
 A folder holds notebooks, a subfolder for each learner, zip files of either, or what a learning
 platform gives to a teacher: the names that Moodle, Canvas and Blackboard make are known, as are
-copies of browsers and of Google Drive. Every file either becomes a `HandedIn`, or an `Other` with
-the reason why it is none.
+copies of browsers and of Google Drive. Every file becomes either a `HandedIn`, or an `Other` with
+the reason why it is not one.
 """
 
 import json
@@ -121,7 +121,7 @@ class HandedIn:
 
 @dataclass(frozen=True)
 class Other:
-    """A file that is no notebook, and why."""
+    """A file that is not a notebook, and why."""
 
     learner: str  # "" where nothing tells
     shown: str

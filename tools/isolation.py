@@ -1,10 +1,10 @@
-"""A place of its own for each run of a learner's notebook, and an eye on what lies outside.
+"""A place of its own for each run of a learner's notebook, and a watch on what lies outside.
 
 In a `Room` lie the working folder, a home, a folder for temporary files, a virtual environment
 that sees the teacher's packages, a copy of the course's package and a copy of its cache. So
 `pip install`, `pip uninstall`, settings, files in the home and changes to the package reach nobody
-else, on every system. Where the system can (see sandbox.py) nothing outside it can be written at
-all. A `Watch` tells what has changed nevertheless.
+else, on every system. Where the system allows it (see sandbox.py), nothing outside it can be
+written at all. A `Watch` reports what has changed anyway.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ class Room:
         return sandbox.wrapped([str(self.python), *arguments], self.folder)
 
     def environment(self) -> dict[str, str]:
-        """The teacher's environment variables, with all that name a place naming one in here."""
+        """The teacher's environment variables; those that name a place name one in this room."""
         kept = {k: v for k, v in os.environ.items() if k not in LEADING_OUT}
         home = self.folder / "home"
         places = {
@@ -208,7 +208,7 @@ def copy_cache(original: Path, copy: Path) -> None:
 def _link(original: Path, link: Path) -> None:
     try:
         link.symlink_to(original)
-    except OSError:  # Windows lets not everybody do that
+    except OSError:  # Windows does not let everybody do that
         try:
             os.link(original, link)
         except OSError:
@@ -381,7 +381,7 @@ class Watch:
         found: dict[str, list[str]] = {}
         for kind, files in self.before.items():
             old = before[kind]
-            # What is new in the cache or among the hand-ins is another program's, and hurts nobody.
+            # What is new in the cache or among the hand-ins is another program's and does no harm.
             new = set() if kind in ("cache", "hand-ins") else set(files) - set(old)
             changed = {path for path in old if files.get(path) != old[path]}
             found[kind] = sorted((new | changed) - self.own)

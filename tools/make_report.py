@@ -117,7 +117,7 @@ class Report:
         return text
 
     def readme(self) -> str:
-        """README.md's text with every block between `begin` and `end` comments rendered anew."""
+        """README.md's text with every block between `begin` and `end` comments rendered again."""
         template = self._environment().get_template("readme_blocks.md")
 
         def block(match: re.Match[str]) -> str:

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = options.device or models.default_device()
         if not options.device and device == "cpu":
-            return _fail(f"{models.no_gpu()}; --device cpu --quick tries the same on a processor")
+            return _fail(f"{models.no_gpu()}; --device cpu --quick tries the same on the CPU")
         models.check_precision("int8", device)
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.folder or Path(scratch) / "model"
@@ -71,7 +71,7 @@ def hold(device: str, gpu_gib: float, ram_gb: float, folder: Path) -> None:
     try:
         import resource
     except ImportError:  # Windows
-        print("this system holds no process to a limit of RAM: only the card's is set")
+        print("this system cannot limit a process's RAM: only the card's limit is set")
         return
     # Data, not addresses: CUDA reserves far more of those than it uses. The checkpoint's files count
     # as data while they are mapped, all at once, though the system can drop and read them again.

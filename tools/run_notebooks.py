@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A line of the closing table."""
+    """A line of the summary table."""
 
     name: str
     seconds: float | None  # None: was up to date
@@ -90,7 +90,7 @@ def main(
     out: Path | None = None,
     cell_timeout: int | None = None,
 ) -> int:
-    """Run what is not up to date; print progress and a closing table. Raises CourseError."""
+    """Run what is not up to date; print progress and a summary table. Raises CourseError."""
     jobs = plan(profile, only, model, params or [], out, cell_timeout)
     for job in jobs:
         require_writable(job.notebooks, job.figures, job.results)
@@ -164,9 +164,9 @@ def plan(
 
 
 def fetch_models(jobs: list[Job]) -> None:
-    """Have the models here before a notebook starts, so that no download is among its outputs.
+    """Fetch the models before a notebook starts, so that no download shows in its outputs.
 
-    A profile's own choice from a hub is left to the notebook, which can do without. Raises
+    A hub model that a profile chose is left to the notebook, which can run without it. Raises
     CourseError.
     """
     named = {j.settings.model for j in jobs if "model" in j.settings.customized}
@@ -282,7 +282,7 @@ def execute(job: Job) -> Outcome:
             _papermill(job, work, progress)
         changed = changed_inputs(job, before)
         if changed:
-            reason = f"what {changed} names changed meanwhile: the numbers belong to neither state"
+            reason = f"what {changed} names changed in the run: the numbers belong to neither state"
             raise _failed(job, work, progress, reason)
         figures = publish(job, work, progress.seconds)
     except PapermillExecutionError as error:
@@ -293,7 +293,7 @@ def execute(job: Job) -> Outcome:
         reason = f"it took longer than {job.cell_timeout} s; --cell-timeout SECONDS allows more"
         raise _failed(job, work, progress, reason) from None
     except DeadKernelError:
-        reason = "the kernel died, most often for want of memory: close other programs, or take a "
+        reason = "the kernel died, most often from lack of memory: close other programs, or take a "
         raise _failed(job, work, progress, reason + "smaller --model or --profile") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -305,7 +305,7 @@ def execute(job: Job) -> Outcome:
 
 
 def changed_inputs(job: Job, before: dict[str, Any]) -> str:
-    """Parameters whose model or file is another one than `before` the run; a fetched one is new."""
+    """Parameters whose model or file is not the one from `before` the run; a fetched one is new."""
     after = by_content(job.settings)
     known = [
         name for name in before if name != "more_models" and before[name] != job.settings[name]
@@ -342,8 +342,8 @@ def _papermill(job: Job, work: Path, progress: "Progress") -> None:
         progress_bar=False,
         cwd=str(work),
         execution_timeout=job.cell_timeout,
-        iopub_timeout=job.cell_timeout,  # 4 s of silence on a busy machine is no failure
-        extra_arguments=["--IPKernelApp.log_level=50"],  # its log is no reader's concern
+        iopub_timeout=job.cell_timeout,  # 4 s of silence on a busy machine is not a failure
+        extra_arguments=["--IPKernelApp.log_level=50"],  # readers do not need its log
     )
 
 
@@ -379,19 +379,19 @@ def publish(job: Job, work: Path, seconds: float) -> list[str]:
 
 
 def _failed(job: Job, work: Path, progress: "Progress", reason: str) -> CourseError:
-    """The one message of a failure; the notebook as far as it came is kept beside it."""
+    """The one message of a failure; the notebook is kept as far as it ran."""
     kept = STATE / "failed" / job.source.name
     where = ""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(work / job.source.name, kept)
-        where = f"  As far as it came: {_shown(kept)}\n"
+        where = f"  The notebook up to this point: {_shown(kept)}\n"
     except OSError:
         pass
     return CourseError(
         f"{job.name}, cell {progress.cell} of {progress.cells}: {reason}\n"
         f"  The cell begins: {progress.first_line}\n{where}"
-        "  Committed notebook, figures and results are as they were. When it is mended: "
+        "  Committed notebook, figures and results are as they were. When it is fixed: "
         f"python3 tools/course.py run --only {job.name.partition('_')[0]}"
     )
 

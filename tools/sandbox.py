@@ -4,8 +4,8 @@
 
 Linux does it with Landlock (kernel 5.13 or newer), macOS with `sandbox-exec`; both are there for
 every user. On Windows there is neither. What the command reads, and its network, stay as they are.
-Where the system can, the command may end no process but those that it started (Linux from 6.12 on,
-macOS). It may still change the permissions of your files: Landlock has no rule for that.
+Where the system allows it (Linux from 6.12 on, macOS), the command may end only processes that it
+started. It may still change the permissions of your files: Landlock has no rule for that.
 Where Linux lets a user do that, the command gets a /dev/shm of its own, empty, which goes with it:
 programs leave files there for each other, and need the right to remove them.
 
@@ -50,7 +50,7 @@ class _PathBeneath(ctypes.Structure):
 def wrapped(command: list[str], *folders: Path) -> list[str]:
     """The command as it must be started so that it writes only in these folders.
 
-    Where the system cannot hold it, that is the command as it is; `works` tells.
+    Where the system cannot hold it, the command is unchanged; `works` tells which is the case.
     """
     if not works():
         return command
@@ -108,14 +108,14 @@ def macos_profile(*folders: Path) -> str:
 
 
 def own_shared_memory(*folders: Path) -> None:
-    """Give this process, and all that it starts, an empty /dev/shm, where the system lets it.
+    """Give this process, and all that it starts, an empty /dev/shm, where the system allows it.
 
-    Not if what they need, such as these folders, lies there itself.
+    Not if what they need, such as these folders, is itself in /dev/shm.
     """
     needed = (*folders, Path.cwd(), Path(sys.executable), Path(__file__))
     if any(path.resolve().is_relative_to(SHARED_MEMORY) for path in needed):
         return
-    child = os.fork()  # tried in another process first: what has half happened cannot be undone
+    child = os.fork()  # tried in another process first: a half-done change cannot be undone
     if child == 0:
         try:
             _mount_shared_memory()

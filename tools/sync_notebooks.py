@@ -106,7 +106,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _addresses_of(path: Path, text: str, names: list[str]) -> set[str]:
-    """The addresses in those parts of a document that no reader writes links of his own into."""
+    """The addresses in those parts of a document where readers put no links of their own."""
     if _is_own(path):
         return addresses.own(text, names)
     if path == ROOT / "README.md":
@@ -116,7 +116,7 @@ def _addresses_of(path: Path, text: str, names: list[str]) -> set[str]:
 
 
 def _addresses_in(notebook: dict[str, Any], names: list[str]) -> set[str]:
-    """The addresses that the cells hold which this module writes."""
+    """The addresses in the cells that this module writes."""
     managed = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
     fetched = addresses.BOOTSTRAP.findall(managed.get("bootstrap", ""))
     return addresses.own(managed.get("badge", ""), names) | addresses.parsed(fetched)
@@ -229,8 +229,8 @@ def title(name: str) -> str:
 def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook without what differs from run to run or from machine to machine.
 
-    Gone are papermill's injected cell and stamps, widget states and views, progress bars; neighbouring
-    pieces of one stream are joined (where they break depends on time), and cells are counted from 1.
+    Removes papermill's injected cell and stamps, widget states and views, and progress bars. Joins
+    neighbouring pieces of a stream (where they break depends on time), and counts cells from 1.
     """
     cells, count = [], 0
     for cell in notebook["cells"]:
@@ -301,7 +301,7 @@ def _lines(text: str | list[str]) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The notebook's JSON. Raises CourseError where it is none."""
+    """The notebook's JSON. Raises CourseError where it is not JSON."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may add the mark
         notebook["cells"]
@@ -318,7 +318,7 @@ def dump(notebook: dict[str, Any]) -> str:
 
 
 def _text(path: Path) -> str:
-    """A document with its line ends as they are. Raises CourseError where it is no UTF-8."""
+    """A document with its line ends as they are. Raises CourseError where it is not UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

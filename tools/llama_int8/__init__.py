@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-# Before torch is imported: its memory profiler warns of every block that it has not seen begin.
+# Before torch is imported: its memory profiler warns of every block whose start it has not seen.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
 

@@ -2,7 +2,7 @@
 
 
 class ModelError(RuntimeError):
-    """A model cannot be had or cannot be loaded here; the message says why and what to do."""
+    """A model cannot be fetched or loaded here; the message says why and what to do."""
 
 
 class UnknownModelError(ModelError):
@@ -10,7 +10,7 @@ class UnknownModelError(ModelError):
 
 
 class HubError(ModelError):
-    """The hub is away, or the repository is missing or cut off."""
+    """The hub cannot be reached, or the repository is missing, or its download broke off."""
 
 
 class GatedModelError(HubError):
@@ -30,7 +30,7 @@ class NotEnoughMemoryError(ModelError):
 
 
 class DataError(RuntimeError):
-    """A data set cannot be had or read; the message says what, where, and what to do."""
+    """A data set cannot be fetched or read; the message says what, where, and what to do."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Model folders that are not what they should be: each kind told apart, with its way out."""
+"""Model folders that are not what they should be: each kind is told apart, with what to do."""
 
 import json
 from pathlib import Path
@@ -20,10 +20,10 @@ CONVERT = (
 
 
 def check_model_folder(folder: Path, meta_too: bool = False) -> None:
-    """Raise ModelFilesError, with the way out, for a folder of another kind than is read here.
+    """Raise ModelFilesError, with what to do, for a folder of a kind that is not read here.
 
     `meta_too`: the caller also reads Meta's format. A folder in which a file is missing or damaged
-    passes: who reads the file says so.
+    passes: whoever reads the file reports it.
     """
     names = {path.name for path in folder.iterdir()}
     if not names:
@@ -67,7 +67,7 @@ def _check_without_config(folder: Path, names: set[str], meta_too: bool) -> None
 
 
 def _check_weights_kind(folder: Path, names: set[str]) -> None:
-    """Refuse weights that are there in another kind of file only."""
+    """Refuse weights that are there only in another kind of file."""
     if any(name.endswith(".safetensors") for name in names):
         return
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))

@@ -22,7 +22,7 @@ def claims() -> dict[str, dict[str, Any]]:
     return load("claims")
 
 
-# How the source of a claim begins that nobody can be cited for.
+# How a claim's source begins if nobody can be cited for it.
 HEARD = ("often heard", "a common", "a circulating", "a published summary")
 
 

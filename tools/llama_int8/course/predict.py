@@ -86,8 +86,8 @@ class Guess:
 def predict(name: str, value: Any, *, unit: str = "", choices: Sequence[str] = ()) -> Guess:
     """Take a learner's guess, print it, and keep it; the same name again replaces it.
 
-    None (also `...` and an empty text) is a blank. So is what is no number in `unit`, or none of
-    `choices` where there are some: that is said in one line.
+    None (also `...` and an empty text) is a blank. So is what is not a number in `unit`, or not one
+    of `choices` where there are some: one line says so.
     """
     if value is None or value is ... or (isinstance(value, str) and not value.strip()):
         found = None

@@ -206,7 +206,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def byte_entropy() -> float:
-    """Bits a byte of who knows the frequencies of the training text's bytes and nothing else."""
+    """Bits per byte for a guess that knows only how often each byte occurs in the training text."""
     text, _ = corpus()
     shares = torch.bincount(text, minlength=BYTES).double() / len(text)
     return -(shares * shares.clamp_min(1e-12).log2()).sum().item()
@@ -253,7 +253,7 @@ def train(
     rate: float = PEAK_RATE,
     warmup: int | None = None,
 ) -> tuple[SmallLM, list[float]]:
-    """A trained model and its training loss, in bits a byte, at each step.
+    """A trained model and its training loss, in bits per byte, at each step.
 
     With LLaMA's optimizer (section 2.3): AdamW, betas 0.9 and 0.95, decay 0.1, clipping at 1.
     `warmup`: steps, None for a tenth. Every variant sees the same batches for the same seed.

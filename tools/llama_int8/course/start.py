@@ -34,7 +34,7 @@ def start_lesson(
     The settings are the profile's, with `model` and `changes` in their place, and no length is
     more than the model can read at once. `device` is for a notebook that always runs on the same
     one. `fetch` has the model's files here before anything is measured, and states their revision;
-    a profile's own model that cannot be had is replaced by the default model, and said so.
+    a profile's own model that cannot be had is replaced by the default model, with a printed line.
 
     Raises ValueError for what `profiles.resolve` does not know, ModelError for a model.
     """

@@ -43,7 +43,7 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if "default" not in found:
         raise ModelFilesError(
             f"the tokenizer has the chat templates {', '.join(sorted(found))}, and none called "
-            "'default'; name the one for plain conversations so"
+            "'default'; give the one for plain conversations this name"
         )
     return found["default"]
 
@@ -78,7 +78,7 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str, filled: str) -> tup
 def _ids_around_text(
     tokenizer: PreTrainedTokenizerBase, filled: str, before: str, after: str
 ) -> list[int]:
-    """Ids of a conversation whose own special tokens count, and those in the prompt do not.
+    """Ids of a conversation: its own special tokens count, those in the prompt do not.
 
     A tokenizer cuts a text at its special tokens, and what lies between two of them is tokenized by
     itself. So the part around the prompt, from the last one before to the first one after it, is
@@ -188,7 +188,7 @@ def next_token_probabilities(
     """Probabilities of the next token before each token of `answer`, (len(answer), V), in FP32.
 
     `prompt`: token ids (1, T). Goes token by token as generation does: in low precision, a single
-    pass over the whole answer rounds differently and can turn a close decision round.
+    pass over the whole answer rounds differently and can reverse a close decision.
     """
     tokens, cache, rows = prompt.to(model.device), None, []
     with torch.inference_mode():

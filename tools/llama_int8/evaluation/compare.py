@@ -51,7 +51,7 @@ def record_text(
 ) -> dict[str, PairedDifference]:
     """Record perplexity, bits for each byte, and each precision's difference from the baseline.
 
-    `windows`: `quality.window_scores` by precision. Returns the differences in nats a token, over
+    `windows`: `quality.window_scores` by precision. Returns the differences in nats per token, over
     windows.
     """
     nll = {p: np.array([w["nll"] for w in scores]) for p, scores in windows.items()}
@@ -91,7 +91,7 @@ def record_memory(
         results.record(f"weights.{p}.measured", run["weight bytes"], "bytes")
         meters = run.get("loaded", {})
         if meters:
-            # What libraries keep and give back late is in it: not for comparing two runs.
+            # Includes what libraries keep and give back late: not for comparing two runs.
             grown = meters["process"] - run["before"]["process"]
             results.record(f"process.{p}.loaded", grown, "bytes", kind="timing")
         for name in sorted(meters.keys() - {"process"}):
@@ -116,7 +116,7 @@ def record_speed(
 
     `timed`: what `experiment.speed` returns. Returns speeds and ratios, {phase: {precision:
     {Point: Spread}}}; a ratio is taken within each round where the precisions took turns,
-    else it is one of medians, whose spread comes from drawing the rounds of both again.
+    else it is a ratio of medians, whose spread comes from redrawing the rounds of both.
     """
     paired = timed["interleaved"]
     results.record("interleaved", "yes" if paired else "no", "text")

@@ -101,7 +101,7 @@ class Evaluation:
         return results if self.processes.first else None
 
     def _cut(self, text: str) -> perplexity.StridedText:
-        """In windows that the model takes: beyond its context it answers, but not as it can."""
+        """In windows that the model takes: beyond its context it answers, but not at its best."""
         window = min(WINDOW, self.context)
         stride = min(STRIDE, window // 2)
         if window < WINDOW:
@@ -140,7 +140,7 @@ class Evaluation:
         return {"measurements": old["measurements"], "precisions": [*precisions, *added]}
 
     def _different(self, results: Results, old: dict[str, Any]) -> list[str]:
-        """The names of all that an earlier file's numbers follow from, and that is not the same."""
+        """Names of what an earlier file's numbers follow from and what is no longer the same."""
         # The default model is pinned by a checksum; files of before had no hash of the model.
         unknown = None if self.model != models.DEFAULT_MODEL else results.model_sha256
         found = ["model"] if old.get("model_sha256", unknown) != results.model_sha256 else []

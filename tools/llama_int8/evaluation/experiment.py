@@ -246,7 +246,7 @@ def _seconds(
     }
     try:
         times = latency.interleaved(runs, rounds) if runs else {}
-    except torch.OutOfMemoryError:  # the prediction was too kind
+    except torch.OutOfMemoryError:  # the prediction was too optimistic
         print(f"batch x context {point.name}: out of memory, left out")
         return {}
     return {p: {phase: all_.tolist() for phase, all_ in one.items()} for p, one in times.items()}

@@ -56,7 +56,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, item: Item, number: int = 0) -> Pac
 
     Raises ValueError where the context has no token, or a choice adds none.
     """
-    # A space at its end belongs to the continuation, as the harness has it.
+    # A space at the context's end belongs to the continuation, as in the harness.
     context = tokenizer(item.context.rstrip())["input_ids"]
     rows = [tokenizer(f"{item.context} {choice}")["input_ids"] for choice in item.choices]
     if not context or min(map(len, rows)) <= len(context):
@@ -245,7 +245,7 @@ def picks(scores: Sequence[Sequence[float]], items: Sequence[Item] | None = None
 
 
 def leads(scores: Sequence[Sequence[float]], items: Sequence[Item]) -> np.ndarray:
-    """By how many nats a character the right choice leads the best wrong one, (N,)."""
+    """By how many nats per character the right choice leads the best wrong one, (N,)."""
     found = []
     for row, item in zip(scores, items, strict=True):
         each = [s / len(choice) for s, choice in zip(row, item.choices, strict=True)]

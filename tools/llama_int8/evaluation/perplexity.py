@@ -43,7 +43,7 @@ def windows(
 def token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> np.ndarray:
     """NLL in nats of every token but each window's first, (N, T - 1), in float64.
 
-    `tokens`: (N, T). One window a pass: LLM.int8() finds its outlier columns per call, so that the
+    `tokens`: (N, T). One window per pass: LLM.int8() finds its outlier columns per call, so the
     composition of a batch would change its answers.
     Raises ValueError for windows beyond the model's context, or NaN in the result.
     """
@@ -72,7 +72,7 @@ def checked_nll(model: torch.nn.Module, rows: Sequence[torch.Tensor]) -> np.ndar
 def check_context(model: torch.nn.Module, length: int) -> None:
     """Raise ValueError where windows of `length` tokens are longer than what the model was made for.
 
-    A model answers there, too, but not as it can: its positions were never trained.
+    A model still answers there, but not at its best: its positions were never trained.
     """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if most is not None and length > most:
@@ -83,7 +83,7 @@ def check_context(model: torch.nn.Module, length: int) -> None:
 
 
 def overflow(model: torch.nn.Module) -> str:
-    """Why a model gives NaN: a weight that is none, or else the precision's range."""
+    """Why a model gives NaN: a weight is NaN or infinite, or else the precision's range."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
             return f"{name} holds NaN or infinity, so the model's file is damaged in any precision"
@@ -168,7 +168,7 @@ def window_scores(
     `reference` (another precision's result on the same windows) holds them, "kl" and "agreement"
     from it to this model: its states are read by its own output layer, which is this model's, too
     (LLM.int8() leaves it in 16 bit) or the embedding's table (where both share it), so they stand
-    for its distributions at a fraction of their bytes. One window a pass: LLM.int8() finds its
+    for its distributions at a fraction of their bytes. One window per pass: LLM.int8() finds its
     outlier columns per call. Raises ValueError for windows beyond the model's context, or for NaN.
     """
     check_context(model, text.windows.shape[1])

@@ -78,7 +78,7 @@ class Journal:
             file.write("\n" + json.dumps([number, result], allow_nan=False) + "\n")
 
     def forget(self) -> None:
-        """Delete what all processes have written: it has turned out to be worth nothing."""
+        """Delete what all processes have written: it has turned out to be worthless."""
         for path in self.folder.glob(f"{self.stem}.*.jsonl"):
             path.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ def run_batches(
 ) -> list[Any]:
     """`work(batch)` of every batch, in their order, in every process.
 
-    `work` returns plain JSON data. With a journal, what it holds is not computed again, and said.
+    `work` returns plain JSON data. What a journal holds is not computed again, and a line says so.
     """
     processes = processes or Processes()
     done = journal.read() if journal else {}

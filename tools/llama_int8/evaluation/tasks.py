@@ -88,7 +88,7 @@ def _text(name: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         half = ascii(value[error.start])
-        raise ValueError(f"{name} holds {half}, one half of a character; mend the text") from None
+        raise ValueError(f"{name} holds {half}, one half of a character; fix the text") from None
     return value
 
 
@@ -169,7 +169,7 @@ def load_task(name: str, data: str | Path | None = None, limit: int | None = Non
         raise DataError(f"the limit is {limit}; at least 2 are needed to speak of a spread")
     if data is not None and name not in SOURCES:
         raise DataError(
-            f"{name} is in the package and takes no file; a file of one's own goes by the name of "
+            f"{name} is in the package and takes no file; give a file of your own the name of "
             f"its kind: {', '.join(SOURCES)}"
         )
     if name == "course-text":
@@ -201,9 +201,9 @@ def check_task(name: str) -> None:
 
 
 def available_task(name: str, data: str | Path | None = None, limit: int | None = None) -> Task:
-    """`load_task`, or the package's own of the same kind, and said so, where the hub is away.
+    """`load_task`, or the package's own of the same kind, with a printed line, if the hub fails.
 
-    For a lesson; who asks for a data set by its name gets it or an error from `load_task`.
+    For a lesson; whoever asks for a data set by name gets it, or an error from `load_task`.
     """
     try:
         task = load_task(name, data, limit)
@@ -290,8 +290,8 @@ NO_TEXT = {
     b"BZh": "it is compressed with bzip2; unpack it first",
     b"\xfd7zXZ": "it is compressed with xz; unpack it first",
     b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first",
-    b"PAR1": "it is a Parquet file; write it as JSONL (one JSON object a line) or as a plain text",
-    b"ARROW1": "it is an Arrow file; write it as JSONL (one JSON object a line) or as a plain text",
+    b"PAR1": "it is a Parquet file; write it as JSONL (one JSON object per line) or as plain text",
+    b"ARROW1": "it is an Arrow file; write it as JSONL (one JSON object per line) or as plain text",
     b"\xff\xfe": "it is in UTF-16 or UTF-32; save it in UTF-8",
     b"\xfe\xff": "it is in UTF-16; save it in UTF-8",
     b"version https://git-lfs": "it is a pointer of Git LFS; `git lfs pull` fetches the file itself",
@@ -342,7 +342,7 @@ def _numbered(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _expected(text: str) -> str:
-    """Say what a file of items should be, and what this one is, as far as its beginning tells."""
+    """Say what a file of items should be, and what this one is, judged by its beginning."""
     array = "The file is one JSON array. " if text.lstrip().startswith("[") else ""
     return f"{array}Expected is JSONL: one JSON object on each line"
 

@@ -1,7 +1,7 @@
 """Three plausible ways to a chance-level accuracy, each one slip in an honest evaluation.
 
 Which of them, if any, made a published table is not known. All of them keep the model, the items
-and the code that scores; only the question or the tokens that count are other ones.
+and the code that scores; only the question or the tokens that count differ.
 """
 
 from collections.abc import Sequence

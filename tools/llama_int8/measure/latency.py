@@ -116,7 +116,7 @@ class MemoryReader:
 
 
 def read_bandwidth(device: str, megabytes: int | None = None, repeats: int = 15) -> float:
-    """Bytes/s that `device` reads from memory: the best of some runs over a large array.
+    """Bytes/s that `device` reads from memory: the best of several runs over a large array.
 
     A ceiling is the best run, not the median: a disturbance only makes a run slower. `megabytes`:
     None is 512, on a CPU at least four times its last cache, as far as memory is free.
@@ -141,7 +141,7 @@ def _reading(device: str, megabytes: int | None = None) -> tuple[Run, int]:
 def matrix_throughput(
     device: str, precision: str, size: int | None = None, repeats: int = 8
 ) -> float:
-    """Operations/s of a (size, size) matrix product in this precision: the best of some.
+    """Operations/s of a (size, size) matrix product in this precision: the best of several.
 
     On a large GPU a product of 2,048 rows takes no longer than its launch, so there the matrices are
     larger, and several calls are timed as one.
@@ -188,7 +188,7 @@ class Roofs:
 
     def measure(self, rounds: int = 3) -> None:
         """Time every kind once more, and keep what was better than before."""
-        runs = self._make()  # anew each time: a model may need the room between
+        runs = self._make()  # made again each time: a model may need the room in between
         taken = interleaved({name: run for name, (run, _) in runs.items()}, rounds)
         for name, (_, work) in runs.items():
             found = work / float(taken[name]["call"].min())

@@ -229,7 +229,7 @@ class Results:
     def resume(self) -> int:
         """Keep the numbers of an earlier, interrupted run of the same thing; return how many.
 
-        Only where model, settings and environment are the same: else the file is begun anew.
+        Only where model, settings and environment are the same: else a new file is begun.
         """
         try:
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
@@ -295,7 +295,7 @@ class Results:
     def keep(
         self, measurements: Mapping[str, Any] | None = None, precisions: Sequence[str] = ()
     ) -> None:
-        """Add numbers of an earlier file, of these `precisions` in all, to those recorded so far."""
+        """Add an earlier file's numbers to those so far; `precisions` names those of both."""
         if measurements:
             found = {**measurements, **self._content["measurements"]}
             settings = {**self._content["settings"], "precisions": list(precisions)}
@@ -323,7 +323,7 @@ class Results:
     def add_prediction(
         self, name: str, guess: float | str | None, unit: str, measured: float | str | None
     ) -> None:
-        """Keep a learner's guess; None takes an earlier one away, and keeps nothing."""
+        """Keep a learner's guess; None removes an earlier one, and keeps nothing."""
         predictions = {k: v for k, v in self._content.get("predictions", {}).items() if k != name}
         if guess is not None:
             predictions[name] = {"guess": guess, "unit": unit, "measured": _rounded(measured)}
@@ -336,8 +336,8 @@ class Results:
         """Run `compute` and keep what it returns, or return what an earlier run has kept.
 
         What it returns must be plain JSON data. A kept stage counts only where `follows_from` is
-        the same; scores (not `timed`) so outlive a change of the machine. What is run again is
-        said, with the reason. Without a folder of one's own nothing is kept.
+        the same; scores (not `timed`) so outlive a change of the machine. A stage that runs
+        again is reported, with the reason. Without a folder of one's own nothing is kept.
         """
         if not self.keeps_stages:
             return json.loads(json.dumps(compute(), allow_nan=False))
@@ -362,7 +362,7 @@ class Results:
     def _replace(self, content: dict[str, Any]) -> None:
         if not self._at_once:
             self._write(content)
-        self._content = content  # only now: an entry that cannot be written spoils no later one
+        self._content = content  # only now, so that an unwritable entry spoils no later one
 
     def _write(self, content: dict[str, Any]) -> None:
         write_json(self.path, {**content, **self._hashes()})

@@ -29,7 +29,7 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Interval for the mean of `second - first` over independent units (windows, documents).
 
-    `first`, `second`: shape (n,), one value a unit, in the same order. Percentile bootstrap
+    `first`, `second`: shape (n,), one value per unit, in the same order. Percentile bootstrap
     (Efron and Tibshirani, 1993, chapter 13). `smallest_detectable` is the true difference that a
     two-sided test at this confidence would find with 80 % power: (z_conf + 0.84) standard errors.
     Raises ValueError for shapes that differ, fewer than 2 units, or values that are not finite.
@@ -37,7 +37,7 @@ def paired_bootstrap(
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 1 or first.size < 2:
         raise ValueError(
-            f"shapes are {first.shape} and {second.shape}; needed are two equal ones, (n,) with n >= 2"
+            f"shapes are {first.shape} and {second.shape}; expected two equal ones (n,), n >= 2"
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
@@ -97,7 +97,7 @@ def smallest_detectable_change(n: int, changed: int, confidence: float = 0.95) -
     Biometrics 43:207) for the difference. Raises ValueError unless 0 <= changed <= n, n >= 1.
     """
     if n < 1 or not 0 <= changed <= n:
-        raise ValueError(f"{changed} changed of {n}; needed are 0 to n of at least 1")
+        raise ValueError(f"{changed} changed of {n}; expected 0 to n, and n at least 1")
     z = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(0.8)
     share = (changed + 2) / (n + 4)
     low, high = 0.0, 1.0
@@ -115,7 +115,7 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     Wilson, 1927, J. Am. Stat. Assoc. 22:209. Raises ValueError unless 0 <= successes <= n, n >= 1.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}; needed are 0 to n of at least 1")
+        raise ValueError(f"{successes} successes of {n}; expected 0 to n, and n at least 1")
     test = stats.binomtest(successes, n)
     low, high = test.proportion_ci(confidence_level=confidence, method="wilson")
     # Exact at the ends, where rounding would leave the share itself outside.
@@ -130,7 +130,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size < 2:
-        raise ValueError(f"values have shape {values.shape}; needed are (n,) with n >= 2")
+        raise ValueError(f"values have shape {values.shape}; expected (n,) with n >= 2")
     mean, error = values.mean(), values.std(ddof=1) / values.size**0.5
     half = stats.t.ppf((1 + confidence) / 2, values.size - 1) * error
     return float(mean), float(mean - half), float(mean + half)

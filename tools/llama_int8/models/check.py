@@ -15,7 +15,7 @@ def check_layers(
     threshold: float,
     device: str = "cpu",
 ) -> None:
-    """Raise PrecisionError where a layer is another than `precision` means.
+    """Raise PrecisionError where a layer is not what `precision` means.
 
     `dtype`: of everything that is not quantized. `threshold`: of the layers of "int8".
     `device`: where int8-fast has layers of another kind.
@@ -27,7 +27,7 @@ def check_layers(
         found = _found(module)
         if found != wanted:
             raise PrecisionError(
-                f"{name} was loaded as {found}, and {precision} means {wanted}. Do the versions of "
+                f"{name} was loaded as {found}, but {precision} means {wanted}. Do the versions of "
                 "transformers and bitsandbytes fit together? tools/constraints.txt has a set that does"
             )
 

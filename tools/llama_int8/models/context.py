@@ -14,7 +14,7 @@ NEAR = 16  # its shortest distance
 
 
 def within_context(settings: Settings) -> Settings:
-    """`settings` with every length cut to the context of their model, and said so.
+    """`settings` with every length cut to the context of their model; prints what it cut.
 
     A profile's lengths fit the models of the course; a model of one's own may read less. Beyond its
     context a model computes, too, but what comes out means nothing.
@@ -50,13 +50,13 @@ def _limits(settings: Settings, context: int) -> dict[str, int]:
     limits["text_tokens"] = answer if "task" in settings else context  # 08: an answer; 04: a text
     limits["check_tokens"] = context // 4  # notebook 07 reads four times as many in one piece
     limits["distances"] = max(context - FACTS, NEAR)
-    if "prompt_lengths" in settings:  # notebook 09 times attention alone at its `lengths`
+    if "prompt_lengths" in settings:  # notebook 09 times only attention at its `lengths`
         del limits["lengths"]
     return limits
 
 
 def _cut(name: str, value: Any, most: int) -> Any:
-    """The value, or its lengths, at most `most`; what then stands in a list twice, once."""
+    """The value, or each of its lengths, cut to `most`; equal lengths are kept once."""
     if not isinstance(value, list):
         return min(value, most)
     if name == "points":

@@ -26,7 +26,7 @@ class WeightBytes:
     """Bytes of each kind of weight."""
 
     linear: int  # the linear layers of the blocks: what LLM.int8() quantizes
-    scales: int  # LLM.int8(): one FP32 absmax a row (bitsandbytes' SCB); 0 in floating point
+    scales: int  # LLM.int8(): one FP32 absmax per row (bitsandbytes' SCB); 0 in floating point
     embedding: int
     lm_head: int  # 0 where it shares the embedding's memory
     norms: int
@@ -38,7 +38,7 @@ class WeightBytes:
 
     @property
     def read_per_token(self) -> int:
-        """Bytes that decoding one token reads: all but the embedding table, of which it reads a row.
+        """Bytes that decoding one token reads: all but the embedding table, where it reads one row.
 
         A shared table is read as the output layer.
         """
@@ -48,7 +48,7 @@ class WeightBytes:
 def weight_bytes(config: LlamaConfig, precision: str) -> WeightBytes:
     """Bytes that the weights of `config` take at "fp32", "fp16", "bf16", "int8" or "int8-fast".
 
-    In int8 the blocks' linear layers hold one byte a weight and 4 bytes a row; everything else
+    In int8 the blocks' linear layers hold one byte per weight and 4 bytes per row; everything else
     stays at 16 bit (Dettmers et al., arXiv:2208.07339; bitsandbytes skips `lm_head`).
     In int8-fast the output layer is int8 as well, the embedding keeps a table of its own, biases
     are FP32, and shapes are filled up to what the kernel reads.
@@ -218,12 +218,12 @@ def llama1_config(width: int, heads: int, layers: int) -> LlamaConfig:
 
 
 def training_flops(parameters: float, tokens: float) -> float:
-    """6 N D: 2 operations a weight and token forward, 4 backward (arXiv:2001.08361, section 2.1)."""
+    """6 N D: 2 operations per weight and token forward, 4 backward (arXiv:2001.08361, sec. 2.1)."""
     return 6 * parameters * tokens
 
 
 def training_bytes(parameters: int) -> dict[str, int]:
-    """State of mixed-precision AdamW, 16 bytes a parameter (ZeRO, arXiv:1910.02054, section 3.1)."""
+    """State of mixed-precision AdamW, 16 bytes per parameter (ZeRO, arXiv:1910.02054, sec. 3.1)."""
     return {
         "weights, 16 bit": 2 * parameters,
         "gradients, 16 bit": 2 * parameters,
@@ -234,10 +234,10 @@ def training_bytes(parameters: int) -> dict[str, int]:
 
 
 def roofline(intensity: float, bandwidth: float, throughput: float) -> float:
-    """Highest operations/s at `intensity` operations a byte (Williams et al., 2009)."""
+    """Highest operations/s at `intensity` operations per byte (Williams et al., 2009)."""
     return min(throughput, intensity * bandwidth)
 
 
 def decode_bound(bytes_read: float, bandwidth: float) -> float:
-    """Highest possible tokens/s at batch 1 for `bytes_read` a token and `bandwidth` in bytes/s."""
+    """Highest possible tokens/s at batch 1, from `bytes_read` per token and bytes/s `bandwidth`."""
     return bandwidth / bytes_read

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: one snapshot, and every failure in words that help."""
+"""Models from the Hugging Face hub: one snapshot, and for every failure what to do."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Transformers' objects around a folder's weights, made of what the course reads and of no more.
+"""Transformers' objects around a folder's weights, made only of what the course reads.
 
 A config.json and a generation_config.json can switch on dropout, another attention, sampling,
 penalties, watermarks. None of that is the model: its shapes and its tokens are.
@@ -86,7 +86,7 @@ def _are_ids(value: Any) -> bool:
 
 
 def plain_generation(model: "torch.nn.Module") -> "GenerationConfig":
-    """Settings for `model.generate` that are greedy: the model's tokens, and nothing else."""
+    """Greedy settings for `model.generate`: the model's tokens, and nothing else."""
     from transformers import GenerationConfig
 
     return GenerationConfig(**{name: _token(model, name) for name in TOKENS})

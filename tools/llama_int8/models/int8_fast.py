@@ -92,7 +92,7 @@ def load_int8_fast(folder: Path, config: LlamaConfig) -> "torch.nn.Module":
     version = read_json_object(folder / "config.json")["quantization_config"].get("version")
     if version != FORMAT_VERSION:
         raise ModelFilesError(
-            f"{folder} is in version {version!r} of the int8-fast format, this course reads "
+            f"{folder} is in version {version!r} of the int8-fast format, but this course reads "
             f"{FORMAT_VERSION}; quantize the original model again"
         )
     check_weights(folder)

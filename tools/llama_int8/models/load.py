@@ -126,10 +126,10 @@ def model_folder(name_or_folder: str | Path) -> Path:
 def available_model(
     name_or_folder: str, precision: str, device: str, fallback: str = DEFAULT_MODEL
 ) -> str:
-    """`name_or_folder` once its files are here; `fallback`, and said so, if that cannot be.
+    """`name_or_folder` once its files are here; else `fallback`, with a printed line.
 
-    For a profile's own choice: a hub that is away, or a card that is too small, should not end a
-    lesson. What somebody asked for by name is not replaced; `load_model` raises.
+    For a profile's own choice: an unreachable hub, or a card that is too small, should not end a
+    lesson. A model that somebody asked for by name is not replaced; `load_model` raises.
     """
     try:
         check_memory(name_or_folder, config_of(name_or_folder), precision, device)
@@ -149,7 +149,7 @@ def default_device() -> str:
 
 
 def no_gpu() -> str:
-    """What is said where PyTorch sees no GPU, with the usual reason where there may be one."""
+    """The message where PyTorch sees no GPU, with the usual reason where there may be one."""
     import torch
 
     if shutil.which("nvidia-smi") is None:
@@ -157,7 +157,7 @@ def no_gpu() -> str:
     if torch.version.cuda is None:
         return (
             "PyTorch sees no GPU (nvidia-smi is here, so there may be one: this PyTorch is a build "
-            "without CUDA, install one with it)"
+            "without CUDA, install one with CUDA)"
         )
     return (
         "PyTorch sees no GPU (nvidia-smi is here, so there may be one whose driver is too old for "
@@ -371,7 +371,7 @@ def check_memory(name: str, config: LlamaConfig, precision: str, device: str) ->
 
 
 def _what_fits(name: str, config: LlamaConfig, precision: str, device: str, free: int) -> str:
-    """The same model in int8 comes first, then the largest that fits."""
+    """The same model in int8 comes first, then the largest model that fits."""
     baseline = baseline_precision(device)
     options = [(name, config, "int8")] if precision != "int8" else []
     options += [
@@ -398,7 +398,7 @@ def explained_memory(name: str, precision: str, device: str) -> Iterator[None]:
         raise NotEnoughMemoryError(
             f"{name} in {precision} ran out of memory on {device} ({first_line(error)}): its weights "
             f"take {weights / GIB:.2f} GiB, {free / GIB:.1f} GiB were free before. Take a shorter "
-            "context, a smaller batch, or less. "
+            "context or a smaller batch. "
             f"{_what_fits(name, config, precision, device, free)}"
         ) from error
 

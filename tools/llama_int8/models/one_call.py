@@ -24,7 +24,7 @@ ONLY_LOGITS = frozenset(
     output_logits output_scores pad_token_id repetition_penalty return_dict_in_generate
     stopping_criteria streamer temperature top_k top_p transformers_version""".split()
 )
-USUAL = {"use_cache": True, "num_beams": 1}  # what goes without saying
+USUAL = {"use_cache": True, "num_beams": 1}  # always allowed
 
 
 class OneCallCache(Cache):
@@ -74,7 +74,7 @@ class Int8CacheModel(LlamaModel):
 
 
 class Int8FastForCausalLM(LlamaForCausalLM):
-    """Hugging Face's LLaMA with layers of int8-fast. Only `generate` is another's: the kernel's."""
+    """Hugging Face's LLaMA with int8-fast layers. Only `generate` differs: it uses the kernel."""
 
     cache_format = "bf16"
 
@@ -88,7 +88,7 @@ class Int8FastForCausalLM(LlamaForCausalLM):
         **settings: Any,
     ) -> CausalLMOutputWithPast:
         if isinstance(past_key_values, OneCallCache):
-            # To look at the mask is to wait for the card, and only a prompt can be padded: what was
+            # Looking at the mask means waiting for the card. Only a prompt can be padded: what was
             # read here was not, and `generate` adds ones.
             read = past_key_values.get_seq_length()
             if read or attention_mask is None or attention_mask.all():

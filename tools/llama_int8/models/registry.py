@@ -270,7 +270,7 @@ def config_of(name_or_folder: str | Path) -> LlamaConfig:
 def existing_folder(name_or_folder: str | Path) -> Path:
     """The path, if it is a model's folder in Hugging Face's format.
 
-    Raises UnknownModelError, with what was probably meant, where it is no folder, and
+    Raises UnknownModelError, with what was probably meant, where it is not a folder, and
     ModelFilesError where the folder is of another kind.
     """
     name = str(name_or_folder)
@@ -296,7 +296,7 @@ def existing_folder(name_or_folder: str | Path) -> Path:
 
 
 def _from_the_hub(name: str) -> str:
-    """How to come by another repository of the hub."""
+    """How to get another repository of the hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or letters(name.partition("/")[2]) in _names():
         return ""
     return f" Another model of the hub: `hf download {name} --local-dir FOLDER`, then give FOLDER."
@@ -310,7 +310,7 @@ def _registered() -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Whether somebody meant a place on the disk, and no name of a model."""
+    """Whether somebody meant a place on the disk, not the name of a model."""
     if name.startswith((".", "~", "/", "\\")) or "\\" in name or Path(name).is_absolute():
         return True
     first, *rest = Path(name).parts

@@ -44,7 +44,7 @@ def build_synthetic(
 
     `quantized(name, linear)` makes what stands in the place of a linear layer that is not in `skip`; its
     weights were rounded to `dtype` first, as a checkpoint's are when it is loaded: the same codes.
-    It gets them on the CPU, and is moved to `device`; not so without `through_cpu`.
+    Its weights are on the CPU first if `through_cpu`; then it is moved to `device`.
     """
     from torch import nn
 

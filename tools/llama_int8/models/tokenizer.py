@@ -46,7 +46,7 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = _read(folder)
         if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens stand")
+            raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens are")
         return _without_habits(tokenizer)
     except Exception as error:  # a damaged file surfaces as almost any kind
         raise ModelFilesError(
@@ -98,7 +98,7 @@ PROBE = "The cat sat on 1,234 mats,\n  and then it left.\tCafé!"
 def _check_class(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Raise ValueError where the class in tokenizer_config.json overrules tokenizer.json.
 
-    Some classes build a tokenizer of their own kind from its vocabulary, and read texts otherwise.
+    Some classes build a tokenizer of their own kind from its vocabulary and read texts differently.
     """
     from tokenizers import Tokenizer
 
@@ -162,7 +162,7 @@ def _begins_with_mark(path: Path) -> bool:
 
 
 def _without_habits(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """Neutralise what a folder can switch on and no measurement may depend on.
+    """Switch off what a folder can switch on and no measurement may depend on.
 
     Cutting and filling texts and leaving out merges at random, which tokenizer.json can hold; an end
     token after every text, which would be scored as a part of it and ends a prompt before its

@@ -41,7 +41,7 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Input:
-    """Codes of (N, K) activations, and what is kept of them."""
+    """Codes of (N, K) activations, and what stays in high precision."""
 
     codes: Tensor
     step: Tensor  # (N, 1) or (1, 1)
@@ -144,7 +144,7 @@ def in_integers(
     scheme that is not computed here, and for smoothing without absmax.
     """
     if not fits(scheme):
-        raise ValueError(f"{scheme} is not in integers; use simulate.simulated")
+        raise ValueError(f"{scheme} is not computed in integers; use simulate.simulated")
     if scheme.smoothing is not None and absmax is None:
         raise ValueError("smoothing needs the absmax of every layer's input channels")
     known = {} if known is None else known

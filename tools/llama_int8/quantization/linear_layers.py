@@ -25,7 +25,7 @@ def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[
         if not wanted or (
             wanted != "lm_head" and not any(_is_part(wanted, name) for name in names)
         ):
-            raise ValueError(f"skip names {wanted!r}, which is no part of any module's name")
+            raise ValueError(f"skip names {wanted!r}, which is in no module's name")
     found = {
         name: module
         for name, module in model.named_modules()
@@ -42,8 +42,8 @@ def watching(
 ) -> Iterator[None]:
     """Within the block, `see(name, input)` is called with what enters each of `linears`, (B, T, C).
 
-    For whatever is too large to be kept, statistics can be taken on the way. The hooks are removed
-    at the end of the block, after an error, too.
+    So statistics can be taken of what is too large to be kept. The hooks are removed at the end of
+    the block, even after an error.
     """
     hooks = [
         linear.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0].detach()))

@@ -17,8 +17,8 @@ def vectorwise_quantize(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
     """Codes, absmax of each row, and the outlier columns: (N, K) -> int8 (N, K), FP32 (N,), (k,).
 
     In FP16, as in bitsandbytes. An outlier is a value of at least `threshold`; it does not count
-    for its row's absmax, and the whole column that holds it gets code 0 in every row. A threshold
-    of 0 knows no outliers. Raises ValueError for NaN, and for what FP16 cannot hold.
+    for its row's absmax, and the whole column that holds it gets code 0 in every row. With
+    threshold 0 there are no outliers. Raises ValueError for NaN, and for what FP16 cannot hold.
     """
     A16 = A.to(torch.float16)
     outliers = A16.abs() >= threshold if threshold > 0 else torch.zeros_like(A16, dtype=torch.bool)
@@ -120,7 +120,7 @@ def _check_linear(linear: nn.Linear, name: str = "") -> None:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{name}expected an nn.Linear, got {type(linear).__name__}")
     if not linear.weight.is_floating_point():
-        raise TypeError(f"{name}weights are {linear.weight.dtype} already; quantize a float layer")
+        raise TypeError(f"{name}weights are already {linear.weight.dtype}; quantize a float layer")
     wrong = linear.weight.detach()[~linear.weight.detach().half().isfinite()]
     if wrong.numel():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The product of two int8 matrices, exact in int32, by a way that is fast on the machine."""
+"""The product of two int8 matrices, exact in int32, in a way that is fast on the machine."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
         )
     if a.is_cuda:
         return _on_cuda(a, b)
-    # Without VNNI it is a slow loop; at K = 1 PyTorch 2.13 returns what lay in memory.
+    # Without VNNI it is a slow loop; at K = 1 PyTorch 2.13 returns what happens to be in memory.
     if torch.cpu._is_vnni_supported() and inner > 1:
         return torch._int_mm(_plain(a), _plain(b).T)
     return in_exact_pieces(a, b)
@@ -51,7 +51,7 @@ def _plain(codes: Tensor) -> Tensor:
 
 
 def _on_cuda(a: Tensor, b: Tensor) -> Tensor:
-    """`torch._int_mm` on CUDA wants more than 16 rows, K and N in eights: zeros fill up the rest."""
+    """`torch._int_mm` on CUDA needs more than 16 rows, and K and N in eights; zeros fill up."""
     (rows, inner), columns = a.shape, b.shape[0]
     a = pad(a, (0, -inner % 8, 0, max(0, 32 - rows)))
     b = pad(b, (0, -inner % 8, 0, -columns % 8))

@@ -44,7 +44,7 @@ def layer_of(name: str) -> int:
     """The number in a layer's name: "model.layers.12.mlp.down_proj" -> 12."""
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     if not numbers:
-        raise ValueError(f"{name!r} holds no number of a layer")
+        raise ValueError(f"{name!r} holds no layer number")
     return numbers[0]
 
 
@@ -66,8 +66,8 @@ def papers_inputs(
 ) -> dict[str, Tensor]:
     """Those of `inputs` that the paper looks at, and that have the width of the residual stream.
 
-    What enters o_proj has another one where the heads do not add up to the model's width: its
-    channels are then others, and are left out.
+    What enters o_proj has another width where the heads do not add up to the model's width: its
+    channels are then different ones, and are left out.
     """
     own = {n: x for n, x in inputs.items() if n.rpartition(".")[2] in kinds}
     width = next(x.shape[-1] for n, x in own.items() if not n.endswith("o_proj"))

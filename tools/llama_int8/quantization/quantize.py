@@ -49,8 +49,8 @@ def absmax_quantize(
 
     `granularity`: "tensor", "row", "column" or "group" (with `group_size`). `clip`: values beyond
     it are cut off, so that the others get smaller steps. A block of zeros gets zeros.
-    Raises TypeError for values that are no floating-point numbers, ValueError for empty values, NaN
-    or infinity, and for bits, granularity, group size or clip that cannot be.
+    Raises TypeError for values that are not floating-point, ValueError for empty values, NaN
+    or infinity, and for impossible bits, granularity, group size or clip.
     """
     _check_bits(bits)
     _check_clip(clip)
@@ -132,7 +132,7 @@ def _check_clip(clip: float | None) -> None:
 
 def _check_values(values: Tensor, granularity: str, group_size: int | None) -> None:
     wanted_type = isinstance(values, Tensor) and values.is_floating_point()
-    if not wanted_type or values.dtype.itemsize < 2:  # FP8 is no input, either
+    if not wanted_type or values.dtype.itemsize < 2:  # FP8 is not accepted, either
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(
             f"values are {kind}; only a floating-point tensor of 16 bits or more can be quantized"

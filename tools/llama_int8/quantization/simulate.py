@@ -105,7 +105,7 @@ def simulated(
 
     `absmax`: of each layer's input channels, (C,), for smoothing. Outliers are treated as in
     bitsandbytes: their columns stay as they are and meet the rounded weights, unless the scheme says
-    otherwise. The weights are put back at the end of the block, after an error, too. Raises
+    otherwise. The weights are put back at the end of the block, even after an error. Raises
     ValueError for smoothing without absmax.
     """
     if scheme.smoothing is not None and absmax is None:

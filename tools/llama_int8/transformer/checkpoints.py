@@ -238,7 +238,7 @@ def _hugging_face_name(name: str, folder: Path) -> str:
     part = part.removesuffix(".weight")
     if layers != "layers" or not number.isdigit() or part not in META_BLOCK:
         raise ModelFilesError(
-            f"the checkpoint in {folder} holds {name!r}, which LLaMA has not; is it another model's?"
+            f"the checkpoint in {folder} holds {name!r}, which no LLaMA has; is it another model's?"
         )
     return f"model.layers.{number}.{META_BLOCK[part]}.weight"
 

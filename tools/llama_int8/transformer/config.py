@@ -60,12 +60,12 @@ class LlamaConfig:
             raise ValueError(
                 f"hidden_act is {config['hidden_act']!r}; LLaMA's feed-forward has 'silu'"
             )
-        # Of both, transformers takes the older name.
+        # If both are there, transformers takes the older name.
         rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
         turned = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
         if turned not in (None, 1):
             raise ValueError(
-                f"partial_rotary_factor is {turned}; LLaMA turns all dimensions of a head, which is 1"
+                f"partial_rotary_factor is {turned}; LLaMA turns whole heads, so it must be 1"
             )
         theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
         old_name = rope.pop("type", "default")
@@ -131,7 +131,7 @@ class LlamaConfig:
         for name in ROPE_SETTINGS[kind]:
             if not _is_positive(scaling.get(name)):
                 raise ValueError(
-                    f"{name} of rope_type {kind!r} is {scaling.get(name)}; a positive number is needed"
+                    f"{name} of rope_type {kind!r} is {scaling.get(name)}; it must be positive"
                 )
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise ValueError(
@@ -160,7 +160,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The shapes in a folder's `config.json`. Raises ModelFilesError where they cannot be had.
+    """The shapes in a folder's `config.json`. Raises ModelFilesError where they cannot be read.
 
     A folder that is quantized already, in another format than the course's own, is refused. Where
     the config lets the output layer share the embedding's table and the files hold two different
@@ -170,7 +170,7 @@ def read_config(folder: Path) -> LlamaConfig:
     check_model_folder(folder)
     if not path.exists():
         raise ModelFilesError(
-            f"{folder} has no config.json, so it is no model folder in Hugging Face's format"
+            f"{folder} has no config.json, so it is not a model folder in Hugging Face's format"
         )
     content = read_json_object(path)
     check_not_quantized(folder, content)

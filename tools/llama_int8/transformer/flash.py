@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 
 @dataclass
 class Traffic:
-    """Counts what an attention has moved and computed so far, where it happens.
+    """Counts what attention has moved and computed so far, at the place where it happens.
 
     `loads`, `stores`: elements that came from slow memory and went there. `rescales`, `divisions`:
-    elements multiplied by a factor or divided by a sum outside the matrix products. All these are
-    of all heads; `visited` and `skipped` count tiles, and a tile is one for all heads.
+    elements multiplied by a factor or divided by a sum outside the matrix products. These count
+    all heads; `visited` and `skipped` count tiles, and a tile counts once for all heads.
     """
 
     loads: int = 0
@@ -42,12 +42,12 @@ class Traffic:
         return self.loads + self.stores
 
     def load(self, block: Tensor) -> Tensor:
-        """The block, which now is in fast memory."""
+        """The block, which is now in fast memory."""
         self.loads += block.numel()
         return block
 
     def store(self, block: Tensor) -> Tensor:
-        """The block, which now is in slow memory."""
+        """The block, which is now in slow memory."""
         self.stores += block.numel()
         return block
 
@@ -234,7 +234,7 @@ def flash_attention_2(
     sum of exp(scores), (B, H, T), at least in FP32; neither carries a gradient: `flash_attention`
     does. `traffic` counts on; `watch` is called after each tile.
     Raises ValueError for shapes or block sizes that do not fit, and for more queries than keys
-    under a causal mask; TypeError for dtypes that differ or are no floating-point ones.
+    under a causal mask; TypeError for dtypes that differ or are not floating-point.
     """
     _check_inputs(q, k, v, causal, block_q, block_k)
     traffic = Traffic() if traffic is None else traffic
@@ -305,7 +305,7 @@ def flash_backward(
 
 
 class FlashAttention(torch.autograd.Function):
-    """Version 2, whose backward pass keeps the output and one number a query, and no weights."""
+    """Version 2, whose backward pass keeps the output and one number per query, but no weights."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:

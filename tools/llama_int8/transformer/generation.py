@@ -156,7 +156,7 @@ def next_logits(model: Any, tokens: Tensor, cache: KVCache | None = None) -> Ten
     """Logits of the token after `tokens` (B, T), (B, V).
 
     With a cache, which must hold a beginning of `tokens`, only the tokens after it are computed.
-    Raises ValueError where the cache leaves none, or the logits are no distribution.
+    Raises ValueError where the cache leaves none, or the logits give no distribution.
     """
     _check_cache(tokens, cache)
     if cache is None:
@@ -281,7 +281,7 @@ def _check_cache(tokens: Tensor, cache: KVCache | None) -> None:
     if cache is not None and cache.length >= tokens.shape[1]:
         raise ValueError(
             f"the cache holds {cache.length} tokens and the text has {tokens.shape[1]}: nothing is "
-            "left to compute. Is it the cache of another text?"
+            "left to compute. Does the cache belong to another text?"
         )
 
 

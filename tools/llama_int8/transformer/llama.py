@@ -239,7 +239,7 @@ def _check_tokens(config: LlamaConfig, tokens: Tensor, past: int) -> None:
             f"{past + tokens.shape[1]} tokens exceed the context of "
             f"{config.max_position_embeddings}; shorten the text"
         )
-    if tokens.device.type == "cpu":  # on a GPU to look would be to wait
+    if tokens.device.type == "cpu":  # on a GPU, looking would mean waiting
         wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
         if wrong.numel():
             raise ValueError(

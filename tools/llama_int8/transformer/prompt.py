@@ -46,7 +46,7 @@ def check_tokens(model: Any, tokens: Tensor, dimensions: int) -> None:
     length = model.position + (tokens.shape[1] if dimensions == 2 else 1)
     if length > model.context:
         raise ValueError(f"{length} tokens exceed the cache of {model.context}; call reserve")
-    if tokens.device.type != "cpu":  # on a GPU to look would be to wait
+    if tokens.device.type != "cpu":  # on a GPU, looking would mean waiting
         return
     wrong = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]
     if wrong.numel():

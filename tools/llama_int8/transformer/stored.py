@@ -1,7 +1,7 @@
 """The content of a model's folder, from its config and the headers of its files, before it is read.
 
 The course quantizes by itself, so it starts from floating-point weights. A folder that is
-quantized already would be measured as something that it is not.
+already quantized would be measured as something that it is not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ FLOATING = [one.safetensors for one in FORMATS.values()]
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Computed from the config, yet stored in some files.
 COMPUTED = ("rope.freqs", "rotary_emb.inv_freq")
-WAY_OUT = "take the 16-bit model that it was made from"
+WAY_OUT = "use the 16-bit model that it was made from"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     home: dict[str, str] = {}
     for name in weight_files(folder):
         with safe_open(folder / name, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no dictionary
+            for key in file.keys():  # noqa: SIM118 - it is not a dictionary
                 if home.setdefault(key, name) != name:
                     raise ModelFilesError(
                         f"{key} stands in {home[key]} and in {name} of {folder}: one of them is left "
@@ -123,7 +123,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def check_floating(folder: Path, dtypes: Mapping[str, str]) -> None:
-    """Raise ModelFilesError for codes, which mean nothing without what made them, and their scales.
+    """Raise ModelFilesError for codes, which mean nothing without their quantizer, and for scales.
 
     `dtypes`: safetensors' name of the dtype of each tensor. Floating point of 16 bits or more passes.
     """

@@ -41,7 +41,7 @@ int8_bytes.mistake("a scale has 32 bits, and 32 bits are four bytes", lambda r, 
     cases=[(100, 0), (100, 100), (3, 1), (0, 7)],
     hints=[
         "In 16 bit every number takes two bytes; in int8 the linear ones take one.",
-        "Saved are `linear` bytes, of 2 * (linear + other).",
+        "`linear` bytes are saved, of 2 * (linear + other).",
     ],
 )
 def saved_share(linear: int, other: int) -> float:

@@ -50,7 +50,7 @@ def _finding(
     quality: Mapping[str, tuple[float, float, float]],
     decode: Mapping[str, Spread],
 ) -> str:
-    """What the triangle shows of int8; no ratio of speeds, and no change, that may be chance."""
+    """What the triangle shows of int8, without ratios of speeds and changes that may be chance."""
     first, half, int8 = megabytes
     change, low, high = quality[int8]
     clear = low > 0 or high < 0

@@ -107,7 +107,7 @@ def bank_rows(last_word: Callable[[str], Tensor]) -> tuple[list[list[str]], floa
 
 
 def size_of_derivatives(p: Tensor) -> Tensor:
-    """Size of the derivatives of rows of weights p with respect to what the softmax was taken of.
+    """Size of the derivatives of rows of weights p with respect to the softmax's input.
 
     The root of the sum of the squares of all entries of diag(p) - p pᵀ.
     """

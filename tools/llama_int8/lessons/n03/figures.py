@@ -250,7 +250,7 @@ def phases(passes: Mapping[int, Spread], weights: float, bandwidth: float) -> Fi
 
 
 def cache_sizes(configs: Mapping[str, LlamaConfig], tokens: int) -> Figure:
-    """GiB of cache for one text of `tokens` in 16 bit, beside what one key head a query head takes.
+    """GiB of cache for one text of `tokens` in 16 bit, beside that of one key head per query head.
 
     Models that read less are left out; the others stand in the order of their cache.
     """

@@ -267,7 +267,7 @@ class Fact:
 
 
 def draw_facts(distances: Sequence[int], draw: random.Random) -> tuple[list[Fact], str]:
-    """Two facts for each distance, and a person of whom none is told.
+    """Two facts for each distance, and a person about whom none is told.
 
     No two codes begin with the same digit. Raises ValueError for more than four distances.
     """
@@ -721,7 +721,7 @@ def compare_batches(
     by_itself: Sequence[Tensor],
     tokenizer: PreTrainedTokenizerBase,
 ) -> int:
-    """Show how many prompts get the same text in a batch as alone; how many ways all of them do.
+    """Show how many prompts get the same text in a batch as alone; count the ways where all do.
 
     `batched`: texts (B, T) by how the prompts were batched; `by_itself`: the new tokens of each.
     """
@@ -878,7 +878,7 @@ def what_company_takes(
     strange: Mapping[int, Sequence[float]],
     only_code: tuple[Sequence[float], Sequence[float]],
 ) -> str:
-    """How much less likely the right digit is among other codes, and how much of that is no recall.
+    """How much less likely the right digit is among other codes; how much of that is not recall.
 
     The arguments are those of `record_recall`; the largest distance is the only code's, too.
     """

@@ -202,7 +202,7 @@ class MetasFiles:
 def metas_files(model: nn.Module) -> MetasFiles:
     """Write a model in Meta's layout, in up to three files, print their names and read them.
 
-    For a model that the format has no words for this prints why, and gives nothing to read.
+    For a model that the format cannot hold, this prints why and gives nothing to read.
     """
     config, tensors = model.config, dict(model.state_dict())
     cut = config.num_key_value_heads, config.intermediate_size

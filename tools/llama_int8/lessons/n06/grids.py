@@ -26,7 +26,7 @@ def turn(W: Tensor, angles: Tensor) -> Tensor:
 def turned(W: Tensor, rule: Callable[[Tensor], Tensor], seed: int) -> Tensor:
     """Turn by random angles, round by `rule`, turn back: (M, K) -> (M, K).
 
-    The turned weights are the same layer, but for a rotation of its output that turning back
+    The turned weights are the same layer, except for a rotation of its output that turning back
     undoes. They lie on no grid on which W may have lain, and a rotation changes no error's size.
     """
     draw = torch.Generator().manual_seed(seed)

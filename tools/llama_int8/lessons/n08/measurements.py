@@ -313,7 +313,7 @@ def item_rows(
 def bound_without_flips(n: int) -> float:
     """The share of lost items beyond which no flip in `n` would be seen in fewer than 1 of 20 samples.
 
-    One-sided, 95 %: (1 - share)**n is the chance to see none.
+    One-sided, 95 %: (1 - share)**n is the chance of seeing none.
     """
     return 1 - 0.05 ** (1 / n)
 
@@ -336,7 +336,7 @@ def what_flips_say(name: str, found: Flips) -> str:
 
 
 def without_known_score(models_: Sequence[str]) -> str:
-    """Which of these models no source that we can name has scored on PIQA; "" if all have one."""
+    """Which of these models have no PIQA score by a source that we can name; "" if all have one."""
     known = published("piqa-elsewhere")["rows"]
     missing = [name for name in models_ if name not in known]
     if not missing:
@@ -633,7 +633,7 @@ def parts_of_decomposition(
 
 
 def _undecided_part(part: Part) -> str:
-    """Why a part of the extra time is no result; "" where it is one."""
+    """Why a part of the extra time is not a result; "" where it is one."""
     if part.rounds < compare.LEAST_ROUNDS:
         return f"{part.rounds} rounds are too few"
     even = part.rounds - len(part.by_round)

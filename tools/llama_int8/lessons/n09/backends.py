@@ -112,7 +112,7 @@ def over_length(
     device: str,
     rounds: int,
 ) -> dict[int, dict[str, dict[str, Any]]]:
-    """{length: {run: {"seconds": one a round, "peak": bytes beyond q, k and v}}}; runs take turns.
+    """{length: {run: {"seconds": one per round, "peak": bytes beyond q, k, v}}}; runs take turns.
 
     Of a short length several calls are timed as one, so that a single hiccup weighs less.
     """
@@ -149,7 +149,7 @@ def by_backend(name: str, causal: bool = True) -> Callable[[Tensor, Tensor, Tens
 def prefill_over_length(
     model: torch.nn.Module, lengths: Sequence[int], backends: Sequence[str], rounds: int
 ) -> dict[int, dict[str, list[float]]]:
-    """{length: {backend: seconds in which our `Llama` reads a prompt, one a round}}."""
+    """{length: {backend: seconds in which our `Llama` reads a prompt, one per round}}."""
     device = next(model.parameters()).device
     found = {}
     for length in lengths:

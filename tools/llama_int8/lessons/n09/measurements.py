@@ -189,7 +189,7 @@ def sentence_on_steps(found: Mapping, config: LlamaConfig, device: str) -> str:
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """{way: seconds, one a round} without and with a mask; page faults of one call without one."""
+    """{way: seconds, one per round} without and with a mask; page faults of a call without one."""
 
     no_mask: Mapping[str, np.ndarray]
     causal: Mapping[str, np.ndarray]
@@ -453,7 +453,7 @@ def _listed(names: Sequence[str]) -> str:
 def by_block(
     results: Results, settings: Any, config: LlamaConfig, attention: Attention
 ) -> dict[int, list[float]]:
-    """{block: seconds, one a round} of the learner's loop at the second longest length."""
+    """{block: seconds, one per round} of the learner's loop at the second longest length."""
     length = sorted(settings.lengths)[-2:][0]
     q, k, v = heads(config, length, fast_dtype(settings.device), settings.device)
     sizes = [2**n for n in range(5, 12) if 2**n <= length]

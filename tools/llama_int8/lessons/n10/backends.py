@@ -95,7 +95,7 @@ class HuggingFaceRunner:
     """Any of Hugging Face's models, with its own cache."""
 
     def __init__(self, model: torch.nn.Module, threshold_of: str | None = None) -> None:
-        """`threshold_of`: "int8" or NO_DECOMPOSITION, which share one model and are set anew."""
+        """`threshold_of`: "int8" or NO_DECOMPOSITION, which share one model and are set again."""
         self.model, self.threshold_of = model, threshold_of
 
     def prefill(self, tokens: torch.Tensor) -> Any:
@@ -462,7 +462,7 @@ def race(
     patience: float = float("inf"),
     least: float = LEAST,
 ) -> dict[str, dict[str, list[float]]]:
-    """{case: {path: seconds of the prompt or of a step, one a round}}; paths take turns.
+    """{case: {path: seconds of the prompt or of a step, one per round}}; paths take turns.
 
     One timing is `steps` steps or one prompt, repeated for about `least` seconds. A path whose
     warm-up took more than `patience` seconds is left out of that case, except the baseline.
@@ -520,7 +520,7 @@ def thread_counts() -> list[int]:
 
 
 def tokens_per_second(case: Case, seconds: Sequence[float]) -> np.ndarray:
-    """Of the whole batch: tokens of the prompt, or one a sequence and step."""
+    """Of the whole batch: tokens of the prompt, or one per sequence and step."""
     tokens = case.batch * (case.tokens if case.phase == "prefill" else 1)
     return tokens / np.asarray(seconds)
 
@@ -622,7 +622,7 @@ def _filled_cache(model: torch.nn.Module, batch: int, context: int) -> Any:
 def race_layers(
     shapes: Mapping[str, tuple[int, int]], tokens: int, rounds: int, held: int = 2**27
 ) -> dict[str, dict[str, list[float]]]:
-    """{layer: {kind of layer: seconds of one product with `tokens` rows, one a round}}.
+    """{layer: {kind of layer: seconds of one product with `tokens` rows, one per round}}.
 
     `shapes`: (outputs, inputs). Weights are random. Each kind takes turns with so many copies of a
     layer that their int8 codes fill `held` bytes: from a cache it would seem faster than memory is.

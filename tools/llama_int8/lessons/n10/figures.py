@@ -409,7 +409,7 @@ def machine_roof(
 ) -> Figure:
     """The machine's roofs, and where a workload stands below each; for sliders.
 
-    `throughputs`: {precision: operations/s}; `points`: {label: (precision, operations a byte)}.
+    `throughputs`: {precision: operations/s}; `points`: {label: (precision, operations per byte)}.
     """
     drawn, axes = figure(figsize=(8.5, 4))
     x = np.geomspace(0.5, 4096, 200)

@@ -97,7 +97,7 @@ class Mean:
 
 
 def mean_over_rounds(values: np.ndarray) -> Mean:
-    """Geometric mean, least and largest of values above zero, one a round."""
+    """Geometric mean, least and largest of values above zero, one per round."""
     values = np.asarray(values, np.float64)
     low, high = float(values.min()), float(values.max())
     mean = float(np.exp(np.log(values).mean()))
@@ -885,7 +885,7 @@ def _mean(one: Mean) -> float:
 
 
 def sentence_on_steps(steps: Steps) -> str:
-    """Every step's factor, and what packing alone does to the compiler's loop."""
+    """Every step's factor, and what packing by itself does to the compiler's loop."""
     rates = list(steps.rates.values())
     parts = [f"{name} {ratio_of(one)}" for name, one in _step_factors(steps).items()]
     one, many = (

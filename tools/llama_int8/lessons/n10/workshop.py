@@ -80,7 +80,7 @@ def loop(body: str, codes: Tensor, weights: Tensor) -> Tensor:
     """Integer products by the learner's loops, (T, K) and (M, K) -> int32 (T, M).
 
     In C++ they are `x_codes` and `w_codes`, and the sums are `y`. `weights`: int8 (M, K), or packed,
-    uint8 (M / 32, K / 4, 32, 4). One number after another, but within `compilers_vectors`.
+    uint8 (M / 32, K / 4, 32, 4). One number after another, except within `compilers_vectors`.
     Gives `...` for a body that still has a line of three dots.
     """
     if _is_blank(body):

@@ -16,8 +16,8 @@ class WeightOnlyLinear(nn.Module):
     """int8 weights with a scale for each row, activations in bf16.
 
     Few tokens go through PyTorch's kernel, which restores weights in its registers; for many the
-    weights are restored once and multiplied in bf16. That is also the way where the number of inputs
-    is no multiple of 16: the kernel would read beyond the end.
+    weights are restored once and multiplied in bf16. The same is done where the number of inputs
+    is not a multiple of 16: the kernel would read beyond the end.
     """
 
     FEW = 16  # tokens

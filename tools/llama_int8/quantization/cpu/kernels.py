@@ -179,7 +179,7 @@ def _choose(wanted: str) -> Choice:
         raise RuntimeError(
             f"{CHOICE} is {wanted!r}, but {reasons[0]}; unset it to let it fall back"
         )
-    nothing = f"there is no version for a processor of the kind {platform.machine()}"
+    nothing = f"there is no version for a {platform.machine()} processor"
     return Choice("PyTorch", None, "; ".join(reasons) or nothing)
 
 
@@ -227,7 +227,7 @@ def _compiler() -> str | None:
 
 @functools.cache
 def compiler_version() -> str:
-    """The first line of what the machine's C++ compiler says of itself, or "none"."""
+    """The first line of the version text of the machine's C++ compiler, or "none"."""
     if (compiler := _compiler()) is None:
         return "none"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -325,7 +325,7 @@ LINE = 64  # bytes of a cache line
 def sum_memory(library: ctypes.CDLL, data: Tensor, streams: int) -> int:
     """The sum of the tensor's 64-bit words, modulo 2^64, read by all threads of PyTorch.
 
-    Reading is all that it does: how fast it is, no step that reads as many bytes can exceed. Raises
+    It only reads, so no step that reads as many bytes can be faster. Raises
     ValueError for memory that is not made of whole cache lines.
     """
     if not data.is_contiguous() or data.data_ptr() % LINE or data.nbytes % LINE:

@@ -4,7 +4,7 @@ import math
 
 GROUP = 32  # inputs that share a scale, of a token and of a row of weights
 ROWS = 32  # rows of weights that the kernel reads together
-FORMAT_VERSION = 2  # of the file; another layout gets another number
+FORMAT_VERSION = 2  # of the file format; another layout gets another number
 
 
 def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:

@@ -158,8 +158,8 @@ class Int8FastLinear(ScaledCodes):
 def fast_linear(name: str, linear: nn.Linear) -> Int8FastLinear:
     """The layer for `linear` in int8-fast, by its name: two planes for the output layer.
 
-    That layer's rounding goes into the probabilities as it is, and in generation it reads one token,
-    so that twice the products cost next to nothing beside the bytes.
+    That layer's rounding goes straight into the probabilities. In generation it reads one token, so
+    twice the products cost next to nothing beside the bytes.
     """
     return Int8FastLinear.from_linear(linear, planes=2 if name.endswith("lm_head") else 1)
 

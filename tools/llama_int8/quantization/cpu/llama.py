@@ -127,7 +127,7 @@ class FastLlama(nn.Module):
     def forward(self, tokens: Tensor, logits_to_keep: int = 1) -> Tensor:
         """Read T tokens of each sequence, (B, T) -> logits (B, T, V) of the last ones, in bf16.
 
-        `logits_to_keep`: how many of them, 0 for all. In PyTorch's operations, but the products.
+        `logits_to_keep`: how many of them, 0 for all. In PyTorch's operations, except the products.
         """
         check_tokens(self, tokens, dimensions=2)
         length, start = tokens.shape[1], self.position

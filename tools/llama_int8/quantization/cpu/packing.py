@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from llama_int8.quantization.cpu.layout import GROUP, ROWS
 
-TINY = 1e-30  # a group below it counts as zeros: 127 / absmax would be infinite soon
+TINY = 1e-30  # a group below it counts as zeros: 127 / absmax would soon be infinite
 _LARGEST = torch.tensor(127.0)  # a tensor: `127 / x` is `x.reciprocal() * 127`, rounded twice
 _SLICE_BYTES = 2**25  # weights that the plain path restores at a time, in FP32
 
@@ -41,7 +41,7 @@ def quantize_weight(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]
         absmax = groups.abs().amax(-1)
         if not absmax.isfinite().all():
             row = first + int((~absmax.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"row {row} of the weights holds NaN or infinity; numbers have codes")
+            raise ValueError(f"row {row} of the weights holds NaN or infinity, which have no codes")
         scale = torch.where(absmax < TINY, 0.0, absmax / 127).bfloat16()
         steps = torch.where(scale > 0, 1 / scale.float(), 0.0)
         rounded = (groups * steps[..., None]).round().clamp(-127, 127).to(torch.int8)

@@ -1,4 +1,4 @@
-"""Triton's interpreter, which runs a kernel on a CPU, beside the NumPy of today."""
+"""Triton's interpreter, which runs a kernel on a CPU, made to work with current NumPy."""
 
 
 def let_numpy_arrays_count():

@@ -81,7 +81,7 @@ class GpuInt8Linear(ScaledCodes):
         """One layer with all their outputs, one after another; they become views of it."""
         first = layers[0]
         if {(layer.group, layer.prefill) for layer in layers} != {(first.group, first.prefill)}:
-            raise ValueError("layers with other groups, or another prefill, cannot be merged")
+            raise ValueError("layers that differ in groups or prefill cannot be merged")
         biases = [layer.bias for layer in layers]
         if any(b is None for b in biases) and any(b is not None for b in biases):
             raise ValueError("layers with and without a bias cannot be merged")

@@ -26,7 +26,7 @@ BUCKET = 128  # tokens: a step reads the cache up to the next multiple, and has 
 
 @cache
 def side_stream(device: torch.device) -> Any:
-    """One for all captures: cuBLAS keeps a workspace for each stream that it has met."""
+    """One stream for all captures: cuBLAS keeps a workspace for each stream that it has seen."""
     return torch.cuda.Stream(device)
 
 
@@ -120,7 +120,7 @@ class GraphLlama(nn.Module):
                 "one sequence"
             )
         room = -(-context // BUCKET) * BUCKET
-        # The old cache goes before the new one comes; where that finds no room, none is left.
+        # The old cache is freed before the new one is made; if that finds no room, there is none.
         self.keys = self.values = None
         self.batch, self.context, self.position = batch, 0, 0
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by how much of the cache they read
@@ -141,7 +141,7 @@ class GraphLlama(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where everything lies."""
+        """The device that holds everything."""
         return self.embedding.device
 
     @torch.inference_mode()
@@ -254,7 +254,7 @@ class GraphLlama(nn.Module):
         return self
 
     def reader_for(self, owner: object) -> Self:
-        """This model for `owner` alone, graphs and all; while another owner lives, one with its own."""
+        """This model and its graphs, for `owner` only; while another owner lives, a second one."""
         reader = self
         if self._owner() is not None:
             reader = copy.copy(self)
