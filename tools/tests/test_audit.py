@@ -14,6 +14,7 @@ from llama_int8.data import load, published
 from llama_int8.evaluation.compare import Point, flips
 from llama_int8.evaluation.tasks import Item, Task, load_task
 from llama_int8.lessons.n08 import exercises, figures, measurements
+from llama_int8.measure.profiler import KINDS
 from llama_int8.measure.statistics import Spread, paired_bootstrap, spread
 from llama_int8.models.cost import kv_cache_bytes, weight_bytes
 
@@ -181,8 +182,28 @@ def test_a_ratio_of_rounds_and_one_of_medians_are_told_apart():
     point = Point(1, 512)
     speeds = {"decode": {p: {point: spread(np.array([s]))} for p, s in (("bf16", 8), ("int8", 4))}}
     said = measurements.two_ratios(speeds, spread(np.array([0.57])), point, "bf16")
-    assert said.startswith("57% is the median") and "125 ms in bf16 and 250 ms in int8" in said
+    assert said.startswith("57% is the median") and "125.0 ms in bf16 and 250.0 ms in int8" in said
     assert said.endswith("would give 50%.")
+
+
+@pytest.mark.parametrize(
+    ("int8_products", "said"),
+    [
+        (4, "products -11; quantizing +9, scaling +2, outlier columns +3; all else -1. The products "
+            "save time, and the work around them costs more"),
+        (0.5, "products -14; quantizing +9, scaling +2, outlier columns +3; all else -1. The products "
+              "save more time than"),
+        (16, "products +1; quantizing +9, scaling +2, outlier columns +3; all else -1. The products "
+             "take longer"),
+    ],
+)  # fmt: skip
+def test_a_step_in_int8_is_taken_apart_into_what_it_saves_and_what_it_adds(int8_products, said):
+    def profile(*milliseconds):
+        return {k: {"seconds": ms / 1e3} for k, ms in zip(KINDS, milliseconds, strict=True)}
+
+    half, int8 = profile(16, 0, 0, 0, 0, 2, 4, 3), profile(1, int8_products, 9, 2, 3, 2, 3, 3)
+    words = measurements.what_int8_adds({"bf16": half, "int8": int8}, "bf16")
+    assert f"From bf16 to int8, in ms: {said}" in words
 
 
 def test_the_rate_of_products_is_bytes_over_their_time():
@@ -322,8 +343,11 @@ def test_what_carries_over_to_a_gpu_stands_before_the_total_of_the_cpu():
 def test_the_cache_that_both_precisions_hold_is_no_part_of_their_ratio():
     config = models.config_of("smollm2-135m")
     cache = kv_cache_bytes(config, 8, 1)
-    sizes = {"bf16": [(Point(1, 8), 1, cache + 100)], "int8": [(Point(1, 8), 1, cache + 250)]}
-    assert measurements.activations_of_int8(sizes, "bf16", config) == 2.5
+    half, int8 = [(Point(1, 8), 1, cache + 100)], [(Point(1, 8), 1, cache + 250)]
+    assert measurements.activations_of_int8({"fp16": half, "int8": int8}, "fp16", config) == 2.5
+    copies = 12 * 8 * config.intermediate_size  # three in FP32, only in bitsandbytes' CPU path
+    int8 = [(Point(1, 8), 1, cache + 250 + copies)]
+    assert measurements.activations_of_int8({"bf16": half, "int8": int8}, "bf16", config) == 2.5
 
 
 def test_no_flip_bounds_the_loss_and_the_test_needs_a_larger_one():
@@ -456,7 +480,10 @@ def test_no_case_is_left_out_of_the_verdict_on_latency_and_chance_is_counted():
     cases = measurements.all_cases({"small": ({}, ratios, None), "wide": ({}, wide, None)})
     assert len(cases) == 8 and "small, decode, 1 x 512" in cases
     measured, verdict, because = measurements.verdict_on_latency(cases, "bf16", "here")
-    assert measured.startswith("Of 8 cases 1 are faster") and "7 slower" in measured
+    assert (
+        "LLM.int8(), one way of quantizing to 8 bits. Of 8 cases 1 are faster" in measured
+        and "7 slower" in measured
+    )
     assert "their median 0.60" in measured and "in about 0.5 of 8" in measured  # 8 x 1/16
     assert verdict == "holds only if" and "wide, decode, 1 x 32" in because
 

@@ -568,9 +568,17 @@ def test_merge_takes_parts_in_any_order_and_one_that_has_seen_nothing():
 @pytest.mark.parametrize(
     ("reused", "said", "lead"),
     [
-        ([3.0, 4.0], "Moving less won here by itself: without a mask your loop is 3.50", "yes"),
-        ([0.5, 0.7], "Moving less did not win here by itself: without a mask", "no"),
-        ([0.9, 1.2], "The rounds do not show that moving less won here by itself", "undecided"),
+        (
+            [3.0, 4.0],
+            "For your loop moving less won here by itself: without a mask it is 3.50",
+            "yes",
+        ),
+        ([0.5, 0.7], "For your loop moving less did not win here by itself: without a mask", "no"),
+        (
+            [0.9, 1.2],
+            "The rounds do not show that for your loop moving less won here by itself",
+            "undecided",
+        ),
     ],
 )
 def test_moving_less_wins_by_itself_only_where_every_round_agrees(reused, said, lead):
@@ -578,6 +586,8 @@ def test_moving_less_wins_by_itself_only_where_every_round_agrees(reused, said, 
     sentence = measurements.sentence_on_loop(found, measurements.share_of_tiles(4096))
     assert sentence.startswith(said) and measurements.answer(found) in sentence
     assert "leaves 52% of the tiles; your loop then needs 50% [50%, 50%] of the time" in sentence
+    assert "take 20% [20%, 20%] of its time" in sentence
+    assert "the factor of tiles would be 5.00 [5.00, 5.00]" in sentence  # 4 / (1 - 0.2)
     assert measurements.keeps_its_lead(found) == lead
 
 
@@ -588,8 +598,7 @@ def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_answer_sorts_them(
     assert lead.ratio.tolist() == [6.0, 6.0]
     answer = measurements.answer(timed_loops([1.0, 1.0]))
     gains = (
-        "masked into a new matrix (1.50), new memory (2.00), tiles (locality) (4.00) "
-        "and skipped tiles (2.00)"
+        "masked into a new matrix (1.50), new memory (2.00), tiles (4.00) and skipped tiles (2.00)"
     )
     assert (
         f"6.00 [6.00, 6.00] times as fast as written out. What makes it faster: {gains}." in answer
@@ -597,7 +606,7 @@ def test_the_factors_of_the_lead_multiply_to_the_lead_and_the_answer_sorts_them(
     assert "What makes it slower: the softmax in separate operations (0.25)." in answer
     assert "Undecided" not in answer
     answer = measurements.answer(timed_loops([1.0, 1.0], one_tile=[0.9, 1.1]))
-    unfused = "the softmax in separate operations (1.01) and tiles (locality) (1.00)"
+    unfused = "the softmax in separate operations (1.01) and tiles (1.00)"
     assert f"Undecided: {unfused}." in answer
 
 
@@ -618,6 +627,7 @@ def timed_loops(reused, one_tile=(4.0, 4.0)):
         measurements.ONE_TILE: [5.0, 5.0],
         measurements.ONE_TILE_REUSED: one_tile,
         measurements.YOURS: [1.0, 1.0],
+        measurements.EMPTY: [0.2, 0.2],
     }
     no_mask = {name: np.array(values) for name, values in seconds.items()}
     causal = {
@@ -680,6 +690,18 @@ def test_a_byte_of_the_cache_costs_as_much_as_one_of_weights_where_the_clock_fol
     measured = {"decode": {"math": {64: slower}, "flash": {64: share}}}
     sentence = measurements.sentence_on_decode(config, measured)
     assert "takes 2.00 times (math) and 1.00 times (flash) the time" in sentence
+
+
+def test_an_operation_of_attention_costs_as_much_where_the_clock_follows_the_count():
+    config = LlamaConfig.from_hugging_face(tiny_config().to_dict())
+    share = backends.predicted_share(config, 64, 0)
+    slower = 3 * share / (1 + 2 * share)  # attention's part of the time tripled
+    measured = {"prefill": {"math": {64: slower}, "flash": {64: share}}}
+    sentence = measurements.sentence_on_prefill(config, measured)
+    assert "takes 3.0 times (math) and 1.0 times (flash) the time" in sentence
+    assert "earlier" not in sentence  # flash goes by the formula
+    measured["prefill"]["flash"][64] = slower
+    assert "earlier than the formula" in measurements.sentence_on_prefill(config, measured)
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 129, 4096])

@@ -435,8 +435,12 @@ def _speeds(
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 3, 5, 7, 10, ... written out, on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    """1, 2, 3, 5, 7, 10, ... written out, on a logarithmic axis; more where it spans little."""
+    low, high = axis.get_view_interval()
+    narrow = high < 8 * low
+    axis.set_major_locator(
+        LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if narrow else (1, 2, 3, 5, 7))
+    )
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_locator(NullLocator())
 

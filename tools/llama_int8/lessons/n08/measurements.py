@@ -112,9 +112,18 @@ def _beside_weights_and_cache(beyond: Peaks, config: LlamaConfig) -> dict[str, i
 
 
 def activations_of_int8(beyond: Peaks, half: str, config: LlamaConfig) -> float:
-    """What int8 needs beside weights and KV cache for the first point, over what 16 bit needs."""
+    """What int8 needs beside weights and KV cache for the first point, over what 16 bit needs.
+
+    Without the FP32 copies that only bitsandbytes' CPU path makes.
+    """
     needed = _beside_weights_and_cache(beyond, config)
-    return needed["int8"] / needed[half]
+    return (needed["int8"] - _copies(beyond, half, config)) / needed[half]
+
+
+def _copies(beyond: Peaks, half: str, config: LlamaConfig) -> int:
+    """Bytes of bitsandbytes' three FP32 copies of the first point's int32 product, on a CPU."""
+    point = beyond["int8"][0][0]
+    return 3 * 4 * point.batch * point.tokens * config.intermediate_size if half == "bf16" else 0
 
 
 def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Verdict:
@@ -384,8 +393,10 @@ def block_rows(results: Results, differences: np.ndarray) -> tuple[list[list[Any
                 across.append(str(size))
     if not rows:
         return rows, "too few windows for blocks"
-    where = f"with units of {', '.join(across)}" if across else "with no unit"
-    return rows, f"The interval contains our margin, {margin:.4f} nats per token, {where}."
+    which = (
+        f"in blocks of {', '.join(across)} it does" if across else "none of these intervals does"
+    )
+    return rows, f"Does an interval contain our margin, {margin:.4f} nats per token? {which}."
 
 
 def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
@@ -397,7 +408,7 @@ def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:
             kl = np.array([w["kl"] for w in compared])
             same = np.mean([w["agreement"] for w in compared])
             ends = f"{kl.min():.4f} to {kl.max():.4f}"  # least and largest window
-            rows.append([p, len(kl), f"{kl.mean():.4f}", ends, f"{same:.1%}"])
+            rows.append([p, len(kl), f"{kl.mean():.5f}", ends, f"{same:.1%}"])
     return rows
 
 
@@ -737,11 +748,37 @@ def operation_lines(
 def two_ratios(speeds: compare.Speeds, ratio: Spread, point: Point, half: str) -> str:
     """The median ratio of the rounds beside the ratio of the two median steps, in words."""
     steps = {p: point.batch / speeds["decode"][p][point].median for p in (half, "int8")}
-    shown = " and ".join(f"{1e3 * seconds:.0f} ms in {p}" for p, seconds in steps.items())
+    shown = " and ".join(f"{1e3 * seconds:.1f} ms in {p}" for p, seconds in steps.items())
     return (
         f"{ratio.median:.0%} is the median of the ratios within rounds, which we use. The median steps, "
         f"{shown}, would give {steps[half] / steps['int8']:.0%}."
     )
+
+
+PRODUCTS = ("16-bit products", "int8 products")
+AROUND = {  # what LLM.int8() has beside its products
+    "finding outliers, quantizing": "quantizing",
+    "scaling the product": "scaling",
+    "outlier columns": "outlier columns",
+}
+
+
+def what_int8_adds(profiles: Mapping[str, Mapping[str, Mapping[str, Any]]], half: str) -> str:
+    """Where LLM.int8()'s step differs from 16 bit's, in milliseconds of the profile's medians."""
+    more = {
+        kind: 1e3 * (entry["seconds"] - profiles[half][kind]["seconds"])
+        for kind, entry in profiles["int8"].items()
+    }
+    products, around = (sum(more[kind] for kind in kinds) for kinds in (PRODUCTS, AROUND))
+    each = ", ".join(f"{name} {more[kind]:+.0f}" for kind, name in AROUND.items())
+    rest = sum(more.values()) - products - around
+    if products >= 0:
+        said = "The products take longer, and so does what stands around them"
+    elif around > -products:
+        said = "The products save time, and the work around them costs more than that"
+    else:
+        said = "The products save more time than the work around them costs"
+    return f"From {half} to int8, in ms: products {products:+.0f}; {each}; all else {rest:+.0f}. {said}."
 
 
 def rate_of_products(
@@ -776,7 +813,7 @@ def step_rows(
         rows.append([p, f"{read / 1e6:.0f} MB", *times, f"{shares[p]:.0%}"])
     said = f"Reading is {shares[half]:.0%} of a step in {half} and {shares['int8']:.0%} in int8"
     if max(shares.values()) < 0.5:
-        said = f"{said}: bandwidth limits neither, so in eager PyTorch fewer bytes save little"
+        said = f"{said}: bandwidth limits neither"
     return rows, f"{said}."
 
 

@@ -29,6 +29,7 @@ from llama_int8.transformer.config import LlamaConfig
 
 Attention = Callable[..., Tensor]
 WRITTEN_OUT, YOURS = "written out", "your loop"
+EMPTY = "your loop, tiles of one query and key"  # as many iterations, with next to no work
 REUSED = "written out, memory reused"
 ONE_TILE = "your code, one tile"
 ONE_TILE_REUSED = "your code, one tile, memory reused"
@@ -244,6 +245,10 @@ def loop_apart(
                 runs[case, ONE_TILE] = partial(tiled, q, k, v, longest, last)
                 runs[case, ONE_TILE_REUSED] = partial(one_tile_reusing, q, k, v, *room)
             runs[case, YOURS] = partial(tiled, q, k, v, BLOCK, last)
+        tiles = -(-longest // BLOCK)  # in each direction
+        small = [x[..., :tiles, :1].contiguous() for x in (q, k, v)]
+        seen = torch.full((tiles,), tiles - 1, device=device)
+        runs["no mask", EMPTY] = partial(tiled, *small, 1, seen)
         timed = {key: latency.repeated(run, 1, device) for key, run in runs.items()}
         with torch.inference_mode():
             found = latency.interleaved(timed, settings.rounds)
@@ -264,13 +269,16 @@ def loop_apart(
     found = LoopTimes(no_mask, causal, stage["page faults"])
     for case, one in (("no mask", no_mask), ("causal", causal)):
         for name, seconds in one.items():
-            if name != YOURS:
+            if name not in (YOURS, EMPTY):
                 ratio = seconds / one[YOURS]
                 _record_ratio(results, f"loop_speed.{longest}.{case}.{name}", ratio)
     for factor in [*factors_of_the_lead(found), *controls(found)]:
         _record_ratio(results, f"loop_factor.{longest}.{factor.name}", factor.ratio)
     ratio = no_mask[YOURS] / causal[YOURS]
     _record_ratio(results, f"loop_speed.{longest}.skipping", ratio)
+    share = 100 * no_mask[EMPTY] / no_mask[YOURS]
+    spread = {"low": share.min(), "high": share.max(), "n": share.size}
+    results.record(f"loop_iterations.{longest}", np.median(share), "%", kind="timing", **spread)
     return found
 
 
@@ -315,7 +323,7 @@ def loop_rows(found: LoopTimes) -> list[list]:
                 f"{1e3 * np.median(seconds):,.0f}",
                 "" if masked is None else f"{1e3 * np.median(masked):,.0f}",
                 "unknown" if faults is None else f"{faults:,}",
-                "" if name == YOURS else times(seconds / found.no_mask[YOURS], 2),
+                "" if name in (YOURS, EMPTY) else times(seconds / found.no_mask[YOURS], 2),
             ]
         )
     return rows
@@ -347,7 +355,7 @@ def factors_of_the_lead(found: LoopTimes) -> list[Factor]:
             no_mask[ONE_TILE_REUSED],
         ),
         Factor(
-            "tiles (locality)",
+            "tiles",
             "no mask, memory reused: one tile / your loop",
             no_mask[ONE_TILE_REUSED],
             no_mask[YOURS],
@@ -415,9 +423,9 @@ def answer(found: LoopTimes) -> str:
     """
     fair = found.no_mask[REUSED] / found.no_mask[YOURS]
     first = {
-        "yes": "Moving less won here by itself",
-        "no": "Moving less did not win here by itself",
-        "undecided": "The rounds do not show that moving less won here by itself",
+        "yes": "For your loop moving less won here by itself",
+        "no": "For your loop moving less did not win here by itself",
+        "undecided": "The rounds do not show that for your loop moving less won here by itself",
     }[keeps_its_lead(found)]
     *factors, lead = factors_of_the_lead(found)
     says = {"gain": [], "cost": [], "undecided": []}
@@ -425,7 +433,7 @@ def answer(found: LoopTimes) -> str:
         text = f"{factor.name} ({np.median(factor.ratio):.2f})"
         says[_decided(factor.ratio, "gain", "cost")].append(text)
     parts = [
-        f"{first}: without a mask your loop is {times(fair, 2)} times as fast as {REUSED}.",
+        f"{first}: without a mask it is {times(fair, 2)} times as fast as {REUSED}.",
         f"Causal, it is {times(lead.ratio, 2)} times as fast as {WRITTEN_OUT}. What "
         f"makes it faster: {_listed(says['gain'])}.",
         f"What makes it slower: {_listed(says['cost'])}." if says["cost"] else "",
@@ -435,11 +443,19 @@ def answer(found: LoopTimes) -> str:
 
 
 def sentence_on_loop(found: LoopTimes, tiles: float) -> str:
-    """`answer`, and what skipping is worth; `tiles`: the share of tiles that the mask leaves."""
+    """`answer`, what skipping is worth and what Python costs.
+
+    `tiles`: the share of tiles that the mask leaves.
+    """
     share = found.causal[YOURS] / found.no_mask[YOURS]
+    python = found.no_mask[EMPTY] / found.no_mask[YOURS]
+    without = found.no_mask[ONE_TILE_REUSED] / (found.no_mask[YOURS] - found.no_mask[EMPTY])
     return (
         f"{answer(found)} The mask leaves {tiles:.0%} of the tiles; your loop then needs "
-        f"{np.median(share):.0%} [{share.min():.0%}, {share.max():.0%}] of the time."
+        f"{np.median(share):.0%} [{share.min():.0%}, {share.max():.0%}] of the time. Its iterations "
+        f"by themselves, on tiles of one query and one key, take {np.median(python):.0%} "
+        f"[{python.min():.0%}, {python.max():.0%}] of its time without a mask; with that taken off, "
+        f"the factor of tiles would be {times(without, 2)}."
     )
 
 
@@ -653,6 +669,25 @@ def predicted_shares(
             n: [backends.predicted_share(c, 1, T) for T in lengths] for n, c in models.items()
         },
     }
+
+
+def sentence_on_prefill(config: LlamaConfig, measured: Mapping) -> str:
+    """What a counted operation of attention costs beside one of the linear layers, in prefill."""
+    costs, size = [], max(next(iter(measured["prefill"].values())))
+    by_count = backends.predicted_share(config, size, 0)
+    for name, found in measured["prefill"].items():
+        cost = found[size] / (1 - found[size]) * (1 - by_count) / by_count
+        costs.append(f"{cost:.1f} times ({name})")
+    said = (
+        f"Reading {size:,} tokens, a counted operation of attention takes {' and '.join(costs)} the "
+        "time of one in the linear layers."
+    )
+    earlier = all(found[size] > by_count for found in measured["prefill"].values())
+    return (
+        f"{said} So attention is half of the work earlier than the formula says."
+        if earlier
+        else said
+    )
 
 
 def decode_beside_the_model(

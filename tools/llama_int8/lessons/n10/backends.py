@@ -50,6 +50,7 @@ FAST = (SWAPPED, OWN, ONE_CALL)
 INT8_CACHE = f"{ONE_CALL}, int8 cache"
 # The controls: our own product and our one call, all but int8.
 BF16_SWAPPED, BF16_CALL = "bf16: swapped", "bf16: one call"
+OUR_BF16 = "our bf16 product"  # of a single layer
 WEIGHTS_CALL = "weights only: one call"  # and this one all but the integer instruction
 ARITHMETIC = ("fp32", "fp16", "bf16", "int8")  # what `latency.matrix_throughput` can measure
 AGAIN = "bf16 again"  # the baseline a second time: its ratio to itself is the noise of a race
@@ -333,6 +334,7 @@ BACKENDS = {
             arithmetic="fp32",
             load=lambda loaded: HuggingFaceRunner(loaded.swapped_in_bf16()),
             look=Look("#5B8DB8", "//", "p"),
+            layer=Layer(OUR_BF16, KernelBf16Linear.from_linear),
         ),
         Backend(
             BF16_CALL,

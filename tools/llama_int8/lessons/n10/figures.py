@@ -68,11 +68,12 @@ def layers(
     for panel, (tokens, by_layer) in zip(np.atleast_1d(axes), ratios.items(), strict=True):
         kinds = [kind for kind in next(iter(by_layer.values())) if kind != "bf16"]
         for number, kind in enumerate(kinds):
-            at = np.arange(len(by_layer)) + (number - (len(kinds) - 1) / 2) * 0.16
+            width = 0.85 / len(kinds)
+            at = np.arange(len(by_layer)) + (number - (len(kinds) - 1) / 2) * width
             values = [by_layer[layer][kind] for layer in by_layer]
             middle, ends = _means(values)
             bar = look(kind)
-            panel.barh(at, middle, 0.15, xerr=ends, color=bar.colour, hatch=bar.hatch,
+            panel.barh(at, middle, 0.95 * width, xerr=ends, color=bar.colour, hatch=bar.hatch,
                        edgecolor="white", label=kind,
                        error_kw={"capsize": 2, "ecolor": "#333333"})  # fmt: skip
             for layer, place, value in zip(by_layer, at, middle + ends[1], strict=True):
