@@ -165,6 +165,7 @@ def status(row: dict) -> tuple[str, str]:
     return row["status"], row["points"]
 
 
+@pytest.mark.slow
 def test_right_answers_earn_full_points(a_class):
     rows, _, _ = a_class
     own = [row for (learner, _), row in rows.items() if learner == "anna"]
@@ -223,6 +224,7 @@ def test_the_learners_files_stay_as_they_are(a_class):
 # --- cells that end their kernel ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loop_without_end_costs_its_own_exercise_alone(tmp_path):
     write(
         tmp_path / "in" / "eve.ipynb",
@@ -239,6 +241,7 @@ def test_a_loop_without_end_costs_its_own_exercise_alone(tmp_path):
     assert rows["eve", TILES]["status"] == "wrong"
 
 
+@pytest.mark.slow
 def test_memory_without_end_costs_its_own_exercise_alone(tmp_path):
     grows = "kept = []\n    while True: kept.append(bytearray(b'x') * 10_000_000)"
     write(tmp_path / "in" / "finn.ipynb", right(MOVED), checked(MERGE, grows), right(SEES))
@@ -249,6 +252,7 @@ def test_memory_without_end_costs_its_own_exercise_alone(tmp_path):
     assert status(rows["finn", SEES]) == ("correct", "1")
 
 
+@pytest.mark.slow
 def test_memory_that_a_quick_cell_keeps_does_not_cost_the_next_exercise(tmp_path):
     keeps = "kept = bytearray(b'x') * 1_100_000_000"
     slow = f"import time\ntime.sleep(1)\n{right(SEES)}"
@@ -258,6 +262,7 @@ def test_memory_that_a_quick_cell_keeps_does_not_cost_the_next_exercise(tmp_path
     assert "kept = bytearray" in rows["fay", SEES]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_what_a_cell_started_ends_with_its_kernel(tmp_path):
     code = "import os, subprocess\nsubprocess.Popen(['sleep', '4321.5'])\nos._exit(1)"
@@ -268,6 +273,7 @@ def test_what_a_cell_started_ends_with_its_kernel(tmp_path):
     assert ["sleep", "4321.5"] not in running
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_costs_its_own_exercise_alone(tmp_path):
     write(
         tmp_path / "in" / "gus.ipynb",
@@ -285,6 +291,7 @@ def test_a_dead_kernel_costs_its_own_exercise_alone(tmp_path):
         assert rows["gus", name]["status"] == "correct"
 
 
+@pytest.mark.slow
 def test_a_fatal_cell_without_an_exercise_is_left_out_and_said(tmp_path):
     write(
         tmp_path / "in" / "hana.ipynb",
@@ -301,6 +308,7 @@ def test_a_fatal_cell_without_an_exercise_is_left_out_and_said(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_verdict_from_before_its_cell_died_stands(tmp_path):
     write(tmp_path / "in" / "ida.ipynb", right(MOVED) + "import os; os._exit(0)", right(MERGE))
     rows = graded(tmp_path / "in", tmp_path / "points.csv")
@@ -410,6 +418,7 @@ def test_a_renamed_file_is_known_by_its_exercises_first_then_by_its_setup_then_b
     assert which(cells("print()"), "anna") is None
 
 
+@pytest.mark.slow
 def test_two_files_of_one_notebook_count_once_and_two_learners_files_apart(tmp_path):
     folder = tmp_path / "in"
     write(folder / "anna" / "09.ipynb", right(SEES))
@@ -532,6 +541,7 @@ def test_points_that_cannot_be_written_are_told_before_anything_runs(tmp_path):
             grade_notebooks.main(tmp_path / "in", out, 60, 6.0)
 
 
+@pytest.mark.slow
 def test_the_command_grades_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_ACTIVE", str(ROOT))
     assert course.main(["grade", str(tmp_path)]) == 1

@@ -346,6 +346,7 @@ assert not os.environ["COURSE_VERDICTS"].startswith("/nonsense") and os.getcwd()
 """
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_no_ordinary_thing_that_a_notebook_does_reaches_the_teacher_or_the_next(
     teacher, tmp_path, capsys
@@ -380,6 +381,7 @@ for place in places:
     assert "CHANGED" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_prevented_is_told_and_nobody_is_graded_with_it(
     teacher, tmp_path, monkeypatch, capsys
 ):

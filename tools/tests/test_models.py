@@ -885,7 +885,7 @@ def test_a_token_id_that_is_none_is_named(folder, name, value):
 def test_a_layer_of_another_kind_is_not_measured(saved, precision):
     dtype = DTYPES.get(precision, torch.bfloat16)
     for other in {*PRECISIONS, "int8-fast"} - {precision}:
-        with pytest.raises(PrecisionError, match=f"was loaded as .*, and {precision} means"):
+        with pytest.raises(PrecisionError, match=f"was loaded as .*, but {precision} means"):
             check_layers(load_model(saved, other, "cpu"), precision, dtype, 6.0)
     for name in ("model.embed_tokens", "lm_head", "model.norm", "model.layers.1.mlp.up_proj"):
         model = load_model(saved, precision, "cpu")
@@ -902,7 +902,7 @@ def test_a_layer_of_another_kind_is_not_measured(saved, precision):
 
 def test_another_threshold_than_the_one_asked_for_is_seen(saved):
     model = load_model(saved, "int8", "cpu", threshold=0.0)
-    with pytest.raises(PrecisionError, match=r"threshold 0, and int8 means .*threshold 6"):
+    with pytest.raises(PrecisionError, match=r"threshold 0, but int8 means .*threshold 6"):
         check_layers(model, "int8", torch.bfloat16, 6.0)
 
 

@@ -279,6 +279,7 @@ def test_losses_stand_beside_the_right_bytes_and_windows_overlap_by_one_context(
     torch.testing.assert_close(losses[:-3, 3 * CONTEXT :], losses[3:, :CONTEXT])
 
 
+@pytest.mark.slow
 def test_parallel_work_comes_back_by_name_and_equals_work_done_here(threads):
     tasks = {f"seed {seed}": (LLAMA, 3, seed, 1, 2, 16) for seed in range(2)}
     found = in_parallel(training_losses, tasks)
@@ -311,6 +312,7 @@ def test_each_seed_of_each_variant_is_kept_under_its_own_name(monkeypatch):
     assert sorted(names) == ["a-0", "a-0 at 0.5", "a-1", "b-0", "b-1"]
 
 
+@pytest.mark.slow
 def test_measured_models_say_where_they_were_scored(monkeypatch):
     monkeypatch.setattr(small_lm, "train", lambda *_, rate: (made(LLAMA), [9.0] * 18 + [3.0, 2.0]))
     measured = small_lm.train_and_measure(LLAMA, 20, 0)

@@ -25,7 +25,9 @@ def linear_layers(model: nn.Module, skip: Sequence[str] = ("lm_head",)) -> dict[
         if not wanted or (
             wanted != "lm_head" and not any(_is_part(wanted, name) for name in names)
         ):
-            raise ValueError(f"skip names {wanted!r}, which is in no module's name")
+            raise ValueError(
+                f"skip names {wanted!r}, which is not a whole part of any module's name"
+            )
     found = {
         name: module
         for name, module in model.named_modules()
