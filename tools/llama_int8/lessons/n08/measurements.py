@@ -393,10 +393,8 @@ def block_rows(results: Results, differences: np.ndarray) -> tuple[list[list[Any
                 across.append(str(size))
     if not rows:
         return rows, "too few windows for blocks"
-    which = (
-        f"in blocks of {', '.join(across)} it does" if across else "none of these intervals does"
-    )
-    return rows, f"Does an interval contain our margin, {margin:.4f} nats per token? {which}."
+    where = f"in the interval over blocks of {', '.join(across)}" if across else "in none of these"
+    return rows, f"Our margin, {margin:.4f} nats per token, lies {where}."
 
 
 def divergence_rows(scored: Mapping[str, Any], half: str) -> list[list[Any]]:

@@ -91,7 +91,7 @@ def layers(
         panel.set_title(f"{tokens} {word}: int8-fast {min(best):.1f}x to {max(best):.1f}x")
     np.atleast_1d(axes)[0].invert_yaxis()
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, fontsize=8, ncols=5, loc="outside lower center")
+    drawn.legend(handles, labels, fontsize=8, ncols=6, loc="outside lower center")
     return drawn
 
 
