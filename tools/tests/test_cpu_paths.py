@@ -274,6 +274,16 @@ def test_no_path_exceeds_its_ceiling_even_where_pytorchs_product_is_slow(
     raised = backends.with_what_was_reached(rates, seconds, cases, config)
     assert raised == {"fp32": pytest.approx(work / 0.1), "bf16": 1e15}
     assert race.shares[cases[0]][backends.BF16_CALL] == pytest.approx(0.1 / 0.25)  # of its median
+    assert not any(name.startswith("lead.") for name in results.measurements)  # no int8 in one call
+    for each in seconds.values():
+        each |= {ONE_CALL: [0.05, 0.1], "llama.cpp-Q8_0": [0.2, 0.3], "fp16": [1.0, 1.0]}
+    rates |= {"fp16": 1.0, "int8": 1.0}
+    backends.record_race(results, seconds, cases, config, {1: (1e15, rates)})
+    leads = {name for name in results.measurements if name.startswith(f"lead.{cases[0].key}.")}
+    paths = (backends.BF16_CALL, backends.WEIGHTS_CALL, "llama.cpp-Q8_0")
+    assert leads == {f"lead.{cases[0].key}.{path}" for path in paths}
+    lead = results.measurements[f"lead.{cases[0].key}.{backends.BF16_CALL}"]
+    assert [lead[key] for key in ("value", "low", "high", "n")] == pytest.approx([3, 2, 4, 2])
     assert all(0 < share <= 1 for shares in race.shares.values() for share in shares.values())
 
 

@@ -723,10 +723,12 @@ def record_race(
     config: LlamaConfig,
     roof: Mapping[int, tuple[float, Mapping[str, float]]],
 ) -> Race:
-    """Record speeds and ratios of a race. `roof`: {threads: (bytes/s, {precision: operations/s})}.
+    """Record speeds and ratios of a race: medians, with the least and largest of the rounds.
 
-    Where `readers` took part, their time stands for the bandwidth. A precision's rate is raised to
-    what a path has reached in it: PyTorch's product is no peak, and not even the fastest here.
+    `roof`: {threads: (bytes/s, {precision: operations/s})}. A `lead` is how many times as fast int8
+    in one call is as a control or llama.cpp. Where `readers` took part, their time stands for the
+    bandwidth. A precision's rate is raised to what a path has reached in it: PyTorch's product is no
+    peak, and not even the fastest here.
     """
     found = Race({}, {}, {})
     rates_of = {
@@ -751,8 +753,13 @@ def record_race(
                 found.shares.setdefault(case, {})[path] = limit / float(np.median(times))
             for name, unit, value in ((f"{case.key}.{path}", "tokens/s", speed),
                                       (f"ratio.{case.key}.{path}", "x", ratio)):  # fmt: skip
-                ends = {"low": value.low, "high": value.high, "n": times.size}
+                ends = {"low": value.least, "high": value.largest, "n": times.size}
                 results.record(name, value.median, unit, **ends)
+            opponent = path in (BF16_CALL, WEIGHTS_CALL) or path.startswith("llama.cpp")
+            if opponent and ONE_CALL in taken:
+                lead = spread(times / taken[ONE_CALL])
+                ends = {"low": lead.least, "high": lead.largest, "n": times.size}
+                results.record(f"lead.{case.key}.{path}", lead.median, "x", **ends)
     return found
 
 
