@@ -29,7 +29,7 @@ MARK = ".course-site"  # in the folder: the names of what `site` has put there
 PACKAGE = TOOLS / "llama_int8"
 HOME = "index.md"
 # Sections of README that are about the repository, not about the course.
-LEFT_OUT = ("Run everything", "Where the rest is")
+LEFT_OUT = ("On your own machine", "Where the rest is")
 # What the sidebar calls a page whose own heading would say too little there.
 SHORT = {
     "REPORT.md": "Report",

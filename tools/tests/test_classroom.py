@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import struct
 import sys
 from fractions import Fraction
@@ -17,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ipywidgets.widgets.widget import _instances as widgets_by_id
@@ -713,3 +715,12 @@ def test_an_unknown_claim_or_verdict_is_refused_and_nothing_recorded(results, di
     ):
         claims_module.put_on_trial(results, "int8-halves-memory", "1", "true", "because")
     assert not results.path.exists() and not displayed
+
+
+def test_the_readmes_exercise_gets_the_verdict_that_stands_below_it(capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    answer, said = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL).groups()
+    place = {}
+    exec(answer, place)
+    check("06.absmax", place["absmax"])
+    assert capsys.readouterr().out == said

@@ -129,8 +129,8 @@ def test_pip_installs_them_where_the_environment_is_the_courses_own(monkeypatch)
         ("notebooks/TEACHING.md", "../README.md#the-lessons", "../index.md#the-lessons"),
         (
             "notebooks/TEACHING.md",
-            "../README.md#run-everything",
-            f"https://github.com/{ADDRESS}/blob/main/README.md#run-everything",
+            "../README.md#on-your-own-machine",
+            f"https://github.com/{ADDRESS}/blob/main/README.md#on-your-own-machine",
         ),
         ("REPORT.md", "#Quality:-differences-in-pairs", "#quality-differences-in-pairs"),
         ("REPORT.md", "https://arxiv.org/abs/1706.03762", "https://arxiv.org/abs/1706.03762"),

@@ -1,4 +1,4 @@
 """Lesson 08: FP16 against int8."""
 
 TOPIC = "memory, quality with intervals, speed in turns, PIQA"
-QUESTION = "What do memory, speed and quality say, measured so that it convinces?"
+QUESTION = "Is int8 smaller, faster and as good, and how would you prove it?"

@@ -1,4 +1,4 @@
 """Lesson 09: FlashAttention."""
 
 TOPIC = "online softmax, tiles, traffic, backends"
-QUESTION = "What about the memory that attention moves?"
+QUESTION = "Must attention write all its scores to memory?"
