@@ -194,6 +194,8 @@ class Report:
             "claims_table": self.claims_table,
             "verdicts": self.verdicts,
             "claims_count": lambda: len(claims()),
+            "cited_claims": lambda: sum(not often_heard(entry) for entry in claims().values()),
+            "student_claims": student_claims,
             "published": self.published_table,
             "study_hours": study_hours,
             "gpu_beside_published": self.gpu_beside_published,
@@ -707,6 +709,15 @@ def llama_sizes() -> str:
     ]
     header = ["", "width", "layers", "heads", "parameters", "tokens", "peak rate", "A100 hours"]
     return markdown_table(header, rows)
+
+
+STUDENT_PROJECTS = ("maelysrpn/", "theodruilhe/")  # on GitHub, audited in lesson 08
+
+
+def student_claims() -> int:
+    """How many claims stand in the two student projects."""
+    sources = [entry["source"] for entry in claims().values()]
+    return sum(any(project in source for project in STUDENT_PROJECTS) for source in sources)
 
 
 def cache_mb(tokens: int, model: str = DEFAULT_MODEL) -> float:
