@@ -118,7 +118,8 @@ def bars(
             textcoords="offset points",
             va="center",
         )
-    axes.set_xlim(left, float(top.max()) + 0.22 * (float(top.max()) - left))
+    width = float(top.max()) - left
+    axes.set_xlim(left - (0.06 * width if left < 0 else 0), float(top.max()) + 0.22 * width)
     axes.set_xlabel(label)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
