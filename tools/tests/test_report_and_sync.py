@@ -153,14 +153,14 @@ class TestTheCommittedReport:
         (root / "results/reference.txt").write_text(reference or lines)
         text, missing = self.rendered(root)
         assert not missing
-        assert f"Measured: lessons 00 to {names[-1][:2]} by `elsewhere`; " in text
+        assert f"Measured lessons 00 to {names[-1][:2]} by `elsewhere`; " in text
         assert re.search(rf"`piqa`[^;]* by `{self.machine(root, 'piqa*')}`", text)
 
     def test_after_one_notebook_on_another_machine(self, root):
         rename(root / "results", self.machine(root, "00*"), "elsewhere", keep="00*.json")
         set_machine(root / "results", "00_start_here", "elsewhere")
         text, missing = self.rendered(root)
-        assert not missing and "Measured: lesson 00 by `elsewhere`; lessons 01 to " in text
+        assert not missing and "Measured lesson 00 by `elsewhere`; lessons 01 to " in text
 
     def test_with_only_one_notebook_measured(self, root):
         for path in (root / "results").iterdir():
@@ -270,7 +270,7 @@ class TestTheCommittedReport:
             path.write_text(json.dumps(content))
         text, missing = self.rendered(root)
         assert not missing and "tesla-t4, smollm2-135m" in text
-        shown = re.search(r"Measured: [^.]*", text)[0]
+        shown = re.search(r"Measured (?:by|lesson) *[^.]*", text)[0]
         assert f"`{here}`" in shown and "tesla-t4" not in shown
 
 
