@@ -117,13 +117,17 @@ def activations_of_int8(beyond: Peaks, half: str, config: LlamaConfig) -> float:
     Without the FP32 copies that only bitsandbytes' CPU path makes.
     """
     needed = _beside_weights_and_cache(beyond, config)
-    return (needed["int8"] - _copies(beyond, half, config)) / needed[half]
+    return (needed["int8"] - _copies(beyond["int8"][0][0], half, config)) / needed[half]
 
 
-def _copies(beyond: Peaks, half: str, config: LlamaConfig) -> int:
-    """Bytes of bitsandbytes' three FP32 copies of the first point's int32 product, on a CPU."""
-    point = beyond["int8"][0][0]
-    return 3 * 4 * point.batch * point.tokens * config.intermediate_size if half == "bf16" else 0
+def _product(point: Point, config: LlamaConfig) -> int:
+    """Bytes of the int32 product of the widest layer."""
+    return 4 * point.batch * point.tokens * config.intermediate_size
+
+
+def _copies(point: Point, half: str, config: LlamaConfig) -> int:
+    """Bytes of bitsandbytes' three FP32 copies of that product, which it makes on a CPU only."""
+    return 3 * _product(point, config) if half == "bf16" else 0
 
 
 def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Verdict:
@@ -135,13 +139,12 @@ def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Ver
     point = beyond["int8"][0][0]
     needed = {p: size / 1e6 for p, size in _beside_weights_and_cache(beyond, config).items()}
     of_half = {point: measured for point, _, measured in beyond[half]}
-    inner = config.intermediate_size
-    product = {at: 4 * at.batch * at.tokens * inner for at, _, _ in beyond["int8"]}
-    copies = {at: 3 * size if half == "bf16" else 0 for at, size in product.items()}
-    pairs = [(m, copies[at], of_half[at]) for at, _, m in beyond["int8"] if at in of_half]
+    pairs = [
+        (m, _copies(at, half, config), of_half[at]) for at, _, m in beyond["int8"] if at in of_half
+    ]
     less = sum(int8 < other for int8, _, other in pairs)
     less_without = sum(int8 - made < other for int8, made, other in pairs)
-    made = copies[point] / 1e6
+    made = _copies(point, half, config) / 1e6
     bare = needed["int8"] - made
     measured = (
         f"Beside weights and KV cache, a prompt of {point.name} tokens needs {needed[half]:.1f} MB at "
@@ -155,8 +158,8 @@ def verdict_on_activations(beyond: Peaks, half: str, config: LlamaConfig) -> Ver
     measured += f". It needs less at {less_without} of {len(pairs)} points"
     measured += f" without the copies, at {less} with them." if made else "."
     because = (
-        f"LLM.int8() holds the int32 product of its widest layer, {product[point] / 1e6:.1f} MB by its "
-        "shape, beside 16-bit rows."
+        f"LLM.int8() holds the int32 product of its widest layer, {_product(point, config) / 1e6:.1f} "
+        "MB by its shape, beside 16-bit rows."
     )
     if made:
         because = (
